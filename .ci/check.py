@@ -1,0 +1,41 @@
+"""`make test`: export and clean leave no difference, every notebook runs, the book builds, pytest (with the browser checks) passes."""
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def run(title: str, *command: str) -> None:
+    "Run one step; stop with its name if it fails."
+    start = time.time()
+    print(f"== {title}", flush=True)
+    code = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, env=ENVIRONMENT).returncode
+    if code: sys.exit(f"make: test failed at: {title}")
+    print(f"== {title}: passed in {time.time() - start:.0f} s", flush=True)
+
+
+def sources() -> dict[str, str]:
+    "A digest of each notebook and each module."
+    files = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("t2i_tutorial/**/*.py")]
+    return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def main() -> None:
+    before = sources()
+    run("export", "nbdev_export")
+    run("clean", "nbdev_clean")
+    after = sources()
+    if changed := sorted(k for k in before | after if before.get(k) != after.get(k)):
+        sys.exit(f"make: test failed: export and clean changed {', '.join(changed)}; they are put right now, look at the difference and commit it")
+    run("every notebook runs", "nbdev_test", "--n_workers", "2", "--do_print", "--timing")
+    run("the book builds", "python", "_ext/book.py")
+    run("tests", "pytest")
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,44 @@
+# make book      the environment, every chapter executed, the HTML built with warnings as errors
+# make test      all that CI checks
+# make serve     the built book on this machine only
+# make prepare   export the notebooks to the library and clean them
+# make notebook  Jupyter Lab on nbs/
+# make clean     remove what was built; .venv stays (make distclean removes it too)
+
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+BOOK := _build/html
+export PYTHONDONTWRITEBYTECODE :=
+export JUPYTER_PLATFORM_DIRS := 1
+
+.PHONY: book test serve prepare notebook clean distclean environment
+
+book: environment
+	@$(BIN)/python _ext/book.py
+
+test: environment
+	@$(BIN)/python .ci/check.py
+
+serve:
+	@test -f $(BOOK)/index.html || { echo "make: the book is not built yet; run make book first" >&2; exit 2; }
+	@echo "open http://127.0.0.1:$(PORT)/ and stop with Ctrl-C"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(BOOK) >/dev/null 2>&1 || { echo "make: port $(PORT) is taken; choose another: make serve PORT=8001" >&2; exit 2; }
+
+prepare: environment
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+
+notebook: environment
+	@$(BIN)/jupyter lab nbs
+
+environment:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; install Python 3.10 or newer, or name one: make book PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) .ci/environment.py
+
+clean:
+	@rm -rf _build _docs _proc build dist *.egg-info .pytest_cache .hypothesis runs
+	@find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf .venv

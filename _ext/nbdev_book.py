@@ -1,0 +1,112 @@
+"""Sphinx hooks that make nbdev's notebooks and Jupyter Book agree.
+
+- `read_notebook` (event `source-read`) works on the notebook's JSON in memory, never on the file: it takes the leading `#|`
+  lines out of each code cell and turns them into the cell tags and metadata that MyST-NB knows (see `DIRECTIVES`).
+- `use_settings` (event `config-inited`) takes title, version, addresses and branch from settings.ini.
+"""
+import hashlib
+import json
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parent.parent
+LINE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
+log = logging.getLogger(__name__)
+
+# what each directive becomes: a tag, or nothing
+DIRECTIVES = {"default_exp": "remove-cell", "hide": "remove-cell", "slow": "skip-execution", "gpu": "skip-execution",
+              "export": "in-library", "exporti": "in-library", "exports": "in-library", "code-fold": "hide-input", "echo": "remove-input"}
+
+
+def settings() -> dict[str, str]:
+    "The values of settings.ini."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
+
+
+def split_directives(source: str) -> tuple[list[tuple[str, str]], str]:
+    "The leading `#| name: value` lines of a cell as pairs, and the rest of the cell."
+    lines, found = source.splitlines(keepends=True), []
+    while lines and (match := LINE.match(lines[0])):
+        found.append((match[1], match[2]))
+        lines.pop(0)
+    return found, "".join(lines)
+
+
+def translate_cell(cell: dict, where: str) -> None:
+    "Turn the directives of one code cell into tags and MyST-NB metadata, in place."
+    found, cell["source"] = split_directives("".join(cell["source"]))
+    metadata = cell.setdefault("metadata", {})
+    tags, figure = metadata.setdefault("tags", []), {}
+    for name, value in found:
+        if name == "eval" and value == "false": tags.append("skip-execution")
+        elif name == "fig-alt": metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = value
+        elif name == "fig-cap": figure["caption"] = value
+        elif name == "label": figure["name"] = value
+        elif name in DIRECTIVES: tags.append(DIRECTIVES[name])
+        else: log.warning("%s: unknown directive '#| %s'; the book does not know what to do with it", where, name)
+    if figure: metadata.setdefault("mystnb", {})["figure"] = figure
+
+
+def library_hash(module: str | None) -> str:
+    "A digest of the library as chapter `module` may see it: modules of the chapters up to it (all, if it exports none)."
+    digest, index = hashlib.sha256(), []
+    for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+        match = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
+        if match: index.append(match[1])
+    if module in index: index = index[:index.index(module) + 1]
+    files = [ROOT / "t2i_tutorial" / (m.replace(".", "/") + ".py") for m in index]
+    for file in files + sorted((ROOT / "t2i_tutorial" / "recorded").rglob("*.*")):
+        if file.is_file(): digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def translate_notebook(text: str, where: str = "notebook") -> str:
+    """The notebook's JSON with every directive translated.
+
+    The cache of executed notebooks looks at the code and the kernel's metadata only. A digest of the library goes into the
+    latter, so that a chapter runs again when a module or a recorded file below it has changed.
+    """
+    notebook, module = json.loads(text), None
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code": continue
+        if match := re.search(r"#\|\s*default_exp\s+([\w.]+)", "".join(cell["source"])): module = match[1]
+        translate_cell(cell, where)
+    notebook["metadata"].setdefault("kernelspec", {"name": "python3", "display_name": "python3"})["library"] = library_hash(module)
+    return json.dumps(notebook)
+
+
+def read_notebook(app, docname: str, source: list[str]) -> None:
+    "Sphinx is about to parse a file: translate it if it is a notebook."
+    if app.env.doc2path(docname).endswith(".ipynb"): source[0] = translate_notebook(source[0], docname)
+
+
+def use_settings(app, config) -> None:
+    "Title, version and addresses from settings.ini; the scripts that the static page needs from the book itself."
+    s = settings()
+    config.project, config.author, config.version, config.release = s["title"], s["author"], s["version"], s["version"]
+    config.html_title = s["title"]
+    config.html_theme_options |= {"repository_url": s["git_url"], "repository_branch": s["branch"], "path_to_docs": "", "use_repository_button": True,
+                                  "use_edit_page_button": True, "use_issues_button": True, "navbar_persistent": []}
+    config.nb_ipywidgets_js = {"vendor/ipywidgets-embed.js": {}}
+    config.mathjax_path = "vendor/mathjax-tex-svg.js"
+
+
+def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    "Only what the page needs: no Thebe (unused, and it would come from a CDN), the widgets' script only where widgets are."
+    widgets = "application/vnd.jupyter.widget-view+json" in context.get("body", "")
+    def wanted(script) -> bool:
+        text = f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+        return "thebe" not in text and (widgets or "ipywidgets-embed" not in text)
+    context["script_files"] = [s for s in context["script_files"] if wanted(s)]
+
+
+def setup(app):
+    app.connect("config-inited", use_settings, priority=1)
+    app.connect("source-read", read_notebook, priority=1)
+    app.connect("html-page-context", trim_scripts, priority=999)
+    return {"version": "1", "parallel_read_safe": True}

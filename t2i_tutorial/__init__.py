@@ -1,0 +1,22 @@
+"""Text to Image from Scratch: the library that the notebooks of the book export.
+
+Start with `critters.sample` for captioned creatures, `CaptionedImages` and `open_pictures` for any captioned pictures,
+`show_images` to look at them, `seed_everything` to see the same twice. Each name is loaded when it is first used, so that
+`import t2i_tutorial` stays light.
+"""
+__version__ = "0.1.0"
+
+from importlib import import_module
+
+_FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data"}
+_MODULES = ("core", "critters", "data")
+__all__ = [*_FACE, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _MODULES: return import_module(f"{__name__}.{name}")
+    if name in _FACE: return getattr(import_module(f"{__name__}.{_FACE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__(): return sorted([*globals(), *__all__])
