@@ -9,8 +9,6 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 BOOK := _build/html
-export PYTHONDONTWRITEBYTECODE :=
-export JUPYTER_PLATFORM_DIRS := 1
 
 .PHONY: book test serve prepare notebook clean distclean environment
 

@@ -7,7 +7,7 @@ __all__ = ['INK', 'PALETTE', 'UserError', 'to_uint8', 'from_uint8', 'from_pil', 
            'make_grid', 'explore', 'seed_everything', 'make_generator', 'check_choice', 'check_size', 'pick_device',
            'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'progress']
 
-# %% ../nbs/01_core.ipynb #38767633
+# %% ../nbs/01_core.ipynb #dc70dc43
 import hashlib, json, os, random, secrets
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -25,16 +25,17 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-# %% ../nbs/01_core.ipynb #fd9a3cb1
+# %% ../nbs/01_core.ipynb #982ecba6
 class UserError(ValueError):
     "A mistake in what was asked for; the message is one line that says what was wrong and what to do."
 
-# %% ../nbs/01_core.ipynb #11b471cb
+# %% ../nbs/01_core.ipynb #1ccadf04
 def to_uint8(
     images: Float[Tensor, "*b 3 h w"],  # images in [-1, 1]; values outside are clamped
 ) -> UInt8[Tensor, "*b 3 h w"]:  # whole numbers from 0 to 255
     "Turn images in [-1, 1] into bytes, rounding to the nearest level; raises `UserError` on NaN."
-    if images.isnan().any(): raise UserError("images contain NaN, so they cannot be shown or saved; look for the step that first made one")
+    if images.isnan().any():
+        raise UserError("images contain NaN and cannot be shown or saved; find the step that made it")
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 def from_uint8(
@@ -43,7 +44,7 @@ def from_uint8(
     "Turn bytes into images in [-1, 1]."
     return images.float() / 127.5 - 1
 
-# %% ../nbs/01_core.ipynb #8cc95ee5
+# %% ../nbs/01_core.ipynb #a5efb4ae
 def from_pil(
     picture: Image.Image,  # any Pillow picture
     background: tuple[int, int, int] = (255, 255, 255),  # the colour behind transparent pixels, 0 to 255
@@ -61,50 +62,55 @@ def to_pil(
 ) -> Image.Image:  # an RGB picture
     "Turn a tensor into a Pillow picture, enlarged without blur."
     picture = Image.fromarray(rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy())
-    return picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
+    w, h = picture.size
+    return picture.resize((w * enlarge, h * enlarge), Image.Resampling.NEAREST)
 
-# %% ../nbs/01_core.ipynb #193969a3
+# %% ../nbs/01_core.ipynb #4a387f61
 INK = "#777777"  # text and axes: readable on a white page and on a dark one
 PALETTE = ["#3a86c8", "#d9772b", "#2f9e5e", "#c44e7d", "#8a6fd1", "#a8862a", "#2f9d9d", "#d05050"]
 
 def use_book_style() -> None:
     "Set matplotlib up so that figures are transparent and readable on light and dark pages."
     import matplotlib as mpl
-    clear = {k: "none" for k in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
-    ink = {k: INK for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")}
-    mpl.rcParams.update(clear | ink | {
-        "axes.prop_cycle": mpl.cycler(color=PALETTE), "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 10, "font.size": 9, "figure.dpi": 110, "grid.color": INK, "grid.alpha": 0.25,
-        "image.cmap": "gray", "image.interpolation": "nearest", "legend.frameon": False, "lines.linewidth": 1.8})
+    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor",
+           "xtick.color", "ytick.color", "grid.color")
+    mpl.rcParams.update({k: "none" for k in clear} | {k: INK for k in ink} | {
+        "axes.prop_cycle": mpl.cycler(color=PALETTE), "lines.linewidth": 1.8, "grid.alpha": 0.25,
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+        "axes.titlesize": 10, "font.size": 9, "figure.dpi": 110,
+        "image.cmap": "gray", "image.interpolation": "nearest"})
 
-# %% ../nbs/01_core.ipynb #9f9a90dc
+# %% ../nbs/01_core.ipynb #cc722d2c
 def _as_batch(images) -> list:
-    "A list of (3, h, w) images of one size, from a batch or a list; raises `UserError` if there are none or sizes differ."
+    "A list of (3, h, w) images; raises `UserError` if there are none or their sizes differ."
     images = list(images)
     if not images: raise UserError("no images to show: the list is empty")
     shapes = {tuple(i.shape) for i in images}
-    if len(shapes) > 1: raise UserError(f"images of different sizes cannot share a grid: {sorted(shapes)}; resize them first")
+    if len(shapes) > 1:
+        raise UserError(f"images of different sizes cannot share a grid: {sorted(shapes)}; resize them")
     return images
 
 def show_images(
-    images: Float[Tensor, "b 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # images in [-1, 1], all of one size
+    images: Float[Tensor, "b 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
     captions: Sequence[str] | None = None,  # one text below each image
     columns: int | None = None,  # images in a row; as many as fit a page if not given
-    scale: int | None = None,  # screen pixels for each image pixel; about 90 pixels an image if not given
+    scale: int | None = None,  # screen pixels for one image pixel; an image is about 90 wide if not given
     title: str | None = None,  # a line above the grid
 ):  # a matplotlib Figure; as the last line of a cell it is displayed
-    "Show images in a grid, every pixel a sharp square, captions wrapped below; raises `UserError` on a wrong number of captions."
+    "Show images in a grid, pixels sharp, captions below; raises `UserError` if the numbers differ."
     images = _as_batch(images)
     captions = list(captions) if captions is not None else [""] * len(images)
-    if len(captions) != len(images): raise UserError(f"{len(images)} images but {len(captions)} captions; give one caption each")
+    if len(captions) != len(images):
+        raise UserError(f"{len(images)} images but {len(captions)} captions; give one caption each")
     h, w = images[0].shape[-2:]
     scale = scale or max(1, ceil(90 / w))
     columns = min(len(images), columns or max(1, 760 // (scale * w + 8)))
     return _draw_grid(images, captions, columns, scale * h, scale * w, title)
 
-# %% ../nbs/01_core.ipynb #603515f0
+# %% ../nbs/01_core.ipynb #da9eda1c
 def _draw_grid(images: list, captions: list, columns: int, h: int, w: int, title: str | None):
-    "Place each image on whole screen pixels of a new figure; h and w are the size of one image on screen."
+    "A figure with each image on whole screen pixels; h and w are the size of one on screen."
     import matplotlib.pyplot as plt
     gap, line, dpi = 8, 12, 100
     texts = ["\n".join(wrap(c, max(6, int(w / 5.1)))) for c in captions]
@@ -115,30 +121,32 @@ def _draw_grid(images: list, captions: list, columns: int, h: int, w: int, title
     for k, (image, text) in enumerate(zip(images, texts)):
         left, top = (k % columns) * (w + gap), head + (k // columns) * cell_h
         ax = fig.add_axes((left / width, 1 - (top + h) / height, w / width, h / height))
-        ax.imshow(rearrange(to_uint8(image.detach().float()), "c h w -> h w c").cpu().numpy(), interpolation="nearest", aspect="auto")
+        ax.imshow(to_pil(image.detach().float()), interpolation="nearest", aspect="auto")
         ax.axis("off")
-        ax.text(0.5, -3 / h, text, transform=ax.transAxes, ha="center", va="top", fontsize=6.8, linespacing=1.15, color=INK)
+        ax.text(0.5, -3 / h, text, transform=ax.transAxes, ha="center", va="top",
+                fontsize=6.8, linespacing=1.15, color=INK)
     if title: fig.text(0, 1, title, va="top", fontsize=10, color=INK)
     plt.close(fig)  # else the notebook shows it a second time
     return fig
 
-# %% ../nbs/01_core.ipynb #184a4b90
+# %% ../nbs/01_core.ipynb #08dfe9d4
 def make_grid(
-    images: Float[Tensor, "b 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # images in [-1, 1], all of one size
+    images: Float[Tensor, "b 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
     columns: int | None = None,  # images in a row; a square grid if not given
     padding: int = 2,  # white pixels between and around the images
 ) -> Float[Tensor, "3 gh gw"]:  # one large image
-    "Lay images out in one large image on white; raises `UserError` if there are none or their sizes differ."
+    "Lay images out on white; raises `UserError` if there are none or their sizes differ."
     images = _as_batch(images)
     columns = columns or ceil(len(images) ** 0.5)
     (_, h, w), rows = images[0].shape, ceil(len(images) / columns)
     grid = torch.ones(3, rows * (h + padding) + padding, columns * (w + padding) + padding)
     for k, image in enumerate(images):
-        top, left = padding + (k // columns) * (h + padding), padding + (k % columns) * (w + padding)
+        row, column = divmod(k, columns)
+        top, left = padding + row * (h + padding), padding + column * (w + padding)
         grid[:, top:top + h, left:left + w] = image
     return grid
 
-# %% ../nbs/01_core.ipynb #19281430
+# %% ../nbs/01_core.ipynb #db7dcf17
 def _png(image: Float[Tensor, "3 h w"], width: int) -> bytes:
     "One image as PNG bytes, enlarged without blur to about `width` pixels."
     buffer = BytesIO()
@@ -146,34 +154,37 @@ def _png(image: Float[Tensor, "3 h w"], width: int) -> bytes:
     return buffer.getvalue()
 
 def explore(
-    frames: Float[Tensor, "n 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # all pictures, the last axis fastest
+    frames: Float[Tensor, "n 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # the last axis fastest
     axes: dict[str, Sequence[str]],  # the name of each slider and its labels
     width: int = 256,  # pixels on the screen
 ):  # an ipywidgets box: the picture above one slider an axis
-    "Sliders over a block of pictures that work in a static page; raises `UserError` if the numbers do not match."
+    "Sliders over pictures that work in a static page; raises `UserError` if the numbers differ."
     import ipywidgets as widgets
     frames, counts = list(frames), [len(labels) for labels in axes.values()]
     if not frames or len(frames) != prod(counts):
-        raise UserError(f"{len(frames)} frames for {' x '.join(map(str, counts))} slider positions; give one frame for each combination")
-    sliders = [widgets.SelectionSlider(options=list(labels), description=name, continuous_update=True,
-                                       style={"description_width": "7em"}, layout={"width": "26em", "max_width": "95%"}) for name, labels in axes.items()]
-    level = [widgets.Image(value=_png(f, width), format="png", layout={"width": f"{width}px"}) for f in frames]
+        raise UserError(f"{len(frames)} frames for {' x '.join(map(str, counts))} slider positions; "
+                        "give one frame for each combination")
+    shape = {"layout": {"width": "26em", "max_width": "95%"}, "style": {"description_width": "7em"}}
+    sliders = [widgets.SelectionSlider(options=list(labels), description=name, **shape)
+               for name, labels in axes.items()]
+    level = [widgets.Image(value=_png(f, width), layout={"width": f"{width}px"}) for f in frames]
     for slider, n in reversed(list(zip(sliders, counts))):
-        level = [widgets.Stack(children=level[i:i + n], selected_index=0) for i in range(0, len(level), n)]
+        level = [widgets.Stack(children=level[i:i + n], selected_index=0)
+                 for i in range(0, len(level), n)]
         for stack in level: widgets.jslink((slider, "index"), (stack, "selected_index"))
     return widgets.VBox([*level, *sliders])
 
-# %% ../nbs/01_core.ipynb #c81b619f
+# %% ../nbs/01_core.ipynb #21d43c5e
 def seed_everything(
     seed: int,  # 0 <= seed < 2**32
 ) -> torch.Generator:  # torch's own generator, now seeded
-    "Seed Python, NumPy and torch (every device) with one call; raises `UserError` for a seed out of range."
+    "Seed Python, NumPy and torch on every device; raises `UserError` for a seed out of range."
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
     random.seed(seed); np.random.seed(seed)
     return torch.manual_seed(seed)
 
-# %% ../nbs/01_core.ipynb #16a026db
+# %% ../nbs/01_core.ipynb #91e67f83
 def make_generator(
     seed: int,  # any whole number
     *names: object,  # what the stream is for, for instance "critters", "train"
@@ -182,7 +193,7 @@ def make_generator(
     digest = hashlib.sha256(json.dumps([seed, *map(str, names)]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
-# %% ../nbs/01_core.ipynb #4ee1218f
+# %% ../nbs/01_core.ipynb #850af9e1
 def check_choice(
     kind: str,  # what is being chosen, for the message: "species", "device"
     value: str,  # what was asked for
@@ -204,22 +215,26 @@ def check_size(
         raise UserError(f"size must be a whole number of pixels from {least} to {most}, not {size!r}")
     return size
 
-# %% ../nbs/01_core.ipynb #2a852dd6
+# %% ../nbs/01_core.ipynb #abfee12f
 def pick_device(
     name: str | None = None,  # "cpu", "cuda", "cuda:1", "mps"; the best that there is if not given
 ) -> torch.device:  # ready to use
-    "Choose a device: a CUDA GPU, else Apple's, else the CPU; raises `UserError` for one that is not there."
-    there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
+    "A CUDA GPU, else Apple's, else the CPU; raises `UserError` for one that is not there."
+    there = ["cpu"] + ["mps"] * torch.backends.mps.is_available()
+    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if "cuda:0" in there: there.append("cuda")
     if name is None: name = next(d for d in ("cuda", "mps", "cpu") if d in there)
     return torch.device(check_choice("device", name, there))
 
-# %% ../nbs/01_core.ipynb #046f337d
+# %% ../nbs/01_core.ipynb #0f30c121
 @contextmanager
 def atomic_write(
     path: str | os.PathLike,  # where the finished file shall stand
 ):
-    "Write to the temporary path given, which is renamed to `path` if all goes well and removed if not; raises `UserError` on a full or read-only disk."
+    """Gives a temporary path to write to; it is renamed to `path` if all goes well, else removed.
+
+    Raises `UserError` if the place is full or cannot be written to.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -228,19 +243,21 @@ def atomic_write(
         with open(partial, "rb+") as f: os.fsync(f.fileno())
         os.replace(partial, path)
     except OSError as e:
-        raise UserError(f"cannot write {str(path)!r}: {e.strerror or e}; free some space or choose another place") from e
+        reason = f"{e.strerror or e}; free some space or choose another place"
+        raise UserError(f"cannot write {str(path)!r}: {reason}") from e
     finally:
         try: partial.unlink(missing_ok=True)
         except OSError: pass
 
-# %% ../nbs/01_core.ipynb #227533a4
+# %% ../nbs/01_core.ipynb #54718c8f
 def save_json(
     path: str | os.PathLike,  # where to
     value,  # anything that JSON can hold
 ) -> Path:  # the path written
-    "Save as JSON, wholly or not at all; raises `UserError` if `value` is not JSON or cannot be written."
+    "Save as JSON, wholly or not at all; raises `UserError` if `value` cannot be written as JSON."
     try: text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as e: raise UserError(f"cannot save {str(path)!r} as JSON: {e}") from e
+    except (TypeError, ValueError) as e:
+        raise UserError(f"cannot save {str(path)!r} as JSON: {e}") from e
     with atomic_write(path) as partial: partial.write_text(text, encoding="utf-8")
     return Path(path)
 
@@ -248,20 +265,25 @@ def load_json(
     path: str | os.PathLike,  # where from
 ):  # what was saved
     "Load JSON; raises `UserError` if the file is missing or malformed, with the line."
+    name = repr(str(path))
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e: raise UserError(f"cannot read {str(path)!r}: {e.strerror}; check the path") from e
-    except json.JSONDecodeError as e: raise UserError(f"{str(path)!r} is not valid JSON, line {e.lineno}: {e.msg}; mend or remove it") from e
-    except UnicodeDecodeError as e: raise UserError(f"{str(path)!r} is not text in UTF-8; mend or remove it") from e
+    except OSError as e:
+        raise UserError(f"cannot read {name}: {e.strerror}; check the path") from e
+    except json.JSONDecodeError as e:
+        raise UserError(f"{name} is not valid JSON, line {e.lineno}: {e.msg}; mend or remove it") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{name} is not text in UTF-8; mend or remove it") from e
 
-# %% ../nbs/01_core.ipynb #069c5f97
+# %% ../nbs/01_core.ipynb #1d7dd629
 def save_tensors(
     path: str | os.PathLike,  # where to, for instance "model.safetensors"
     tensors: dict[str, Tensor],  # named tensors
     config: dict | None = None,  # settings to keep in the header, anything that JSON can hold
 ) -> Path:  # the path written
-    "Save named tensors in safetensors form, wholly or not at all; raises `UserError` if it cannot be written."
+    "Save named tensors, wholly or not at all; raises `UserError` if they cannot be written."
     from safetensors.torch import save
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"config": json.dumps(config or {})})
+    header = {"config": json.dumps(config or {})}
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header)
     with atomic_write(path) as partial: partial.write_bytes(content)
     return Path(path)
 
@@ -269,15 +291,19 @@ def load_tensors(
     path: str | os.PathLike,  # where from
     device: str | torch.device = "cpu",  # where the tensors go
 ) -> tuple[dict[str, Tensor], dict]:  # the tensors, the configuration
-    "Load what `save_tensors` wrote; raises `UserError` if the file is missing, truncated or something else."
+    "Load what `save_tensors` wrote; raises `UserError` if the file is missing or not whole."
     from safetensors import SafetensorError, safe_open
+    name = repr(str(path))
     try:
         with safe_open(path, framework="pt", device=str(device)) as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("config", "{}"))
-    except FileNotFoundError as e: raise UserError(f"cannot read {str(path)!r}: no such file; check the path") from e
-    except (SafetensorError, OSError, ValueError) as e: raise UserError(f"{str(path)!r} is no whole safetensors file ({e}); fetch or save it again") from e
+            config = json.loads((f.metadata() or {}).get("config", "{}"))
+            return {k: f.get_tensor(k) for k in f.keys()}, config
+    except FileNotFoundError as e:
+        raise UserError(f"cannot read {name}: no such file; check the path") from e
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f"{name} is no whole safetensors file ({e}); fetch or save it again") from e
 
-# %% ../nbs/01_core.ipynb #f9ecc933
+# %% ../nbs/01_core.ipynb #d6656f38
 def progress(
     items: Iterable,  # what to go through
     description: str = "",  # a word or two on what is being done
