@@ -92,7 +92,8 @@ def use_settings(app, config) -> None:
     config.html_title = s["title"]
     config.html_theme_options |= {"repository_url": s["git_url"], "repository_branch": s["branch"], "path_to_docs": "", "use_repository_button": True,
                                   "use_edit_page_button": True, "use_issues_button": True, "navbar_persistent": []}
-    config.nb_ipywidgets_js = {"vendor/ipywidgets-embed.js": {}}
+    config.html_static_path.append("_ext/static")  # here, and not in _config.yml, or each script in it would be on every page
+    config.nb_ipywidgets_js = {"vendor/ipywidgets-embed.js": {}, "widgets-mathjax.js": {"defer": "defer"}}
     config.mathjax_path = "vendor/mathjax-tex-svg.js"
 
 
@@ -101,7 +102,7 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
     widgets = "application/vnd.jupyter.widget-view+json" in context.get("body", "")
     def wanted(script) -> bool:
         text = f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
-        return "thebe" not in text and (widgets or "ipywidgets-embed" not in text)
+        return "thebe" not in text and (widgets or not re.search("ipywidgets-embed|widgets-mathjax", text))
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
 
 
