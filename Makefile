@@ -3,6 +3,7 @@
 # make serve     the built book on this machine only
 # make prepare   export the notebooks to the library and clean them
 # make notebook  Jupyter Lab on nbs/
+# make times     record how long each chapter takes (the first page shows it)
 # make clean     remove what was built; .venv stays (make distclean removes it too)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PORT ?= 8000
 BIN := .venv/bin
 BOOK := _build/html
 
-.PHONY: book test serve prepare notebook clean distclean environment
+.PHONY: book test serve prepare notebook times clean distclean environment
 
 book: environment
 	@$(BIN)/python _ext/book.py
@@ -29,6 +30,9 @@ prepare: environment
 
 notebook: environment
 	@$(BIN)/jupyter lab nbs
+
+times: environment
+	@$(BIN)/python .ci/chapter_times.py
 
 environment:
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; install Python 3.10 or newer, or name one: make book PYTHON=python3.12" >&2; exit 2; }

@@ -55,7 +55,7 @@ def coverage(
     "The share of each pixel that lies inside, as if the edge ran straight through it."
     return (0.5 - d / pixel).clamp(0, 1)
 
-# %% ../nbs/02_critters.ipynb #568b6b95
+# %% ../nbs/02_critters.ipynb #c1b738ff
 def segment(
     p: Points,
     a: tuple[Number, Number], b: tuple[Number, Number],  # its two ends
@@ -69,7 +69,6 @@ def segment(
     d = (ex * ex + ey * ey).sqrt() - radius
     return d if end_radius is None else d - t * (end_radius - radius)
 
-# %% ../nbs/02_critters.ipynb #5c7e5f33
 def ellipse(
     p: Points,
     centre: tuple[Number, Number],
@@ -82,7 +81,7 @@ def ellipse(
     slope = (uu / radii[0] ** 2 + vv / radii[1] ** 2 + 1e-9).sqrt()           # |gradient of f| / 2
     return (f - f.sqrt()) / slope                                             # (f - 1) / |gradient|, made exact for circles
 
-# %% ../nbs/02_critters.ipynb #79262d69
+# %% ../nbs/02_critters.ipynb #445c8bb2
 def box(
     p: Points,
     centre: tuple[Number, Number],
@@ -95,7 +94,6 @@ def box(
     ox, oy = qx.clamp(min=0), qy.clamp(min=0)
     return (ox * ox + oy * oy).sqrt() + torch.maximum(qx, qy).clamp(max=0) - rounding
 
-# %% ../nbs/02_critters.ipynb #2ab39bc0
 def polygon(
     p: Points,
     *corners: tuple[Number, Number],  # anticlockwise, all bending the same way
@@ -110,7 +108,7 @@ def polygon(
         d = edge if d is None else torch.maximum(d, edge)
     return d - rounding
 
-# %% ../nbs/02_critters.ipynb #ad410e09
+# %% ../nbs/02_critters.ipynb #723fc0f4
 def union(*shapes: Field) -> Field:
     "What lies in any of the shapes."
     d = shapes[0]
@@ -125,7 +123,6 @@ def carve(a: Field, b: Field) -> Field:
     "What lies in `a` but not in `b`."
     return torch.maximum(a, -b)
 
-# %% ../nbs/02_critters.ipynb #13d8b3bb
 def smooth_union(
     a: Field, b: Field,
     softness: float,  # how wide the fillet between them is
@@ -134,7 +131,6 @@ def smooth_union(
     gap = (softness - (a - b).abs()).clamp(min=0)
     return torch.minimum(a, b) - gap * gap / (4 * softness)
 
-# %% ../nbs/02_critters.ipynb #534b12f7
 def smile(
     p: Points, centre: tuple[Number, Number], radius: Number,
     width: float = 0.028,  # half the thickness of the line
@@ -142,7 +138,7 @@ def smile(
     "The lower half of a thin ring: a mouth, and later a closed eye."
     return cut(circle(p, centre, radius).abs() - width, p.y - centre[1])
 
-# %% ../nbs/02_critters.ipynb #d20b0e89
+# %% ../nbs/02_critters.ipynb #9339fa05
 def fill(
     image: Float[Tensor, "b 3 h w"],  # painted in place; values in [0, 1]
     d: Field,  # the shape
@@ -154,7 +150,6 @@ def fill(
     if isinstance(colour, tuple): colour = torch.tensor(colour).view(1, 3, 1, 1)
     image.lerp_(colour, (coverage(d, pixel) * opacity)[:, None])  # image + a (colour - image)
 
-# %% ../nbs/02_critters.ipynb #56b948c2
 COLOURS = {  # body colours and second colours, RGB in [0, 1]
     "red": (0.88, 0.15, 0.17), "orange": (0.99, 0.53, 0.10), "yellow": (0.99, 0.87, 0.22), "green": (0.28, 0.70, 0.27),
     "blue": (0.17, 0.45, 0.93), "purple": (0.55, 0.25, 0.78), "pink": (0.99, 0.60, 0.77), "brown": (0.53, 0.32, 0.16),
@@ -166,7 +161,7 @@ ACTIONS = ("standing", "sleeping", "jumping", "running", "swimming", "breathing 
 SIZES = ("small", "large")
 FACINGS = ("left", "right")
 
-# %% ../nbs/02_critters.ipynb #d604b297
+# %% ../nbs/02_critters.ipynb #8f229271
 class Pen(NamedTuple):
     "What a group of creatures of one kind is drawn with; every field has one entry for each creature."
     p: Points  # pixels in the creature's own frame: feet at y = -0.87, looking to the right
@@ -186,7 +181,6 @@ class Pen(NamedTuple):
         "The pen of some of the creatures."
         return Pen(*[Points(f.x[index], f.y[index]) if isinstance(f, Points) else f[index] for f in self])
 
-# %% ../nbs/02_critters.ipynb #973257d8
 class Part(NamedTuple):
     "One piece of a creature."
     shape: Field
@@ -280,7 +274,7 @@ def _dragon(p, pen):
              Part(belly, "second", False), Part(feet), Part(head), Part(arm)]
     return Sketch(parts, face, [(0.12, 0.40, 0.19), (0.47, 0.40, 0.17)])
 
-# %% ../nbs/02_critters.ipynb #8ec57886
+# %% ../nbs/02_critters.ipynb #3d80acbe
 @_species("cat", part="belly", mouth=(0.34, -0.04), hand=(0.30, -0.40))
 def _cat(p, pen):
     sway = 0.10 * pen.wag
@@ -297,7 +291,6 @@ def _cat(p, pen):
     parts = [Part(tail), Part(tip, "second"), Part(body), Part(belly, "second", False), Part(feet), Part(ears), Part(inner, "second", False), Part(head)]
     return Sketch(parts, face, [(-0.08, 0.27, 0.18), (0.40, 0.27, 0.18)])
 
-# %% ../nbs/02_critters.ipynb #1662a2ad
 @_species("owl", part="wings", mouth=(0.16, 0.02), hand=(0.62, -0.36))
 def _owl(p, pen):
     lift = 0.14 * pen.wag + 0.18 * pen.stride.abs()
@@ -311,7 +304,7 @@ def _owl(p, pen):
     parts = [Part(feet, "second"), Part(tufts), Part(body), Part(marks, "second", False), Part(wings, "second"), Part(face), Part(beak, "second")]
     return Sketch(parts, None, [(-0.18, 0.25, 0.21), (0.30, 0.25, 0.21)])
 
-# %% ../nbs/02_critters.ipynb #9a05d828
+# %% ../nbs/02_critters.ipynb #1942829c
 @_species("rabbit", part="belly", mouth=(0.34, -0.24), hand=(0.34, -0.44))
 def _rabbit(p, pen):
     bend = 0.12 * pen.wag
@@ -327,7 +320,6 @@ def _rabbit(p, pen):
     parts = [Part(tail, "second"), Part(body), Part(belly, "second", False), Part(feet), Part(ears), Part(inner, "second", False), Part(head)]
     return Sketch(parts, face, [(-0.06, 0.08, 0.17), (0.38, 0.08, 0.17)])
 
-# %% ../nbs/02_critters.ipynb #a627ea8f
 @_species("turtle", part="spots", mouth=(0.88, -0.02), hand=(0.88, -0.04))
 def _turtle(p, pen):
     dome = cut(ellipse(p, (-0.20, -0.46), (0.66, 0.74)), -0.46 - p.y)
@@ -339,7 +331,7 @@ def _turtle(p, pen):
     parts = [Part(tail), Part(legs), Part(head), Part(dome), Part(spots, "second", False), Part(rim)]
     return Sketch(parts, smile(p, (0.68, 0.00), 0.14), [(0.50, 0.20, 0.17), (0.80, 0.20, 0.15)])
 
-# %% ../nbs/02_critters.ipynb #eecc3714
+# %% ../nbs/02_critters.ipynb #0ca118e3
 @_species("fish", part="fins", mouth=(0.78, -0.26), hand=(0.80, -0.28))
 def _fish(p, pen):
     sway = 0.10 * pen.wag
@@ -352,7 +344,6 @@ def _fish(p, pen):
     parts = [Part(tail, "second"), Part(back, "second"), Part(under, "second"), Part(body), Part(side, "second")]
     return Sketch(parts, smile(p, (0.66, -0.30), 0.11), [(0.48, -0.02, 0.20)])
 
-# %% ../nbs/02_critters.ipynb #f697334f
 @_species("snail", part="shell", mouth=(0.76, -0.22), hand=(0.80, -0.30))
 def _snail(p, pen):
     shell = circle(p, (-0.32, -0.22), 0.43)
@@ -364,7 +355,7 @@ def _snail(p, pen):
     parts = [Part(stalks), Part(trunk), Part(shell, "second"), Part(spiral, "body", False)]
     return Sketch(parts, smile(p, (0.60, -0.18), 0.11), [(0.28, 0.50, 0.20), (0.74, 0.50, 0.20)])
 
-# %% ../nbs/02_critters.ipynb #3faf75a2
+# %% ../nbs/02_critters.ipynb #13be6629
 @_species("mushroom", part="spots", mouth=(0.22, -0.46), hand=(0.60, -0.44))
 def _mushroom(p, pen):
     cap = cut(ellipse(p, (0.0, 0.06), (0.86, 0.80)), 0.02 - p.y) - 0.05
@@ -375,7 +366,6 @@ def _mushroom(p, pen):
     parts = [Part(arms, "second"), Part(feet), Part(stem, "second"), Part(cap), Part(spots, "second", False)]
     return Sketch(parts, smile(p, (0.12, -0.44), 0.09), [(-0.10, -0.22, 0.17), (0.32, -0.22, 0.17)])
 
-# %% ../nbs/02_critters.ipynb #27c7ad96
 @_species("octopus", part="arms", mouth=(0.28, -0.14), hand=(0.70, -0.60))
 def _octopus(p, pen):
     head = smooth_union(ellipse(p, (0.0, 0.26), (0.59, 0.60)), box(p, (0.0, -0.18), (0.47, 0.26), 0.16), 0.1)
@@ -387,7 +377,7 @@ def _octopus(p, pen):
     spots = cut(union(circle(p, (-0.26, 0.64), 0.11), circle(p, (0.04, 0.72), 0.08), circle(p, (-0.42, 0.40), 0.08)), head + 0.02)
     return Sketch([*arms, Part(head), Part(spots, "second", False)], smile(p, (0.14, -0.10), 0.11), [(-0.10, 0.17, 0.20), (0.36, 0.17, 0.20)])
 
-# %% ../nbs/02_critters.ipynb #68e44698
+# %% ../nbs/02_critters.ipynb #9684f71e
 @_species("duck", part="wings", mouth=(0.92, 0.14), hand=(0.88, 0.14))
 def _duck(p, pen):
     up = 0.1 * pen.wag
@@ -400,7 +390,6 @@ def _duck(p, pen):
     parts = [Part(feet, "second"), Part(tuft), Part(bill, "second"), Part(smooth_union(body, neck, 0.12)), Part(wing, "second")]
     return Sketch(parts, None, [(0.34, 0.37, 0.20)])
 
-# %% ../nbs/02_critters.ipynb #3eb3de2f
 @_species("crab", part="claws", mouth=(0.20, -0.46), hand=(0.68, 0.16))
 def _crab(p, pen):
     body = ellipse(p, (0.0, -0.42), (0.64, 0.41))
@@ -518,7 +507,7 @@ def _pose(at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: 
                col(j[:, 6]), col(1 + 0.20 * small), col((at["eyes"] == len(EYE_COLOURS)).float()), col(2.0 * at["facing"] - 1),
                Points(col(mouth[:, 0]), col(mouth[:, 1])), Points(col(hand[:, 0]), col(hand[:, 1])))
 
-# %% ../nbs/02_critters.ipynb #58f8e0df
+# %% ../nbs/02_critters.ipynb #171ecd59
 def _layer(image, pen, values, names, painters) -> None:
     "Let each painter paint the pictures whose value carries its name."
     for name, painter in painters.items():
@@ -546,7 +535,6 @@ def _render(
     image[left] = image[left].flip(-1)
     return image
 
-# %% ../nbs/02_critters.ipynb #e08774ae
 def _draw(at: dict[str, Int[Tensor, " b"]], size: int, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
     "Draw in pieces of about 2**19 pixels, which stay in the processor's cache; picture i uses row i of the jitter."
     n = len(at["species"])
@@ -667,7 +655,7 @@ def parse_caption(
 SPLITS = ("train", "val", "test", "held_out")
 HELD_OUT = frozenset((name, tuple(COLOURS)[(3 * i + 5) % len(COLOURS)]) for i, name in enumerate(SPECIES))
 
-# %% ../nbs/02_critters.ipynb #aad7c78e
+# %% ../nbs/02_critters.ipynb #29f756b8
 @dataclass(frozen=True)
 class CritterBatch:
     "Drawn creatures with everything that is known about them."
@@ -679,7 +667,6 @@ class CritterBatch:
 
     def __len__(self): return len(self.captions)
 
-# %% ../nbs/02_critters.ipynb #381e23a8
 _PAIRS = {held: torch.tensor([(s, c) for s in range(len(SPECIES)) for c in range(len(COLOURS))
                               if ((SPECIES[s], tuple(COLOURS)[c]) in HELD_OUT) == held]) for held in (False, True)}
 

@@ -100,11 +100,11 @@ def _open(source: str | os.PathLike | bytes) -> Image.Image:
     _check_shape(*picture.size)
     return picture
 
-# %% ../nbs/03_data.ipynb #fce865db
+# %% ../nbs/03_data.ipynb #f5b054c3
 MAX_CAPTION = 1000  # characters; text encoders read about 77 to 256 tokens
 
 def clean_caption(
-    text: str,                        # as it stands in the file
+    text: object,                     # as it stands in the file; should be a string
     max_caption: int = MAX_CAPTION,   # the most characters allowed
 ) -> str:  # in Unicode normal form C, white space collapsed
     "Bring a caption to one form; raises `UserError` if it is missing, not text, empty or too long."
@@ -184,7 +184,7 @@ def _columns(text_column: str | Sequence[str]) -> list[str]:
     "The caption columns as a list."
     return [text_column] if isinstance(text_column, str) else list(text_column)
 
-# %% ../nbs/03_data.ipynb #722eea41
+# %% ../nbs/03_data.ipynb #a73528b8
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 def _splits(folder: Path) -> dict[str, Path]:
@@ -218,6 +218,13 @@ def _check_pictures(metadata: Path, rows: Sequence[Row]) -> None:
             try: _open(path).close()
             except (UserError, OSError) as e: raise UserError(f"picture {row.file!r}: {_reason(e)}") from e
         except UserError as e: raise UserError(f"{str(metadata)!r}, line {row.line}: {e}") from e
+
+def _warn_unlisted(metadata: Path, rows: Sequence[Row]) -> None:
+    "Warn about pictures in the folder that no line names, since nobody else would."
+    listed, known = {os.path.normpath(metadata.parent / row.file) for row in rows}, Image.registered_extensions()
+    left = sorted(str(p.relative_to(metadata.parent)) for p in metadata.parent.rglob("*")
+                  if p.suffix.lower() in known and p.is_file() and os.path.normpath(p) not in listed)
+    if left: warnings.warn(f"{len(left)} pictures are not in {str(metadata)!r} and are left out, the first is {left[0]!r}", stacklevel=3)
 
 # %% ../nbs/03_data.ipynb #8d855254
 @contextmanager
@@ -332,7 +339,7 @@ def make_batch(
     if attributes and "facing" in attributes: attributes = attributes | {"facing": torch.where(turn, 1 - attributes["facing"], attributes["facing"])}
     return Batch(images, [m or t for m, t in zip(mirrored, texts)], torch.as_tensor(indices), attributes)
 
-# %% ../nbs/03_data.ipynb #c20ebdaf
+# %% ../nbs/03_data.ipynb #17602a2e
 class PictureSet(Dataset):
     "Pictures with captions that can be read in any order; `data[i]` is an image in [-1, 1] and its first caption."
 
@@ -343,9 +350,11 @@ class PictureSet(Dataset):
         size: int,                                      # pixels of a side
         attributes: dict[str, Tensor] | None = None,    # for creatures: what was drawn, each (n,)
         cache_bytes: int = 2**29,                       # keep all pictures in memory if they need no more than this
+        cache: UInt8[Tensor, "n 3 s s"] | None = None,  # the pictures, if they are in memory already
     ):
         self.read, self.captions, self.size, self.attributes = read, captions, check_size(size), attributes
-        self.cache = self._load(range(len(captions)), "reading pictures") if len(captions) * 3 * size * size <= cache_bytes else None
+        small = len(captions) * 3 * size * size <= cache_bytes
+        self.cache = self._load(range(len(captions)), "reading pictures") if small and cache is None else cache
 
     def _load(self, indices: Iterable[int], description: str | None = None) -> UInt8[Tensor, "b 3 s s"]:
         "Read pictures with a few threads, which decode at the same time."
@@ -386,7 +395,7 @@ class PictureSet(Dataset):
         attributes = self.attributes and {k: v[chunk] for k, v in self.attributes.items()}
         return make_batch(self.pixels(chunk), [self.captions[i] for i in chunk.tolist()], chunk.tolist(), seed, epoch, flip, attributes)
 
-# %% ../nbs/03_data.ipynb #7350fc9f
+# %% ../nbs/03_data.ipynb #1a785342
 def _online() -> bool:
     "Whether the hub's address can be found, or a proxy will find it."
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True
@@ -410,11 +419,11 @@ def _open_hub(dataset_id: str, split: str, streaming: bool, cache_dir: str | os.
         online = os.path.isdir(dataset_id) or _online()
         with _offline_unless(online, datasets.config, constants):
             try: return datasets.load_dataset(dataset_id, split=split, streaming=streaming, cache_dir=cache_dir and str(cache_dir))
-            except ConnectionError as e:
-                raise UserError(f"cannot reach the hub for {dataset_id!r}, and it was not downloaded before; connect to the network, or name a local folder") from e
-            except datasets.exceptions.DatasetNotFoundError as e:
-                raise UserError(f"no data set {dataset_id!r} on the hub, or it is private; look for it at https://huggingface.co/datasets") from e
             except Exception as e:
+                if not online or re.search("Connect|Timeout|Offline", type(e).__name__):
+                    raise UserError(f"cannot reach the hub for {dataset_id!r}, and it was not downloaded before; connect to the network, or name a local folder") from e
+                if isinstance(e, datasets.exceptions.DatasetNotFoundError):
+                    raise UserError(f"no data set {dataset_id!r} on the hub, or it needs a login; look for it at https://huggingface.co/datasets") from e
                 if "split" in str(e).lower(): check_choice(f"split of {dataset_id!r}", split, datasets.get_dataset_split_names(dataset_id))
                 raise UserError(f"cannot read the data set {dataset_id!r} ({_reason(e)}); choose another, or save its pictures to a folder") from e
 
@@ -507,17 +516,17 @@ class StreamedImages(IterableDataset):
             pixels, captions = zip(*(self._decode(i, row) for i, row in chunk))
             yield make_batch(torch.stack(pixels), captions, [i for i, _ in chunk], seed, epoch, flip)
 
-# %% ../nbs/03_data.ipynb #abf1d981
+# %% ../nbs/03_data.ipynb #31b1dcc4
 class CaptionedImages(PictureSet):
     "Captioned pictures from creatures drawn by code, from a folder, or from a hub."
 
     @classmethod
-    def from_critters(cls, n: int, size: int = 32, seed: int = 0, split: str = "train", **options) -> "CaptionedImages":
+    def from_critters(cls, n: int, size: int = 32, seed: int = 0, split: str = "train") -> "CaptionedImages":
         "Draw `n` creatures and keep them as bytes, with their attributes; raises `UserError` on an unknown split or size."
         check_size(size), check_choice("split", split, critters.SPLITS)
         drawn = critters.sample(n, size=size, seed=seed, split=split)
         pixels = to_uint8(drawn.images)
-        return cls(pixels.__getitem__, [(c,) for c in drawn.captions], size, drawn.attributes, **options)
+        return cls(pixels.__getitem__, [(c,) for c in drawn.captions], size, drawn.attributes, cache=pixels)
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike, size: int = 64, split: str = "train", text_column: str | Sequence[str] = "text",
@@ -528,6 +537,7 @@ class CaptionedImages(PictureSet):
         metadata = splits[check_choice("split", split, splits)]
         rows = read_metadata(metadata, text_column, max_caption)
         _check_pictures(metadata, rows)
+        _warn_unlisted(metadata, rows)
         groups = _group(metadata, rows, *_imagefolder(metadata, _columns(text_column), cache_dir))
         return cls(partial(_read_file, list(groups), size), list(groups.values()), size, **options)
 
