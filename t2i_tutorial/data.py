@@ -30,7 +30,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from . import critters
 from .core import UserError, check_choice, check_size, from_pil, from_uint8, make_generator, progress, to_pil, to_uint8
 
-# %% ../nbs/03_data.ipynb #ec2a47ea
+# %% ../nbs/03_data.ipynb #895792ec
 def _flatten(picture: Image.Image) -> Image.Image:
     "The first frame, upright, as 8-bit RGB, transparent parts laid over white."
     if getattr(picture, "n_frames", 1) > 1: picture.seek(0)
@@ -39,7 +39,7 @@ def _flatten(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey; 65535 / 255 = 257
         levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
         picture = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if picture.mode in ("La", "RGBa", "PA"): picture = picture.convert("RGBA")
+    if picture.mode in ("La", "RGBa", "PA"): picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
     if "A" in picture.getbands() or "transparency" in picture.info: return to_pil(from_pil(picture))
     return picture.convert("RGB")
 
@@ -119,7 +119,7 @@ def clean_caption(
         raise UserError(f"the caption has {len(text):,} characters, more than {max_caption:,}; shorten it or raise max_caption")
     return text
 
-# %% ../nbs/03_data.ipynb #70dc304d
+# %% ../nbs/03_data.ipynb #77d5c700
 class Row(NamedTuple):
     "One line of a metadata file."
     file: str                   # the picture's path within the folder
@@ -151,7 +151,7 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[int, dict]]:
         for record in reader:
             if None in record: raise UserError(f"{str(path)!r}, line {reader.line_num}: it has more cells than the heading; put a caption with commas in quotes")
             yield reader.line_num, record
-    except csv.Error as e: raise UserError(f"{str(path)!r}, line {reader.line_num}: it is not valid CSV ({e}); check the quotes") from e
+    except csv.Error as e: raise UserError(f"{str(path)!r}, line {reader.line_num + 1}: it is not valid CSV ({e}); check the quotes") from e
 
 # %% ../nbs/03_data.ipynb #be47c483
 def _texts(record: dict, columns: Sequence[str]) -> list:
@@ -291,10 +291,10 @@ def choose(
     caption, coin = torch.rand(2, generator=make_generator(seed, "choose", epoch, index)).tolist()
     return Choice(caption, coin < 0.5)
 
-# %% ../nbs/03_data.ipynb #e062c270
+# %% ../nbs/03_data.ipynb #3d4898c0
 _SIDE = r"(?:side|hand|half|edge|corner|arm|leg|foot|eye|ear|wing|paw|claw|cheek|shoulder|horn|handed|facing|wards?)\b"
 _MOVE = r"(?:fac|look|turn|point|walk|runn|mov|head|lean|fly|jump|swimm|glanc)(?:ing|s|es|ed)?"
-_END = rf"(?=$|[^\w\s'-]|\s+(?:of|and|in|with|while|is|are)\b|[\s-]+{_SIDE})"
+_END = rf"(?=$|[^\w\s'-]|\s+(?:a|an|and|are|in|is|of|there|while|with)\b|[\s-]+{_SIDE})"
 _DIRECTED = re.compile(  # "left" or "right" where it is a direction
     rf"\b(?:{_MOVE}(?: to| towards?)?(?: the| its| his| her)? |(?:to|on|at|from|towards?) (?:the|its|his|her|their) )(left|right){_END}"
     rf"|\b(left|right)(?=[\s-]+{_SIDE}|wards?\b)", re.IGNORECASE)
@@ -395,7 +395,7 @@ class PictureSet(Dataset):
         attributes = self.attributes and {k: v[chunk] for k, v in self.attributes.items()}
         return make_batch(self.pixels(chunk), [self.captions[i] for i in chunk.tolist()], chunk.tolist(), seed, epoch, flip, attributes)
 
-# %% ../nbs/03_data.ipynb #1a785342
+# %% ../nbs/03_data.ipynb #f913ece5
 def _online() -> bool:
     "Whether the hub's address can be found, or a proxy will find it."
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True
@@ -424,8 +424,14 @@ def _open_hub(dataset_id: str, split: str, streaming: bool, cache_dir: str | os.
                     raise UserError(f"cannot reach the hub for {dataset_id!r}, and it was not downloaded before; connect to the network, or name a local folder") from e
                 if isinstance(e, datasets.exceptions.DatasetNotFoundError):
                     raise UserError(f"no data set {dataset_id!r} on the hub, or it needs a login; look for it at https://huggingface.co/datasets") from e
-                if "split" in str(e).lower(): check_choice(f"split of {dataset_id!r}", split, datasets.get_dataset_split_names(dataset_id))
+                if "split" in str(e).lower(): _check_split(datasets, dataset_id, split)
                 raise UserError(f"cannot read the data set {dataset_id!r} ({_reason(e)}); choose another, or save its pictures to a folder") from e
+
+def _check_split(datasets, dataset_id: str, split: str) -> None:
+    "Raise `UserError` with the nearest names if the splits can be listed and this one is not among them."
+    try: names = datasets.get_dataset_split_names(dataset_id)
+    except Exception: return
+    check_choice(f"split of {dataset_id!r}", split, names)
 
 # %% ../nbs/03_data.ipynb #30427632
 def _hub_columns(table, dataset_id: str, image_column: str, columns: Sequence[str]):
@@ -472,7 +478,7 @@ def shuffle_buffer(
         held[k] = item
     for k in torch.randperm(len(held), generator=generator).tolist(): yield held[k]
 
-# %% ../nbs/03_data.ipynb #766f14c8
+# %% ../nbs/03_data.ipynb #955d3c71
 class StreamedImages(IterableDataset):
     "Captioned pictures that arrive one after the other; the same batches, from `batches`."
 
@@ -496,7 +502,8 @@ class StreamedImages(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "3 s s"], str]]:
         worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        shared = worker is None or hasattr(self.rows, "num_shards") or hasattr(self.rows, "n_shards")  # `datasets` deals out the files itself
+        first, step = (0, 1) if shared else (worker.id, worker.num_workers)
         for i, row in islice(enumerate(self.rows), first, None, step):
             pixels, captions = self._decode(i, row)
             yield from_uint8(pixels), captions[0]
@@ -558,7 +565,7 @@ def _read_file(paths: Sequence[str], size: int, i: int) -> UInt8[Tensor, "3 s s"
     "Picture i of a list of files."
     return load_picture(paths[i], size)
 
-# %% ../nbs/03_data.ipynb #13f7ed5b
+# %% ../nbs/03_data.ipynb #f15a0fe0
 def open_pictures(
     source: str | os.PathLike,  # "critters", a folder, or the id of a hub data set such as "owner/name"
     size: int = 64,             # pixels of a side
@@ -570,9 +577,9 @@ def open_pictures(
     name = os.fspath(source)
     if name == "critters": return CaptionedImages.from_critters(n, size=size, split=split, **options)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         as_table = not any(m.name in METADATA for m in path.glob("**/metadata.*")) and any(path.glob("**/*.parquet"))
         return CaptionedImages.from_hub(str(path), size=size, split=split, **options) if as_table else CaptionedImages.from_folder(path, size=size, split=split, **options)
     if not path.exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name): return CaptionedImages.from_hub(name, size=size, split=split, **options)
-    if path.exists() or os.sep in name or name.startswith("."): _splits(path)
+    if name and (path.exists() or os.sep in name or name.startswith(".")): _splits(path)
     check_choice("source of pictures", name, ["critters", "a folder that exists", "a hub id such as owner/name"])

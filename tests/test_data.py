@@ -108,21 +108,27 @@ def test_shrinking_is_antialiased_as_in_torch():
 
 
 def test_transparent_pixels_become_white_whatever_colour_hides_below():
+    shrunk = []
     for hidden in ((0, 0, 0), (255, 0, 255)):
         p = Image.new("RGBA", (32, 32), (*hidden, 0))
         p.paste((200, 30, 40, 255), (8, 8, 24, 24))
         out = prepare(p, 32)
         assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 16, 16].tolist() == [200, 30, 40]
-        assert prepare(p, 16).amin() >= 30          # no dark fringe from the hidden colour after shrinking
+        shrunk.append(prepare(p, 16))
+    assert torch.equal(*shrunk)                      # no fringe of the hidden colour after shrinking
     half = prepare(Image.new("RGBA", (16, 16), (0, 0, 0, 128)), 16)
     assert half.unique().tolist() == [127]
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBa"])
 def test_other_modes_with_alpha(mode):
-    p = Image.new("LA", (16, 16), (0, 0))
-    p.paste((100, 255), (0, 0, 8, 16))
-    p = {"LA": lambda: p, "La": lambda: p.convert("La"), "PA": lambda: p.convert("PA"), "RGBa": lambda: p.convert("RGBA").convert("RGBa")}[mode]()
+    p = Image.new("L", (16, 16), 100)
+    solid = Image.new("L", (16, 16), 0)
+    solid.paste(255, (0, 0, 8, 16))
+    p = p.convert("P").convert("PA") if mode == "PA" else p.convert("LA" if mode in ("LA", "La") else "RGBA")
+    p.putalpha(solid)
+    if mode in ("La", "RGBa"): p = p.convert(mode)
+    assert p.mode == mode
     out = prepare(p, 16)
     assert out[:, 8, 12].tolist() == [255] * 3 and (out[:, 8, 2].int() - 100).abs().max() <= 8
 
@@ -288,7 +294,7 @@ def test_mirroring_twice_changes_nothing(words):
 
 
 def test_flips_keep_picture_caption_and_attribute_together():
-    d = CaptionedImages.from_critters(400, size=16, seed=2)
+    d = CaptionedImages.from_critters(200, size=16, seed=2)
     turned = kept = 0
     for b in d.batches(64, seed=1, flip=True):
         for image, text, i, facing in zip(b.images, b.captions, b.indices.tolist(), b.attributes["facing"].tolist()):
@@ -299,7 +305,7 @@ def test_flips_keep_picture_caption_and_attribute_together():
             assert facing == (1 - d.attributes["facing"][i] if flip else d.attributes["facing"][i])
             for direction in ("left", "right"):
                 if direction in text: assert critters.ATTRIBUTES["facing"][facing] == direction
-    assert turned > 130 and kept > 130
+    assert turned > 60 and kept > 60
 
 
 def test_unsure_captions_are_never_flipped(tmp_path):
@@ -620,11 +626,12 @@ def test_hub_column_without_pictures(hub): assert "name another image_column" in
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_hub_rows_that_are_broken_are_numbered(streaming, tmp_path):
+def test_hub_rows_that_are_broken_are_numbered(streaming, tmp_path, tmp_path_factory):
     import datasets
+    cache = tmp_path_factory.mktemp("cache")
     rows = {"image": [{"bytes": b"not a picture", "path": None}, None], "text": ["x", "y"]}
     datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})).to_parquet(tmp_path / "train.parquet")
-    def walk(): return list(CaptionedImages.from_hub(str(tmp_path), streaming=streaming, size=16, cache_dir=tmp_path / "c").batches(1, shuffle=False))
+    def walk(): return list(CaptionedImages.from_hub(str(tmp_path), streaming=streaming, size=16, cache_dir=cache).batches(1, shuffle=False))
     assert "row 0" in (m := refusal(walk)) and "not a picture" in m
     datasets.Dataset.from_dict({"image": rows["image"], "text": ["x", ""]}, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})).to_parquet(tmp_path / "train.parquet")
     if not streaming: assert "row 1: the caption is empty" in refusal(walk)
