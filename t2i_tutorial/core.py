@@ -81,7 +81,7 @@ def use_book_style() -> None:
         "axes.titlesize": 10, "font.size": 9, "figure.dpi": 110,
         "image.cmap": "gray", "image.interpolation": "nearest"})
 
-# %% ../nbs/01_core.ipynb #cc722d2c
+# %% ../nbs/01_core.ipynb #1c027962
 def _as_batch(images) -> list:
     "A list of (3, h, w) images; raises `UserError` if there are none or their sizes differ."
     images = list(images)
@@ -103,29 +103,32 @@ def show_images(
     captions = list(captions) if captions is not None else [""] * len(images)
     if len(captions) != len(images):
         raise UserError(f"{len(images)} images but {len(captions)} captions; give one caption each")
-    h, w = images[0].shape[-2:]
+    w = images[0].shape[-1]
     scale = scale or max(1, ceil(90 / w))
     columns = min(len(images), columns or max(1, 760 // (scale * w + 8)))
-    return _draw_grid(images, captions, columns, scale * h, scale * w, title)
+    return _draw_grid(images, captions, columns, scale, title)
 
-# %% ../nbs/01_core.ipynb #da9eda1c
-def _draw_grid(images: list, captions: list, columns: int, h: int, w: int, title: str | None):
-    "A figure with each image on whole screen pixels; h and w are the size of one on screen."
+# %% ../nbs/01_core.ipynb #67dd25f5
+def _draw_grid(images: list, captions: list, columns: int, scale: int, title: str | None):
+    "A figure with every image enlarged on one transparent sheet, and its caption below it."
     import matplotlib.pyplot as plt
-    gap, line, dpi = 8, 12, 100
+    gap, line, dpi, head = 8, 12, 100, 22 if title else 0
+    h, w = (scale * side for side in images[0].shape[-2:])
     texts = ["\n".join(wrap(c, max(6, int(w / 5.1)))) for c in captions]
-    text_height = line * max(t.count("\n") + bool(t) for t in texts)
-    rows, cell_h, head = ceil(len(images) / columns), h + text_height + gap, 22 if title else 0
-    width, height = columns * (w + gap), rows * cell_h + head
+    below = line * max(t.count("\n") + bool(t) for t in texts) + gap
+    height, width = ceil(len(images) / columns) * (h + below) + head, columns * (w + gap)
+    sheet = np.zeros((height, width, 4), dtype=np.uint8)
     fig = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)
     for k, (image, text) in enumerate(zip(images, texts)):
-        left, top = (k % columns) * (w + gap), head + (k // columns) * cell_h
-        ax = fig.add_axes((left / width, 1 - (top + h) / height, w / width, h / height))
-        ax.imshow(to_pil(image.detach().float()), interpolation="nearest", aspect="auto")
-        ax.axis("off")
-        ax.text(0.5, -3 / h, text, transform=ax.transAxes, ha="center", va="top",
-                fontsize=6.8, linespacing=1.15, color=INK)
+        top, left = head + (k // columns) * (h + below), (k % columns) * (w + gap)
+        pixels = np.asarray(to_pil(image.detach().float(), scale))
+        sheet[top:top + h, left:left + w] = np.dstack([pixels, np.full((h, w), 255, np.uint8)])
+        if text: fig.text((left + w / 2) / width, 1 - (top + h + 3) / height, text, color=INK,
+                          ha="center", va="top", fontsize=6.8, linespacing=1.15)
     if title: fig.text(0, 1, title, va="top", fontsize=10, color=INK)
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.imshow(sheet, interpolation="nearest", aspect="auto")
+    ax.axis("off")
     plt.close(fig)  # else the notebook shows it a second time
     return fig
 

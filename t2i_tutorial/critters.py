@@ -210,7 +210,7 @@ def _shade(image: Float[Tensor, "b 3 h w"], d: Float[Tensor, "b h w"], pixel: Fl
         rim = inside * coverage(-(d + step * towards), 1.5 * pixel)  # inside here, outside one step on
         image.lerp_(torch.tensor(colour).view(1, 3, 1, 1), strength * rim[:, None])
 
-# %% ../nbs/02_critters.ipynb #ad41252e
+# %% ../nbs/02_critters.ipynb #f94da284
 def _paint_eye(image: Float[Tensor, "b 3 h w"], pen: Pen, centre: tuple[float, float], radius: float) -> None:
     "A white ball, a coloured iris turned forwards, a pupil and a glint; or a lid and its lashes."
     (x, y), r, opened = centre, radius * pen.eye, 1 - pen.closed
@@ -219,7 +219,7 @@ def _paint_eye(image: Float[Tensor, "b 3 h w"], pen: Pen, centre: tuple[float, f
     fill(image, ball - 0.035, INK, pen.pixel, opened)
     fill(image, ball, pen.closed[..., None] * lid + opened[..., None], pen.pixel)
     fill(image, iris, pen.paints[:, 2], pen.pixel, opened)
-    fill(image, iris + 0.40 * r, INK, pen.pixel, opened)
+    fill(image, iris + 0.46 * r, INK, pen.pixel, opened)
     fill(image, circle(pen.p, (x + 0.05 * r, y + 0.38 * r), 0.2 * r), WHITE, pen.pixel, opened)
     fill(image, cut((ball + 0.02).abs() - 0.04, pen.p.y - y), INK, pen.pixel, pen.closed)
 
@@ -487,7 +487,7 @@ _POSES = torch.tensor([  # shift, lift, width, height, tilt in degrees, stride, 
     [-0.03, 0.00, 1.00, 1.00, 3.0, 0.0, 0.86],  # breathing fire
     [-0.14, 0.00, 1.00, 1.00, 0.0, 0.0, 0.93]])  # holding a balloon
 
-# %% ../nbs/02_critters.ipynb #1e37db7e
+# %% ../nbs/02_critters.ipynb #d746be95
 def _pose(at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: int) -> Pen:
     "Put each creature in its place: frames, paints and poses."
     col = lambda v: rearrange(v, "b -> b 1 1")
@@ -504,7 +504,7 @@ def _pose(at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: 
     own = Points((x * cos + up * sin) / col(scale * pose[:, 2]), (up * cos - x * sin) / col(scale * pose[:, 3]) - 0.87)
     paints = torch.stack([_PAINTS[at["body"]], _PAINTS[at["second"]], _IRISES[at["eyes"]]], 1)[..., None, None]
     return Pen(own, Points(x / col(scale), y / col(scale)), col(2 / size / scale), paints, col(j[:, 4]), col(pose[:, 5] * (0.8 + 0.2 * j[:, 5])),
-               col(j[:, 6]), col(1 + 0.20 * small), col((at["eyes"] == len(EYE_COLOURS)).float()), col(2.0 * at["facing"] - 1),
+               col(j[:, 6]), col(1 + 0.25 * small), col((at["eyes"] == len(EYE_COLOURS)).float()), col(2.0 * at["facing"] - 1),
                Points(col(mouth[:, 0]), col(mouth[:, 1])), Points(col(hand[:, 0]), col(hand[:, 1])))
 
 # %% ../nbs/02_critters.ipynb #171ecd59

@@ -68,7 +68,7 @@ def prepare(
     square.paste(picture, ((size - w) // 2, (size - h) // 2))
     return rearrange(torch.from_numpy(np.array(square)), "h w c -> c h w").contiguous()
 
-# %% ../nbs/03_data.ipynb #57da5662
+# %% ../nbs/03_data.ipynb #30f0e3f4
 def load_picture(
     source: str | os.PathLike | bytes,  # a file, or the content of one
     size: int,                          # pixels of the square's side
@@ -97,7 +97,8 @@ def _open(source: str | os.PathLike | bytes) -> Image.Image:
         try: picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         except Image.UnidentifiedImageError: raise UserError("it is not a picture that Pillow can read; convert it to PNG or take it out") from None
         except Image.DecompressionBombError: raise UserError(f"it has more than {MAX_PIXELS:,} pixels; make it smaller") from None
-    _check_shape(*picture.size)
+    try: _check_shape(*picture.size)
+    except UserError: picture.close(); raise
     return picture
 
 # %% ../nbs/03_data.ipynb #f5b054c3
@@ -184,7 +185,7 @@ def _columns(text_column: str | Sequence[str]) -> list[str]:
     "The caption columns as a list."
     return [text_column] if isinstance(text_column, str) else list(text_column)
 
-# %% ../nbs/03_data.ipynb #a73528b8
+# %% ../nbs/03_data.ipynb #8a1ca88c
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 def _splits(folder: Path) -> dict[str, Path]:
@@ -200,6 +201,7 @@ def _splits(folder: Path) -> dict[str, Path]:
     if not found: raise UserError(f"folder {str(folder)!r} has no metadata.jsonl or metadata.csv; write one line for each picture, like {EXAMPLE}")
     return found
 
+# %% ../nbs/03_data.ipynb #32f24ec0
 def _inside(folder: Path, file: str) -> Path:
     "The path of a listed file; raises `UserError` if it leaves the folder or is not there."
     outside = os.path.isabs(file) or PureWindowsPath(file).drive or "://" in file or ".." in re.split(r"[/\\]", file)
@@ -339,7 +341,16 @@ def make_batch(
     if attributes and "facing" in attributes: attributes = attributes | {"facing": torch.where(turn, 1 - attributes["facing"], attributes["facing"])}
     return Batch(images, [m or t for m, t in zip(mirrored, texts)], torch.as_tensor(indices), attributes)
 
-# %% ../nbs/03_data.ipynb #17602a2e
+# %% ../nbs/03_data.ipynb #de1bfbee
+def _read_all(read: Callable[[int], Tensor], indices: Sequence[int], description: str | None = None) -> UInt8[Tensor, "b 3 s s"]:
+    "Read pictures with a few threads, which decode at the same time."
+    if len(indices) == 1: return read(indices[0])[None]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pixels = pool.map(read, indices)
+        try: return torch.stack(list(progress(pixels, description, len(indices)) if description else pixels))
+        finally: pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/03_data.ipynb #9102f7f4
 class PictureSet(Dataset):
     "Pictures with captions that can be read in any order; `data[i]` is an image in [-1, 1] and its first caption."
 
@@ -353,19 +364,12 @@ class PictureSet(Dataset):
         cache: UInt8[Tensor, "n 3 s s"] | None = None,  # the pictures, if they are in memory already
     ):
         self.read, self.captions, self.size, self.attributes = read, captions, check_size(size), attributes
-        small = len(captions) * 3 * size * size <= cache_bytes
-        self.cache = self._load(range(len(captions)), "reading pictures") if small and cache is None else cache
-
-    def _load(self, indices: Iterable[int], description: str | None = None) -> UInt8[Tensor, "b 3 s s"]:
-        "Read pictures with a few threads, which decode at the same time."
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            pixels = pool.map(self.read, indices)
-            try: return torch.stack(list(progress(pixels, description, len(indices)) if description else pixels))
-            finally: pool.shutdown(cancel_futures=True)
+        if cache is None and len(captions) * 3 * size * size <= cache_bytes: cache = _read_all(read, range(len(captions)), "reading pictures")
+        self.cache = cache
 
     def pixels(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 s s"]:
         "Some pictures as bytes, from memory or from their files."
-        return self._load(indices.tolist()) if self.cache is None else self.cache[indices]
+        return _read_all(self.read, indices.tolist()) if self.cache is None else self.cache[indices]
 
     def __len__(self) -> int: return len(self.captions)
 
@@ -375,17 +379,15 @@ class PictureSet(Dataset):
 
     def batches(
         self,
-        batch_size: int,         # pictures in a batch
-        seed: int = 0,           # of the training
-        epoch: int = 0,          # of this pass over the data
-        shuffle: bool = True,    # in random order, or as they stand
-        start: int = 0,          # batches to leave out, to go on where a training stopped
-        drop_last: bool = False, # leave out a last batch that is not full
-        flip: bool = False,      # mirror pictures at random, where the caption allows
+        batch_size: int,                  # pictures in a batch
+        seed: int = 0, epoch: int = 0,    # of the training, of this pass over the data
+        shuffle: bool = True,             # in random order, or as they stand
+        start: int = 0,                   # batches to leave out, to go on where a training stopped
+        drop_last: bool = False,          # leave out a last batch that is not full
+        flip: bool = False,               # mirror pictures at random, where the caption allows
     ) -> Iterator[Batch]:
         "One epoch of batches; depends on nothing but the arguments. Raises `UserError` on numbers that make no sense."
-        n = len(self)
-        _check_walk(batch_size, start, n, drop_last)
+        _check_walk(batch_size, start, n := len(self), drop_last)
         order = torch.randperm(n, generator=make_generator(seed, "order", epoch)) if shuffle else torch.arange(n)
         chunks = order[start * batch_size:n - n % batch_size if drop_last else n].split(batch_size)
         return (self._batch(chunk, seed, epoch, flip) for chunk in chunks if len(chunk))

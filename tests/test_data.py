@@ -1,5 +1,4 @@
 """Captioned pictures: what a picture and a caption become, what is refused and how, and that batches repeat to the bit."""
-import csv
 import io
 import json
 import os
@@ -192,7 +191,7 @@ def _png_of_size(w, h):
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb_is_refused_by_its_header(side, tmp_path):
     (tmp_path / "bomb.png").write_bytes(_png_of_size(side, side))
     m = refusal(load_picture, tmp_path / "bomb.png", 64)
@@ -370,7 +369,7 @@ def test_unlisted_pictures_are_spoken_of(tmp_path):
     with pytest.warns(UserWarning, match="2 pictures are not in .*the first is 'b.png'"): assert len(CaptionedImages.from_folder(path, size=16)) == 1
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     "The folder is only read; the cache of `datasets` goes to a temporary place and away again, or where it is told to."
     (tmp_path / "t").mkdir()
