@@ -5,9 +5,9 @@ chapters, through `sphinx.ext.autodoc`.
 """
 import inspect
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from nbdev_book import ROOT, module_of
+
 MARK = "<!-- library -->"
 
 
@@ -15,8 +15,8 @@ def modules() -> list[tuple[str, str]]:
     "(module, notebook) for each exporting chapter, in the book's order."
     found = []
     for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        match = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
-        if match and (ROOT / "t2i_tutorial" / (match[1].replace(".", "/") + ".py")).exists(): found.append((match[1], notebook.name))
+        module = module_of(notebook.read_text(encoding="utf-8"))
+        if module and (ROOT / "t2i_tutorial" / (module.replace(".", "/") + ".py")).exists(): found.append((module, notebook.name))
     return found
 
 

@@ -56,13 +56,18 @@ def library_hash(module: str | None) -> str:
     "A digest of the library as chapter `module` may see it: modules of the chapters up to it (all, if it exports none)."
     digest, index = hashlib.sha256(), []
     for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        match = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
-        if match: index.append(match[1])
+        if name := module_of(notebook.read_text(encoding="utf-8")): index.append(name)
     if module in index: index = index[:index.index(module) + 1]
     files = [ROOT / "t2i_tutorial" / (m.replace(".", "/") + ".py") for m in index]
     for file in files + sorted((ROOT / "t2i_tutorial" / "recorded").rglob("*.*")):
         if file.is_file(): digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def module_of(text: str) -> str | None:
+    "The module that a notebook exports, read off its JSON."
+    match = re.search(r"#\|\s*default_exp\s+([\w.]+)", text)
+    return match[1] if match else None
 
 
 def translate_notebook(text: str, where: str = "notebook") -> str:
@@ -71,18 +76,25 @@ def translate_notebook(text: str, where: str = "notebook") -> str:
     The cache of executed notebooks looks at the code and the kernel's metadata only. A digest of the library goes into the
     latter, so that a chapter runs again when a module or a recorded file below it has changed.
     """
-    notebook, module = json.loads(text), None
+    notebook = json.loads(text)
     for cell in notebook["cells"]:
-        if cell["cell_type"] != "code": continue
-        if match := re.search(r"#\|\s*default_exp\s+([\w.]+)", "".join(cell["source"])): module = match[1]
-        translate_cell(cell, where)
-    notebook["metadata"].setdefault("kernelspec", {"name": "python3", "display_name": "python3"})["library"] = library_hash(module)
+        if cell["cell_type"] == "code": translate_cell(cell, where)
+    notebook["metadata"].setdefault("kernelspec", {"name": "python3", "display_name": "python3"})["library"] = library_hash(module_of(text))
     return json.dumps(notebook)
 
 
 def read_notebook(app, docname: str, source: list[str]) -> None:
-    "Sphinx is about to parse a file: translate it if it is a notebook."
-    if app.env.doc2path(docname).endswith(".ipynb"): source[0] = translate_notebook(source[0], docname)
+    "Sphinx is about to parse a file: translate it if it is a notebook, and remember the library that it saw."
+    if not app.env.doc2path(docname).endswith(".ipynb"): return
+    app.env.library_seen = getattr(app.env, "library_seen", {}) | {docname: library_hash(module_of(source[0]))}
+    source[0] = translate_notebook(source[0], docname)
+
+
+def outdated(app, env, added, changed, removed) -> list[str]:
+    "Pages whose file is as it was, but not the library below it: Sphinx would leave them."
+    notebooks = {d: Path(env.doc2path(d)) for d in env.found_docs if str(env.doc2path(d)).endswith(".ipynb")}
+    seen = getattr(env, "library_seen", {})
+    return [d for d, path in notebooks.items() if seen.get(d) != library_hash(module_of(path.read_text(encoding="utf-8")))]
 
 
 def use_settings(app, config) -> None:
@@ -109,5 +121,6 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
 def setup(app):
     app.connect("config-inited", use_settings, priority=1)
     app.connect("source-read", read_notebook, priority=1)
+    app.connect("env-get-outdated", outdated)
     app.connect("html-page-context", trim_scripts, priority=999)
     return {"version": "1", "parallel_read_safe": True}

@@ -65,6 +65,20 @@ def test_a_chapter_runs_again_when_a_module_below_it_changes(tmp_path, monkeypat
     assert nbdev_book.library_hash("a") != a
 
 
+def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch):
+    "Sphinx compares files of pages and would leave it with its old figures."
+    class App: pass
+    class Env:
+        found_docs = ["nbs/01_core", "nbs/90_notation"]
+        def doc2path(self, d): return str(ROOT / f"{d}.{'ipynb' if d.endswith('core') else 'md'}")
+    app, env = App(), Env(); app.env = env
+    assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_core"]
+    nbdev_book.read_notebook(app, "nbs/01_core", [(ROOT / "nbs" / "01_core.ipynb").read_text(encoding="utf-8")])
+    assert nbdev_book.outdated(app, env, set(), set(), set()) == []
+    monkeypatch.setattr(nbdev_book, "library_hash", lambda module: "other")
+    assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_core"]
+
+
 def test_addresses_come_from_settings():
     class Config: html_theme_options = {"kept": 1}
     nbdev_book.use_settings(None, Config)
