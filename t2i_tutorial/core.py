@@ -108,13 +108,13 @@ def show_images(
     columns = min(len(images), columns or max(1, 760 // (scale * w + 8)))
     return _draw_grid(images, captions, columns, scale, title)
 
-# %% ../nbs/01_core.ipynb #67dd25f5
+# %% ../nbs/01_core.ipynb #15b18827
 def _draw_grid(images: list, captions: list, columns: int, scale: int, title: str | None):
     "A figure with every image enlarged on one transparent sheet, and its caption below it."
     import matplotlib.pyplot as plt
-    gap, line, dpi, head = 8, 12, 100, 22 if title else 0
+    gap, line, dpi, head = 8, 13, 100, 22 if title else 0
     h, w = (scale * side for side in images[0].shape[-2:])
-    texts = ["\n".join(wrap(c, max(6, int(w / 5.1)))) for c in captions]
+    texts = ["\n".join(wrap(c, max(6, int(w / 5.6)))) for c in captions]
     below = line * max(t.count("\n") + bool(t) for t in texts) + gap
     height, width = ceil(len(images) / columns) * (h + below) + head, columns * (w + gap)
     sheet = np.zeros((height, width, 4), dtype=np.uint8)
@@ -124,7 +124,7 @@ def _draw_grid(images: list, captions: list, columns: int, scale: int, title: st
         pixels = np.asarray(to_pil(image.detach().float(), scale))
         sheet[top:top + h, left:left + w] = np.dstack([pixels, np.full((h, w), 255, np.uint8)])
         if text: fig.text((left + w / 2) / width, 1 - (top + h + 3) / height, text, color=INK,
-                          ha="center", va="top", fontsize=6.8, linespacing=1.15)
+                          ha="center", va="top", fontsize=7.5, linespacing=1.15)
     if title: fig.text(0, 1, title, va="top", fontsize=10, color=INK)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
@@ -306,12 +306,12 @@ def load_tensors(
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{name} is no whole safetensors file ({e}); fetch or save it again") from e
 
-# %% ../nbs/01_core.ipynb #d6656f38
+# %% ../nbs/01_core.ipynb #4333ff59
 def progress(
     items: Iterable,  # what to go through
     description: str = "",  # a word or two on what is being done
     total: int | None = None,  # how many there are, if `items` cannot say
 ):  # the same items, with a bar on standard error
-    "Go through `items` with a progress bar."
+    "Go through `items`; a progress bar shows up if it takes more than two seconds."
     from tqdm import tqdm
-    return tqdm(items, desc=description, total=total, leave=False, dynamic_ncols=True)
+    return tqdm(items, desc=description, total=total, leave=False, dynamic_ncols=True, delay=2)

@@ -80,7 +80,7 @@ def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch
 
 
 def test_addresses_come_from_settings():
-    class Config: html_theme_options = {"kept": 1}
+    class Config: html_theme_options, html_static_path = {"kept": 1}, []
     nbdev_book.use_settings(None, Config)
     s = nbdev_book.settings()
     assert Config.html_theme_options["repository_url"] == s["git_url"] and Config.html_theme_options["kept"] == 1

@@ -62,6 +62,14 @@ def test_requirements_are_bounded_ranges():
         for requirement in s[key].split(): assert re.fullmatch(r"[\w.-]+(>=[\w.]+,)?<[\w.]+", requirement), requirement
 
 
+def test_addresses_in_prose_are_those_of_settings():
+    "README and notebooks must spell the address out; this keeps them true to settings.ini."
+    s = settings()
+    for path in [ROOT / "README.md", *NOTEBOOKS]:
+        for user, repo in re.findall(r"git\+https://github\.com/([\w.-]+)/([\w.-]+)", path.read_text(encoding="utf-8")):
+            assert (user, repo.rstrip(chr(92))) == (s["user"], s["repo"]), path.name
+
+
 def test_constraints_pin_every_requirement_within_its_range():
     from packaging.requirements import Requirement
     pins = {}
