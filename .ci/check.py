@@ -11,11 +11,11 @@ BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def run(title: str, *command: str) -> None:
-    "Run one step; stop with its name if it fails."
+def run(title: str, *command: str, **environment: str) -> None:
+    "Run one step, perhaps with more environment variables; stop with its name if it fails."
     start = time.time()
     print(f"== {title}", flush=True)
-    code = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, env=ENVIRONMENT).returncode
+    code = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, env=ENVIRONMENT | environment).returncode
     if code: sys.exit(f"make: test failed at: {title}")
     print(f"== {title}: passed in {time.time() - start:.0f} s", flush=True)
 
@@ -33,7 +33,8 @@ def main() -> None:
     after = sources()
     if changed := sorted(k for k in before | after if before.get(k) != after.get(k)):
         sys.exit(f"make: test failed: export and clean changed {', '.join(changed)}; they are put right now, look at the difference and commit it")
-    run("every notebook runs", "nbdev_test", "--n_workers", "2", "--do_print", "--timing")
+    # two at a time, one thread each: more threads than cores would wait for each other
+    run("every notebook runs", "nbdev_test", "--n_workers", "2", "--do_print", "--timing", OMP_NUM_THREADS="1")
     run("the book builds", "python", "_ext/book.py")
     run("tests", "pytest")
 
