@@ -4,6 +4,7 @@
 # make prepare   export the notebooks to the library and clean them
 # make notebook  Jupyter Lab on nbs/
 # make times     record how long each chapter takes (the first page shows it)
+# make wheel     build the wheel and run every notebook from it in a fresh environment elsewhere
 # make clean     remove what was built; .venv stays (make distclean removes it too)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PORT ?= 8000
 BIN := .venv/bin
 BOOK := _build/html
 
-.PHONY: book test serve prepare notebook times clean distclean environment
+.PHONY: book test serve prepare notebook times wheel clean distclean environment
 
 book: environment
 	@$(BIN)/python _ext/book.py
@@ -30,6 +31,9 @@ prepare: environment
 
 notebook: environment
 	@$(BIN)/jupyter lab nbs
+
+wheel: environment
+	@$(BIN)/python .ci/wheel.py
 
 times: environment
 	@$(BIN)/python .ci/chapter_times.py
