@@ -186,7 +186,8 @@ def test_both_modes_are_readable(page, book_address, mode):
     page.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
     open_page(page, book_address, "nbs/01_core")
     assert page.evaluate("() => document.documentElement.dataset.theme") == mode
-    for selector in ("article p", "div.highlight pre", "article h1"): assert contrast(page, selector) > 4.5, selector
+    page.locator(".widget-label").first.wait_for(timeout=15000)
+    for selector in ("article p", "div.highlight pre", "article h1", ".widget-subarea .widget-label", ".widget-subarea .widget-readout"): assert contrast(page, selector) > 4.5, selector
     assert page.evaluate("() => getComputedStyle(document.querySelector('div.cell_output img')).backgroundColor") == "rgba(0, 0, 0, 0)"
 
 
