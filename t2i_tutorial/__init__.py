@@ -1,7 +1,7 @@
 """Text to Image from Scratch: the library that the notebooks of the book export.
 
 Start with `critters.sample` for captioned creatures, `CaptionedImages` and `open_pictures` for any captioned pictures,
-`show_images` to look at them, `seed_everything` to see the same twice. Each name is loaded when it is first used, so that
+`show_images` to look at them, `seed_everything` to see the same twice, `training.Trainer` to train. Each name is loaded when it is first used, so that
 `import t2i_tutorial` stays light.
 """
 __version__ = "0.1.0"
@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 from importlib import import_module
 
 _FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data"}
-_MODULES = ("core", "critters", "data")
+_MODULES = ("core", "critters", "data", "training")
 __all__ = [*_FACE, *_MODULES]
 
 

@@ -38,7 +38,8 @@ def test_import_is_light_and_touches_no_network():
     code = ("import socket, sys\n"
             "def refuse(*a, **k): raise RuntimeError('network at import')\n"
             "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-            "import t2i_tutorial, t2i_tutorial.core, t2i_tutorial.critters, t2i_tutorial.data\n"
+            "import t2i_tutorial, importlib\n"
+            "for m in t2i_tutorial._MODULES: importlib.import_module(f't2i_tutorial.{m}')\n"
             "print([m for m in ('transformers', 'datasets', 'lpips', 'accelerate', 'torchvision', 'matplotlib', 'ipywidgets') if m in sys.modules])")
     done = python(code)
     assert done.returncode == 0, done.stderr
