@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORDED', 'CLIP_PRESETS', 'PROMPTS', 'same_caption', 'clip_loss', 'Residual', 'ImageTower', 'Block', 'TextTower',
            'ClipConfig', 'Clip', 'ClipTextEncoder', 'Pool', 'wobble', 'ClipTraining', 'rate_at', 'clip_batch',
-           'clip_step', 'train_clip', 'clip_training', 'prompts_for', 'zero_shot', 'embed_pool', 'retrieval',
-           'critter_fits', 'binding', 'evaluate_clip', 'machine', 'revision', 'record_clip']
+           'has_bf16', 'clip_step', 'train_clip', 'clip_training', 'prompts_for', 'zero_shot', 'embed_pool',
+           'retrieval', 'critter_fits', 'binding', 'evaluate_clip', 'machine', 'revision', 'record_clip']
 
 # %% ../nbs/05_clip.ipynb #bddc8f92
 import math, os, platform, subprocess, time
@@ -256,7 +256,7 @@ class ClipTraining:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warm_up: int = 60        # steps
-    bf16: bool = True        # the picture tower computes in bfloat16
+    bf16: bool = True        # the picture tower computes in bfloat16, where the processor can
 
 CLIP_PRESETS = {
     "critters-clip": ClipTraining(),
@@ -276,9 +276,14 @@ def clip_batch(pool: Pool, size: int, generator: torch.Generator) -> tuple[Float
     captions = [rich_caption(pool.critters[i], generator, 6 if k % 2 else 1) for k, i in enumerate(index.tolist())]
     return wobble(from_uint8(pool.pixels[index]), generator), captions
 
+def has_bf16(device: torch.device) -> bool:
+    "Whether a device computes in bfloat16 itself; one that only imitates it is many times slower than in 32 bits."
+    if device.type == "cpu": return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
 def clip_step(clip: Clip, optimiser: torch.optim.Optimizer, images: Float[Tensor, "b 3 h w"], captions: list[str], bf16: bool) -> dict[str, float]:
     "One step of training; returns what to record."
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16): pictures = clip.encode_image(images)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16 and has_bf16(images.device)): pictures = clip.encode_image(images)
     texts = clip.encode_text(captions)
     same = same_caption(captions).to(images.device)
     loss = clip_loss(pictures, texts, clip.scale, same)
