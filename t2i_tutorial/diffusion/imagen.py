@@ -274,10 +274,10 @@ def _go_on(path: Path | None, settings: dict) -> dict:
             raise UserError(f"{str(path)!r} was measured with {key}={saved.get(key)!r:.80}, not {wanted[key]!r:.80}; remove it, or write elsewhere")
     return saved
 
-# %% ../../nbs/25_train_imagen.ipynb #29e6926f
+# %% ../../nbs/25_train_imagen.ipynb #217ff010
 SHORT = ImagenPreset(  # 32 pixels seen as 16 x 16 squares: a step costs a fraction of cpu-32's
     ImagenConfig(size=32, unet=UNetConfig(patch=2, channels=(32, 64, 96), blocks=(1, 1, 2), condition=128, down_attention=False)),
-    TrainConfig(steps=600, batch_size=32, lr=2e-3, warm_up=50, schedule="cosine", ema_decay=0.99, log_every=20, tracker="none"), 8192)
+    TrainConfig(steps=400, batch_size=32, lr=2e-3, warm_up=50, schedule="cosine", ema_decay=0.99, log_every=20, tracker="none"), 8192)
 VARIANTS = {"v, uniform": {"weighting": "uniform"}, "v, min-snr": {"weighting": "min-snr"}, "v, min-snr+1": {"weighting": "min-snr+1"},
             "v, as in x0": {"weighting": "x0"}, "x0, uniform": {"target": "x0", "weighting": "uniform"},
             "eps, uniform": {"target": "eps", "weighting": "uniform", "zero_terminal": False}}
