@@ -1,15 +1,15 @@
 """Text to Image from Scratch: the library that the notebooks of the book export.
 
 Start with `critters.sample` for captioned creatures, `CaptionedImages` and `open_pictures` for any captioned pictures,
-`show_images` to look at them, `seed_everything` to see the same twice, `training.Trainer` to train. Each name is loaded when it is first used, so that
-`import t2i_tutorial` stays light.
+`show_images` to look at them, `seed_everything` to see the same twice, `training.Trainer` to train, and with `Imagen.from_pretrained`
+for pictures of a prompt. Each name is loaded when it is first used, so that `import t2i_tutorial` stays light.
 """
 __version__ = "0.1.0"
 
 from importlib import import_module
 
-_FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data"}
-_MODULES = ("core", "critters", "data", "training")
+_FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data", "Imagen": "diffusion.imagen"}
+_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "metrics", "models", "text", "training")
 __all__ = [*_FACE, *_MODULES]
 
 

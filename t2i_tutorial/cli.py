@@ -41,7 +41,7 @@ def _add_draw(commands) -> None:
 
 def _add_train(commands) -> None:
     p = commands.add_parser("train", help="train a model", description="Train a model and write it to a folder.")
-    p.add_argument("name", choices=tuple(_TRAININGS), help="what to train")
+    p.add_argument("name", help=f"what to train: {', '.join(_TRAININGS)}")
     p.add_argument("settings", nargs="*", metavar="name=value", help="settings to change, for instance steps=200 lr=1e-4")
     p.add_argument("--preset", help="a named set of settings; the recorded one if not given")
     p.add_argument("--data", default="critters", help="'critters', a folder with a metadata.jsonl, or a hub data set; default %(default)s")
@@ -187,7 +187,15 @@ def _train_imagen(a):
 
 
 _TRAININGS = {"clip": _train_clip, "judge": _train_judge, "imagen": _train_imagen}
-_COMMANDS = {"draw": draw, "train": lambda a: _TRAININGS[a.name](a), "evaluate": evaluate, "models": models}
+
+
+def train(a: argparse.Namespace) -> None:
+    "`t2i train`: whichever training was named."
+    from t2i_tutorial.core import check_choice
+    _TRAININGS[check_choice("training", a.name, _TRAININGS)](a)
+
+
+_COMMANDS = {"draw": draw, "train": train, "evaluate": evaluate, "models": models}
 
 
 def main(
@@ -195,7 +203,11 @@ def main(
 ) -> int:  # exit code: 0 if all went well; a user's mistake exits with 2
     "Run the command line."
     p = parser()
-    a = p.parse_args(arguments)
+    a, rest = p.parse_known_args(arguments)
+    if a.command == "train":  # settings may also stand after options
+        a.settings += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest: p.error(f"unknown arguments: {' '.join(rest)}")
     if a.command is None:
         p.print_help()
         return 0
