@@ -28,7 +28,8 @@ def measure(path: Path) -> dict:
 
 def main() -> None:
     from t2i_tutorial.core import save_json
-    chapters = [measure(p) for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))]
+    listed = re.findall(r"file: nbs/(\d\w+)$", (ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M)  # no drafts
+    chapters = [measure(p) for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) if p.stem in listed]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU used, Python {platform.python_version()}"
     save_json(ROOT / "t2i_tutorial" / "recorded" / "chapter_times.json", {"recorded": date.today().isoformat(), "machine": machine, "chapters": chapters})
 
