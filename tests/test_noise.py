@@ -1,0 +1,213 @@
+"""Chapter 20: schedules, the forward jump, what a network predicts, and how much it counts."""
+import math
+
+import diffusers
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+from hypothesis import given, settings, strategies as st
+
+from t2i_tutorial.core import UserError
+from t2i_tutorial.diffusion import noise as N
+
+ALL = [(name, ends) for name in N.SCHEDULES for ends in (False, True)]
+
+
+def randn(*shape, seed=0, dtype=torch.float64): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.fixture(params=ALL, ids=lambda p: f"{p[0]}{'-zero' if p[1] else ''}")
+def schedule(request): return N.make_schedule(request.param[0], zero_terminal=request.param[1])
+
+
+# ---- tables
+
+def test_linear_table_equals_diffusers():
+    theirs = diffusers.DDPMScheduler(beta_schedule="linear").alphas_cumprod
+    assert torch.allclose(N.linear_alpha_bar().float(), theirs, rtol=1e-5)
+
+
+def test_cosine_table_equals_diffusers():
+    "MI-13: a peer knows the linear schedule only, for every size."
+    theirs = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    assert torch.allclose(N.cosine_alpha_bar().float(), theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, kind", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+def test_zero_terminal_table_equals_diffusers(name, kind):
+    theirs = diffusers.DDIMScheduler(beta_schedule=kind, rescale_betas_zero_snr=True).alphas_cumprod
+    assert torch.allclose(N.make_schedule(name).alpha_bar.float(), theirs, atol=2e-6)
+
+
+def test_tables_are_in_float64_and_float32_would_lose_digits(schedule):
+    assert schedule.alpha_bar.dtype == schedule.snr.dtype == schedule.log_snr.dtype == torch.float64
+    s = 1 - schedule.alpha_bar[:5]
+    assert ((1 - schedule.alpha_bar[:5].float()).double() / s - 1).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("T", [21, 50, 250, 1000, 4000])
+@pytest.mark.parametrize("name", N.SCHEDULES)
+@pytest.mark.parametrize("size", [16, 32, 64, 256])
+def test_snr_falls_strictly_and_power_is_kept(name, T, size):
+    for ends in (True, False):
+        s = N.make_schedule(name, T, ends, size)
+        assert len(s) == T and (s.snr.diff() < 0).all() and (s.alpha_bar >= 0).all() and (s.alpha_bar < 1).all()
+        alpha, sigma = s.at(torch.arange(T), randn(T, 1))
+        assert torch.allclose(alpha**2 + sigma**2, torch.ones(T, 1, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", N.SCHEDULES)
+def test_betas_are_in_range(name):
+    a = torch.cat([torch.ones(1, dtype=torch.float64), N.SCHEDULES[name]()])
+    betas = 1 - a[1:] / a[:-1]
+    assert (betas > 0).all() and betas.max() <= 0.999 + 1e-9
+
+
+def test_linear_ends_equally_noisy_for_any_length():
+    ends = torch.stack([N.linear_alpha_bar(T)[-1].log() for T in (200, 1000, 4000)])
+    assert (ends - ends[1]).abs().max() < 0.6
+
+
+def test_zero_terminal_keeps_the_first_and_is_exactly_zero_at_the_end():
+    for name, make in N.SCHEDULES.items():
+        before, after = make(), N.zero_terminal_snr(make())
+        assert after[-1] == 0 and math.isclose(after[0], before[0], rel_tol=1e-12) and (after <= before + 1e-12).all()
+        assert N.Schedule(after).log_snr[-1] == -math.inf and not N.Schedule(after).snr.isnan().any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(8, 1024), reference=st.integers(8, 256))
+def test_shift_divides_the_snr_by_the_number_of_pixels(size, reference):
+    a = N.cosine_alpha_bar(100)
+    s, shifted = N.Schedule(a), N.Schedule(N.shift_snr(a, size, reference))
+    assert torch.allclose(shifted.snr, s.snr * (reference / size) ** 2, rtol=1e-8)
+
+
+def test_averaged_large_pictures_are_as_noisy_as_small_ones():
+    "What `shift_snr` is for: the mean of 2 x 2 pixels at 64 px has the SNR of one pixel at 32 px."
+    t = torch.tensor([600])
+    small, large = N.make_schedule(zero_terminal=False), N.make_schedule(zero_terminal=False, size=64)
+    xt, _ = N.add_noise(torch.ones(1, 1, 512, 512, dtype=torch.float64), t, large, randn(1, 1, 512, 512))
+    means = torch.nn.functional.avg_pool2d(xt, 2)
+    assert means.mean() ** 2 / means.var() == pytest.approx(small.snr[600].item(), rel=0.05)
+
+
+# ---- the jump
+
+def test_jump_equals_the_walk(schedule):
+    "Mean and variance of x_t given x_0, followed beta by beta in plain Python."
+    mean, variance, before = 1.0, 0.0, 1.0
+    alpha, sigma = schedule.at(torch.arange(1000), randn(1000, 1))
+    for t, now in enumerate(schedule.alpha_bar.tolist()):
+        beta = 1 - now / before
+        mean, variance, before = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta, now
+        assert math.isclose(alpha[t], mean, abs_tol=1e-12) and math.isclose(sigma[t] ** 2, variance, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("t", [0, 250, 500, 999])
+def test_moments_by_monte_carlo(schedule, t):
+    x0 = torch.full((200_000, 1), 0.8)
+    xt, eps = N.add_noise(x0, torch.full((200_000,), t), schedule, randn(200_000, 1, dtype=torch.float32))
+    alpha, sigma = (k.item() for k in schedule.at(torch.tensor([t]), x0[:1]))
+    assert abs(xt.mean() - 0.8 * alpha) < 4 * sigma / 200_000**0.5 + 1e-4 and xt.std() == pytest.approx(sigma, rel=0.01)
+    assert torch.equal(xt, alpha * x0 + sigma * eps)
+
+
+def test_jump_equals_diffusers(schedule):
+    theirs = diffusers.DDPMScheduler()
+    theirs.alphas_cumprod = schedule.alpha_bar
+    x0, eps, t = randn(16, 3, 8, 8), randn(16, 3, 8, 8, seed=1), torch.randint(0, 1000, (16,), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(N.add_noise(x0, t, schedule, eps)[0], theirs.add_noise(x0, eps, t), atol=1e-12)
+
+
+def test_noise_is_drawn_where_none_is_given_and_shapes_are_free(schedule):
+    for shape in ((5,), (5, 2), (5, 3, 4, 4)):
+        x0 = torch.zeros(shape)
+        xt, eps = N.add_noise(x0, torch.arange(5) * 200, schedule)
+        assert xt.shape == eps.shape == shape and xt.dtype == torch.float32 and (eps != 0).all()
+
+
+# ---- targets
+
+def test_v_equals_diffusers(schedule):
+    "MI-13: a peer has no v."
+    theirs = diffusers.DDPMScheduler()
+    theirs.alphas_cumprod = schedule.alpha_bar
+    x0, eps, t = randn(16, 3, 8, 8), randn(16, 3, 8, 8, seed=1), torch.arange(16) * 66
+    assert torch.allclose(N.make_target("v", x0, eps, t, schedule), theirs.get_velocity(x0, eps, t), atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(t=st.integers(0, 998), target=st.sampled_from(N.TARGETS), which=st.sampled_from(ALL), seed=st.integers(0, 1000))
+def test_conversions_round_trip(t, target, which, seed):
+    s = N.make_schedule(which[0], zero_terminal=which[1])
+    x0, eps, t = randn(2, 3, 4, 4, seed=seed), randn(2, 3, 4, 4, seed=seed + 1), torch.full((2,), t)
+    xt, _ = N.add_noise(x0, t, s, eps)
+    back = N.to_x0(target, N.make_target(target, x0, eps, t, s), xt, t, s)
+    assert torch.allclose(back, x0, atol=1e-8) and torch.allclose(N.to_eps(back, xt, t, s), eps, atol=1e-8)
+
+
+def test_at_pure_noise_only_eps_says_nothing():
+    s, t = N.make_schedule(), torch.tensor([999])
+    x0, eps = randn(1, 8), randn(1, 8, seed=1)
+    xt, _ = N.add_noise(x0, t, s, eps)
+    assert torch.equal(xt, eps) and torch.equal(N.make_target("v", x0, eps, t, s), -x0)
+    for target, finite in (("v", True), ("x0", True), ("eps", False)):
+        back = N.to_x0(target, N.make_target(target, x0, eps, t, s), xt, t, s)
+        assert back.isfinite().all() == finite and (not finite or torch.equal(back, x0))
+
+
+# ---- weights
+
+@pytest.mark.parametrize("weighting", ["x0", "min-snr", "min-snr+1"])
+@pytest.mark.parametrize("name", N.SCHEDULES)
+def test_the_three_targets_weigh_the_same_error_alike(name, weighting):
+    s, t = N.make_schedule(name, zero_terminal=False), torch.arange(0, 1000, 37)
+    x0, guess, eps = (randn(len(t), 8, seed=k) for k in range(3))
+    xt, _ = N.add_noise(x0, t, s, eps)
+    def loss(k):
+        right, wrong = (N.make_target(k, x, N.to_eps(x, xt, t, s), t, s) for x in (x0, guess))
+        return N.loss_weight(t, s, k, weighting) * (right - wrong).square().mean(1)
+    assert torch.allclose(loss("eps"), loss("x0"), rtol=1e-5) and torch.allclose(loss("v"), loss("x0"), rtol=1e-5)
+
+
+def test_min_snr_is_what_the_paper_says():
+    "min(SNR, 5) in x0, over SNR for eps, over SNR + 1 for v, with the SNR of diffusers."
+    s, t = N.make_schedule(zero_terminal=False), torch.arange(0, 1000, 7)
+    theirs = diffusers.DDPMScheduler()
+    theirs.alphas_cumprod = s.alpha_bar
+    snr = compute_snr(theirs, t)
+    for target, by in (("x0", 1), ("eps", snr), ("v", snr + 1)):
+        assert torch.allclose(N.loss_weight(t, s, target), (snr.clamp(max=5) / by).float(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_weights_at_both_ends_of_a_zero_terminal_schedule(gamma):
+    "Plain min-SNR with v forgets the timestep at which sampling begins; SNR + 1 keeps it."
+    s, last = N.make_schedule(), torch.tensor([999])
+    assert N.loss_weight(last, s, "v", "min-snr", gamma) == 0 and N.loss_weight(last, s, "v", "min-snr+1", gamma) == 1
+    assert N.loss_weight(last, s, "x0", "x0") == N.loss_weight(last, s, "v", "x0") == 1
+    for weighting in N.WEIGHTS:
+        for target in ("x0", "v"):
+            w = N.loss_weight(torch.arange(1000), s, target, weighting, gamma)
+            assert w.isfinite().all() and (w >= 0).all() and w.dtype == torch.float32
+
+
+def test_uniform_is_one(schedule):
+    for target in N.TARGETS: assert (N.loss_weight(torch.arange(1000), schedule, target, "uniform") == 1).all()
+
+
+# ---- mistakes
+
+@pytest.mark.parametrize("do, message", [
+    (lambda: N.make_schedule("cosin"), "did you mean 'cosine'"),
+    (lambda: N.make_schedule(T=1), "at least 2 timesteps, not 1"),
+    (lambda: N.make_schedule("linear", T=20), "more than 20 timesteps, not 20"),
+    (lambda: N.zero_terminal_snr(N.cosine_alpha_bar(1)), "at least 2 timesteps, not 1"),
+    (lambda: N.make_target("noise", randn(1, 1), randn(1, 1), torch.tensor([0]), N.make_schedule()), "unknown target 'noise'"),
+    (lambda: N.to_x0("V", randn(1, 1), randn(1, 1), torch.tensor([0]), N.make_schedule()), "did you mean 'v'"),
+    (lambda: N.loss_weight(torch.tensor([0]), N.make_schedule(), "v", "snr"), "unknown weighting 'snr'"),
+    (lambda: N.loss_weight(torch.tensor([0]), N.make_schedule(), "eps", "min-snr+1"), "no signal is left")])
+def test_a_mistake_is_one_line(do, message):
+    with pytest.raises(UserError, match=message) as e: do()
+    assert "\n" not in str(e.value)
