@@ -51,7 +51,7 @@ def test_draw_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
     picture = Image.open(files[0])
     assert picture.size == (3 * 64 + 4 * 8, 64 + 2 * 8)  # three pictures of 16 pixels, four times enlarged, two pixels between
     assert picture.text["prompt"] == "a blue and red dragon" and picture.text["seed"] == "7" and picture.text["steps"] == "2"
-    assert float(picture.text["text_scale"]) == 3.0 and picture.text["model"] == str(folder)
+    assert float(picture.text["text_scale"]) == imagen_preset("tiny").model.text_scale and picture.text["model"] == str(folder)
 
 
 def test_draw_is_the_same_for_a_seed_and_another_for_another(t2i, folder):

@@ -329,7 +329,7 @@ def test_imagen_saved_and_loaded(imagen, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"unet": {"sparkle": 1}}, "makes no sense"), ({"unet": 3}, "makes no sense"), ({"size": 17}, "size must be a multiple"), ({"text": "critters-clap"}, "")])
+    ({"unet": {"sparkle": 1}}, "makes no sense"), ({"unet": 3}, "makes no sense"), ({"size": 17}, "size must be a multiple"), ({"text": "critters-clap"}, "critters-clap")])
 def test_imagen_config_that_makes_no_sense(untyped, imagen, tmp_path, change, message, monkeypatch):
     from t2i_tutorial import text
     monkeypatch.setattr(text, "_online", lambda: False)
