@@ -56,10 +56,11 @@ def add_fields(app, what, name, obj, options, lines: list[str]) -> None:
 def write_library(app, docname: str, source: list[str]) -> None:
     "Replace the mark by a section for each module."
     if MARK not in source[0]: return
-    parts = []
+    parts, listed = [], (ROOT / "_toc.yml").read_text(encoding="utf-8")
     for module, notebook in modules():
-        full = f"t2i_tutorial.{module}"
-        parts.append(f"## `{full}`\n\nFrom the chapter [{notebook.removesuffix('.ipynb')}]({notebook}).\n\n"
+        full, chapter = f"t2i_tutorial.{module}", notebook.removesuffix(".ipynb")
+        origin = f"From the chapter [{chapter}]({notebook})." if f"nbs/{chapter}\n" in listed else f"Its chapter, `{chapter}`, is being written."
+        parts.append(f"## `{full}`\n\n{origin}\n\n"
                      f"```{{eval-rst}}\n.. automodule:: {full}\n   :members:\n```\n")
     source[0] = source[0].replace(MARK, "\n".join(parts))
 

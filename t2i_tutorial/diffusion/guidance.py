@@ -50,7 +50,7 @@ def dynamic_threshold(
     x0: Float[Tensor, "b ..."],  # guesses at clean pictures, of any range
     percentile: float = 0.995,  # share of the values that must fit without being clipped, in (0, 1]
 ) -> Float[Tensor, "b ..."]:  # in [-1, 1]
-    "Clip each picture at its own percentile of |x0|, then divide by it (Saharia et al. 2022, section 2.3)."
+    "Clip each picture at its own percentile of abs(x0), then divide by it (Saharia et al. 2022, section 2.3)."
     s = torch.stack([torch.quantile(x.flatten().abs().float(), percentile) for x in x0])
     s = s.clamp(min=1).to(x0).view(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
