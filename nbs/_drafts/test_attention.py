@@ -1,0 +1,162 @@
+"""Chapter 13: attention against slow loops and PyTorch's own layer, and the properties that shapes cannot show."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from t2i_tutorial.attention import CrossAttention2d, MultiHeadAttention, SelfAttention2d, attention_weights
+from t2i_tutorial.core import UserError, make_generator
+
+
+def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test attention", *shape))
+
+
+def awake(module, scale=0.3):
+    "With random numbers wherever the module begins with zeros."
+    for i, p in enumerate(module.parameters()):
+        if not p.any(): p.data = scale * randn(*p.shape, seed=i)
+    return module
+
+
+def slowly(attend, x, context, mask):
+    "One sample, one head, one query at a time, over the allowed keys only, in float64."
+    attend, x, context = attend.double(), x.double(), context.double()
+    size = x.shape[-1] // attend.heads
+    weight_k, weight_v = attend.kv.weight.chunk(2)
+    y = torch.zeros_like(x)
+    for b in range(len(x)):
+        for h in range(attend.heads):
+            part = slice(h * size, (h + 1) * size)
+            keys, values = (context[b, mask[b]] @ w[part].T for w in (weight_k, weight_v))
+            for i in range(x.shape[1]):
+                w = ((x[b, i] @ attend.q.weight[part].T) @ keys.T / size**0.5).softmax(0)
+                y[b, i, part] = w @ values
+    return y @ attend.out.weight.T + attend.out.bias
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_equals_a_slow_loop(heads):
+    attend, x, context = awake(MultiHeadAttention(16, 12, heads)), randn(3, 5, 16), randn(3, 7, 12)
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    ours = attend(x, context, mask)
+    with torch.no_grad(): assert torch.allclose(ours.double(), slowly(attend, x, context, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_equals_torch_multihead_attention(cross):
+    attend, x = awake(MultiHeadAttention(24, heads=4)), randn(2, 6, 24)
+    context, mask = (randn(2, 5, 24, seed=1), torch.arange(5) < torch.tensor([[5], [2]])) if cross else (x, torch.arange(6) < torch.tensor([[6], [3]]))
+    theirs = nn.MultiheadAttention(24, 4, batch_first=True)
+    theirs.in_proj_weight.data = torch.cat([attend.q.weight, attend.kv.weight])
+    theirs.out_proj.load_state_dict(attend.out.state_dict())
+    expected, weights = theirs(x, context, context, key_padding_mask=~mask, average_attn_weights=False)
+    assert torch.allclose(attend(x, context if cross else None, mask), expected, atol=1e-5)
+    assert torch.allclose(attention_weights(attend, x, context, mask), weights, atol=1e-6)
+
+
+def test_one_head_is_scaled_dot_product():
+    attend, x = awake(MultiHeadAttention(8, heads=1)), randn(2, 5, 8)
+    k, v = attend.kv(x).chunk(2, dim=-1)
+    assert torch.allclose(attend(x), attend.out(F.scaled_dot_product_attention(attend.q(x), k, v)), atol=1e-6)
+
+
+def test_begins_as_nothing():
+    x, tokens, mask = randn(2, 16, 4, 6), randn(2, 3, 12), torch.ones(2, 3, dtype=torch.bool)
+    assert not MultiHeadAttention(16)(randn(2, 5, 16)).any()
+    assert torch.equal(SelfAttention2d(16)(x), x) and torch.equal(CrossAttention2d(16, 12)(x, tokens, mask), x)
+
+
+def test_permutation_equivariance_over_places():
+    "JZ-1: a peer attends over the batch; shuffled places must give shuffled answers."
+    attend, x, order = awake(MultiHeadAttention(16)), randn(2, 9, 16), torch.randperm(9, generator=make_generator(0, "order"))
+    assert torch.allclose(attend(x[:, order]), attend(x)[:, order], atol=1e-6)
+    assert not torch.allclose(attend(x[:, order]), attend(x), atol=1e-3)
+
+
+def test_self_attention_2d_mixes_places_along_both_axes():
+    "JZ-1: every place must hear of every other, whatever the order of height and width."
+    layer, x = awake(SelfAttention2d(16)), randn(1, 16, 3, 5)
+    assert torch.allclose(layer(x.flip(2, 3)), layer(x).flip(2, 3), atol=1e-5)
+    assert torch.allclose(layer(x.transpose(2, 3)), layer(x).transpose(2, 3), atol=1e-5)
+    attend, places = layer.attend, randn(1, 15, 16)
+    for j in (0, 7, 14):
+        changed = places.clone(); changed[0, j] += 1
+        assert ((attend(changed) - attend(places)).abs().amax(-1)[0] > 1e-4).all()
+
+
+@pytest.mark.parametrize("kind", ["places", "words"])
+def test_samples_are_independent(kind):
+    "JZ-1: changing one sample must leave the others as they are."
+    x, tokens, mask = randn(3, 16, 4, 4), randn(3, 5, 12), torch.ones(3, 5, dtype=torch.bool)
+    layer = awake(SelfAttention2d(16) if kind == "places" else CrossAttention2d(16, 12))
+    call = (lambda x, t: layer(x)) if kind == "places" else (lambda x, t: layer(x, t, mask[:len(x)]))
+    other, said = x.clone(), tokens.clone()
+    other[1] += 1; said[1] += 1
+    before, after = call(x, tokens), call(other, said)
+    assert torch.allclose(before[[0, 2]], after[[0, 2]], atol=1e-6) and not torch.allclose(before[1] - x[1], after[1] - other[1], atol=1e-3)
+    assert torch.allclose(call(x[2:], tokens[2:])[0], before[2], atol=1e-5)     # alone as in a crowd
+
+
+def test_cross_attention_reads_the_words():
+    "MI-14: a peer's text never enters through tokens; here other words give another map, and so do other words of one text."
+    layer, x, tokens, mask = awake(CrossAttention2d(16, 12)), randn(1, 16, 4, 4), randn(1, 5, 12), torch.ones(1, 5, dtype=torch.bool)
+    changed = tokens.clone(); changed[0, 2] = randn(12, seed=3)
+    assert (layer(x, changed, mask) - layer(x, tokens, mask)).abs().max() > 1e-3
+    assert torch.allclose(layer(x, tokens.flip(1), mask), layer(x, tokens, mask), atol=1e-5)      # but their order is the encoder's affair
+
+
+def test_padding_has_no_influence():
+    "MI-4: a peer's padding dilutes the text. Neither its content nor its length may matter."
+    layer, x, tokens = awake(CrossAttention2d(16, 12)), randn(2, 16, 4, 4), randn(2, 6, 12)
+    mask = torch.arange(6) < torch.tensor([[6], [2]])
+    expected = layer(x, tokens, mask)
+    rubbish = tokens.masked_fill(~mask[..., None], 1e4)
+    longer = F.pad(rubbish, (0, 0, 0, 11), value=-3.0), F.pad(mask, (0, 11))
+    assert torch.allclose(layer(x, rubbish, mask), expected, atol=1e-6) and torch.allclose(layer(x, *longer), expected, atol=1e-5)
+    assert torch.allclose(layer(x[1:], tokens[1:, :2], mask[1:, :2]), expected[1:], atol=1e-5)    # or cut it off
+    assert not torch.allclose(layer(x, rubbish, torch.ones_like(mask)), expected, atol=1e-3)      # without the mask it would
+
+
+def test_weights_are_shares_and_masked_ones_are_zero():
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    w = attention_weights(MultiHeadAttention(16, 12, 2), randn(2, 4, 16), randn(2, 5, 12), mask)
+    assert w.shape == (2, 2, 4, 5) and (w >= 0).all() and torch.allclose(w.sum(-1), torch.ones(2, 2, 4))
+    assert not w[1, ..., 3:].any() and w[1, ..., :3].min() > 0
+
+
+def steps(module, loss, n=3):
+    "The largest gradient of every parameter in each of the first steps."
+    rows, optimiser = [], torch.optim.SGD(module.parameters(), 0.1)
+    for _ in range(n):
+        optimiser.zero_grad(); loss().backward(); optimiser.step()
+        rows.append({n: p.grad.abs().max().item() for n, p in module.named_parameters()})
+    return rows
+
+
+def test_one_zero_factor_never_two():
+    "JZ-2: with q, v and out all zero a peer's attention is dead for ever; ours learns in the first step, all of it from the second."
+    attend, x, goal = MultiHeadAttention(16), randn(2, 9, 16), randn(2, 9, 16, seed=5)
+    assert not attend.out.weight.any() and all(p.any() for n, p in attend.named_parameters() if not n.startswith("out"))
+    rows = steps(attend, lambda: (attend(x) - goal).square().mean())
+    assert rows[0]["out.weight"] > 0 and min(rows[1].values()) > 0
+    nn.init.zeros_(attend.out.weight); nn.init.zeros_(attend.kv.weight)          # the fault itself, to know that the check can see it
+    rows = steps(attend, lambda: (attend(x) - goal).square().mean())
+    assert not any(row[n] for row in rows for n in ("q.weight", "kv.weight", "out.weight"))
+
+
+def test_gradients_reach_every_parameter_of_the_wrappers():
+    "MI-1: parameters that no optimiser can reach; JZ-2: parameters that no gradient reaches."
+    x, tokens, mask = randn(2, 16, 4, 4), randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool)
+    for layer, call in ((s := SelfAttention2d(16), lambda: s(x)), (c := CrossAttention2d(16, 12), lambda: c(x, tokens, mask))):
+        rows = steps(layer, lambda: (call() - randn(2, 16, 4, 4, seed=4)).square().mean())
+        assert min(rows[-1].values()) > 0, rows[-1]
+
+
+@pytest.mark.parametrize("dim, heads", [(16, 3), (10, 4), (16, 0)])
+def test_heads_must_divide_channels(dim, heads):
+    with pytest.raises(UserError, match=f"{dim} channels cannot be cut into {heads} heads"): MultiHeadAttention(dim, heads=heads)
+
+
+def test_parameters_are_counted_by_hand():
+    "MI-3: a peer's class builds other sizes than its name says."
+    assert sum(p.numel() for p in MultiHeadAttention(32, 20, 4).parameters()) == 32 * 32 + 2 * 20 * 32 + 32 * 32 + 32
