@@ -109,6 +109,11 @@ def test_eta_one_equals_ddpm(ends):
     assert torch.allclose(*out, atol=1e-8)
 
 
+def test_eta_one_is_finite_from_pure_noise():
+    s = make_schedule()
+    for steps in (2, 5, 8, 20): assert run_ours(s, predictor("v", s), "v", steps, (4, 3, 8, 8), "ddim", 1.0).isfinite().all()
+
+
 def test_dpm_without_memory_is_ddim():
     s = make_schedule()
     for t, u in ((999, 900), (700, 600), (100, 40), (30, -1)):
@@ -135,7 +140,7 @@ def test_one_step_is_the_guess_and_a_constant_guess_is_reached(sampler):
     assert torch.allclose(S.sample(lambda x, t: goal, lambda: randn(2, 3, 4, 4, seed=1), s, 7, sampler), goal, atol=1e-12)
 
 
-# ---- parity
+# ---- parity, in float64, so that 1e-5 tells a formula from a rounding (diffusers' DPM-Solver++ goes through float32 all the same)
 
 def run_theirs(scheduler, schedule, predict, steps, shape, **more):
     g = generator(3)
@@ -143,7 +148,7 @@ def run_theirs(scheduler, schedule, predict, steps, shape, **more):
     scheduler.set_timesteps(steps)
     if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler): step = lambda *a: scheduler.step(*a).prev_sample
     else: step = lambda *a: scheduler.step(*a, generator=g, **more).prev_sample
-    x = torch.randn(shape, generator=g)
+    x = torch.randn(shape, generator=g, dtype=torch.float64)
     for t in scheduler.timesteps: x = step(predict(x, int(t)), t, x)
     return x
 
@@ -151,7 +156,7 @@ def run_theirs(scheduler, schedule, predict, steps, shape, **more):
 def run_ours(schedule, predict, target, steps, shape, sampler, eta=0.0):
     g = generator(3)
     denoise = lambda x, t: to_x0(target, predict(x, t), x, torch.full((len(x),), t), schedule)
-    return S.sample(denoise, lambda: torch.randn(shape, generator=g), schedule, steps, sampler, eta)
+    return S.sample(denoise, lambda: torch.randn(shape, generator=g, dtype=torch.float64), schedule, steps, sampler, eta)
 
 
 def predictor(target, schedule):
@@ -166,11 +171,11 @@ def predictor(target, schedule):
 
 
 TABLES = [(name, ends, target) for name in ("cosine", "linear") for ends in (False, True) for target in TARGETS
-          if not (target == "eps" and (ends or name == "cosine"))]   # eps has no answer at an SNR of 0, and 1e-5 is out of reach near it
+          if not (target == "eps" and ends)]   # eps has no answer at an SNR of 0
 
 
 @pytest.mark.parametrize("name, ends, target", TABLES)
-@pytest.mark.parametrize("steps", [1, 5, 20, 30, 250])
+@pytest.mark.parametrize("steps", [1, 5, 20, 30, 100])
 def test_ddpm_equals_diffusers(name, ends, target, steps):
     s = make_schedule(name, zero_terminal=ends)
     theirs = diffusers.DDPMScheduler(clip_sample=False, thresholding=False, variance_type="fixed_small",
@@ -181,10 +186,14 @@ def test_ddpm_equals_diffusers(name, ends, target, steps):
 
 @pytest.mark.parametrize("name, ends, target", TABLES)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [1, 5, 20, 250])
+@pytest.mark.parametrize("steps", [1, 5, 20, 100])
 def test_ddim_equals_diffusers(name, ends, target, steps, eta):
-    "Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing timesteps of other counts do not keep."
+    """Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing timesteps of other counts do not keep.
+
+    From an SNR of 0 its eta stays a little below 1, where rounding can make it take the root of a negative number.
+    """
     s = make_schedule(name, zero_terminal=ends)
+    if ends: eta = min(eta, 0.999)
     theirs = diffusers.DDIMScheduler(clip_sample=False, thresholding=False, set_alpha_to_one=True,
                                      prediction_type=TARGETS[target], timestep_spacing="trailing")
     a = run_theirs(theirs, s, predictor(target, s), steps, (4, 3, 8, 8), eta=eta)
@@ -197,14 +206,17 @@ def dpm_of_diffusers(target):
         prediction_type=TARGETS[target], timestep_spacing="trailing")
 
 
-@pytest.mark.parametrize("name, ends, target", TABLES)
+@pytest.mark.parametrize("name, ends, target", [c for c in TABLES if c != ("cosine", False, "eps")])  # alpha 5e-5: float32 fails
 @pytest.mark.parametrize("steps", [1, 2, 5, 14, 20, 30, 100])
 def test_dpm_equals_diffusers(name, ends, target, steps):
-    "diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR must be finite; the same table goes to both here."
+    """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR must be finite; the same table goes to both here.
+
+    It computes in float32: from eps, a single step divides its rounding by an alpha below 0.01, hence the wider bound there.
+    """
     s = make_schedule(name, zero_terminal=ends)
     if ends: s = Schedule(s.alpha_bar.clamp(min=2**-24))
     a = run_theirs(dpm_of_diffusers(target), s, predictor(target, s), steps, (4, 3, 8, 8))
-    assert (a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "dpm")).abs().max() < 1e-5
+    assert (a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "dpm")).abs().max() < (1e-4 if (target, steps) == ("eps", 1) else 1e-5)
 
 
 def test_dpm_at_an_snr_of_exactly_zero():

@@ -1,0 +1,248 @@
+"""Chapter 23: guidance identities, thresholds, the settings, both branches of one network."""
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from t2i_tutorial import critters
+from t2i_tutorial.core import UserError, make_generator
+from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.diffusion import guidance as G
+from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
+from t2i_tutorial.diffusion.noise import make_schedule, to_eps, to_x0
+from t2i_tutorial.text import NullText, TextEmbedding
+
+SCHEDULE = make_schedule("cosine", 1000)
+
+
+def noise(*shape, name="x"): return torch.randn(*shape, generator=make_generator(0, "guidance", name))
+
+
+def texts(b, n=5, d=8):
+    return TextEmbedding(noise(b, n, d, name="tokens"), torch.ones(b, n, dtype=torch.bool), noise(b, d, name="pooled"))
+
+
+class Listener(torch.nn.Module):
+    "Answers with what it hears of the text: through the tokens, the pooled vector, or both."
+
+    def __init__(self, hears=("tokens", "pooled")):
+        super().__init__()
+        self.hears, self.calls = hears, []
+
+    def forward(self, xt, t, text):
+        self.calls.append(len(xt))
+        out = 0.1 * xt + t.view(-1, 1, 1, 1) / 1000
+        if "tokens" in self.hears: out = out + (text.tokens * text.mask[..., None]).sum((1, 2)).view(-1, 1, 1, 1)
+        if "pooled" in self.hears: out = out + text.pooled.sum(1).view(-1, 1, 1, 1)
+        return out
+
+
+@pytest.fixture
+def null_text():
+    torch.manual_seed(0)
+    return NullText(8)
+
+
+def denoise(net, text, null_text, xt, t=400, target="v", **how):
+    how = {"threshold": "none"} | how
+    with torch.no_grad(): return G.guided_denoiser(net, text, null_text, SCHEDULE, target, G.Guidance(**how))(xt, t)
+
+
+# ---- identities
+
+@pytest.mark.parametrize("target", ["v", "x0", "eps"])
+@pytest.mark.parametrize("b", [1, 2, 3])
+def test_identities_for_batches_of_one_two_and_three(b, target, null_text):
+    "Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked, silently wrong for two pictures."
+    net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
+    with torch.no_grad(): c, u = (to_x0(target, net(xt, t, e), xt, t, SCHEDULE) for e in (text, null_text.like(text)))
+    assert (c - u).abs().min() > 1e-3
+    assert torch.equal(denoise(net, text, null_text, xt, target=target, scale=1.0), c)
+    assert torch.equal(denoise(net, text, null_text, xt, target=target, scale=0.0), u)
+    for w in (0.5, 3.0, 8.0):
+        out = denoise(net, text, null_text, xt, target=target, scale=w)
+        assert out.shape == xt.shape and torch.allclose(out, u + w * (c - u), atol=1e-4)
+
+
+def test_each_picture_is_guided_by_its_own_text(null_text):
+    net, text, xt = Listener(), texts(3), noise(3, 3, 4, 4)
+    whole = denoise(net, text, null_text, xt, scale=3.0)
+    for i in range(3): assert torch.allclose(whole[i:i + 1], denoise(net, text[i], null_text, xt[i:i + 1], scale=3.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["v", "eps"])
+def test_guiding_the_target_equals_guiding_the_picture(target):
+    xt, t = noise(2, 3, 4, 4), torch.tensor([200, 700])
+    a, b = noise(2, 3, 4, 4, name="a"), noise(2, 3, 4, 4, name="b")
+    late = to_x0(target, G.guide(a, b, 3.0), xt, t, SCHEDULE)
+    early = G.guide(to_x0(target, a, xt, t, SCHEDULE), to_x0(target, b, xt, t, SCHEDULE), 3.0)
+    assert torch.allclose(late, early, atol=1e-4)
+    assert torch.allclose(to_eps(early, xt, t, SCHEDULE), G.guide(*(to_eps(to_x0(target, o, xt, t, SCHEDULE), xt, t, SCHEDULE) for o in (a, b)), 3.0), atol=1e-4)
+
+
+def test_scale_is_that_of_ho_and_salimans_plus_one():
+    c, u = noise(2, 4, name="c"), noise(2, 4, name="u")
+    assert torch.allclose(G.guide(c, u, 3.0), (1 + 2.0) * c - 2.0 * u, atol=1e-6)
+
+
+# ---- both branches
+
+@pytest.mark.parametrize("b", [1, 2, 3])
+def test_one_pass_equals_two(b, null_text):
+    net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.arange(b) * 100
+    null = null_text.like(text)
+    with torch.no_grad():
+        c, u = G.both_branches(net, xt, t, text, null)
+        assert net.calls == [2 * b]
+        assert torch.allclose(c, net(xt, t, text), atol=1e-6) and torch.allclose(u, net(xt, t, null), atol=1e-6)
+
+
+def test_one_pass_equals_two_in_the_real_unet():
+    torch.manual_seed(0)
+    model = Imagen(IMAGEN_PRESETS["tiny"].model).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
+        text, xt, t = model.encode(["a red cat", "a blue and green owl, sleeping"]), noise(2, 3, 16, 16), torch.tensor([300, 600])
+        null = model.null_text.like(text)
+        c, u = G.both_branches(model.unet, xt, t, text, null)
+        assert torch.allclose(c, model.unet(xt, t, text), atol=1e-5) and torch.allclose(u, model.unet(xt, t, null), atol=1e-5)
+    assert (c - u).abs().max() > 1e-3
+
+
+def test_one_answer_costs_one_pass(null_text):
+    for scale, calls in ((0.0, [2]), (1.0, [2]), (3.0, [4])):
+        net = Listener()
+        denoise(net, texts(2), null_text, noise(2, 3, 4, 4), scale=scale)
+        assert net.calls == calls
+
+
+@pytest.mark.parametrize("hears", ["tokens", "pooled"])
+def test_null_text_reaches_tokens_and_pooled(hears, null_text):
+    "Fault MI-4 and its kin: a network that hears only one of the two must still tell text from no text, and one null text from none other."
+    net, text, xt = Listener((hears,)), texts(3), noise(3, 3, 4, 4)
+    plain, without = (denoise(net, text, null_text, xt, scale=w) for w in (1.0, 0.0))
+    assert (plain - without).abs().amin((1, 2, 3)).min() > 1e-3
+    other = TextEmbedding(text.tokens + 1, text.mask, text.pooled + 1)
+    assert torch.equal(without, denoise(net, other, null_text, xt, scale=0.0)) and not torch.allclose(plain, denoise(net, other, null_text, xt, scale=1.0))
+
+
+# ---- captions dropped in training, and never after
+
+def test_captions_are_dropped_in_training_only():
+    torch.manual_seed(0)
+    config = IMAGEN_PRESETS["tiny"].model
+    model, always = Imagen(config), None
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
+    batch = next(CaptionedImages.from_critters(4, size=config.size).batches(4))
+    def loss(drop, train):
+        model.config = replace(config, caption_drop=drop)
+        model.train(train)
+        with torch.no_grad(): return model.training_losses(batch, make_generator(0, "drop"))["loss"]
+    assert torch.equal(loss(1.0, False), loss(0.0, False))
+    always, never = loss(1.0, True), loss(0.0, True)
+    assert not torch.equal(always, never)
+    assert torch.equal(never, loss(0.0, False))
+
+
+# ---- thresholds
+
+def test_dynamic_threshold_really_rescales():
+    "Fault HF-1: with its default bound a peer's dynamic threshold is a static clip."
+    x = 1.5 * noise(4, 3, 8, 8)
+    ours, s = G.dynamic_threshold(x, 0.9), torch.quantile(x.flatten(1).abs(), 0.9, dim=1).view(-1, 1, 1, 1)
+    assert (s > 1.5).all() and not torch.allclose(ours, G.static_threshold(x))
+    inside = x.abs() < s
+    assert torch.allclose(ours[inside], (x / s)[inside], atol=1e-6) and (ours[~inside].abs() > 1 - 1e-6).all()
+    assert abs(inside.float().mean() - 0.9) < 0.02 and ours.abs().max() <= 1
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.995, 1.0])
+def test_thresholds_equal_those_of_diffusers(p):
+    x = 1.5 * noise(4, 3, 8, 8)
+    def theirs(**options): return DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=p, **options)._threshold_sample(x)
+    assert torch.allclose(theirs(sample_max_value=100.0), G.dynamic_threshold(x, p), atol=1e-6)
+    assert torch.equal(theirs(), G.static_threshold(x))
+
+
+def test_a_picture_in_range_is_left_alone_and_each_has_its_own_limit():
+    x = torch.stack([noise(3, 8, 8).clamp(-1, 1), 4 * noise(3, 8, 8)])
+    out = G.dynamic_threshold(x)
+    assert torch.equal(out[0], x[0]) and torch.equal(out[1:], G.dynamic_threshold(x[1:])) and not torch.allclose(out[1], x[1].clamp(-1, 1))
+    assert G.dynamic_threshold(x.half()).dtype == torch.float16 and G.dynamic_threshold(x[:, 0, 0]).shape == (2, 8)
+
+
+def test_white_pages_turn_grey_at_high_percentiles():
+    "The constructed picture: 60 % white at 1.0, 2 % overshooting to 1.6."
+    x = torch.full((3 * 32 * 32,), -0.5)
+    x[:int(0.6 * len(x))], x[-int(0.02 * len(x)):] = 1.0, 1.6
+    white = {p: G.dynamic_threshold(x.view(1, 3, 32, 32), p).flatten()[0].item() for p in (0.9, 0.95, 0.995)}
+    assert white[0.9] == white[0.95] == 1 and abs(white[0.995] - 0.625) < 1e-4
+
+
+def test_rendered_creature_on_white():
+    c = critters.draw([critters.Critter("dragon", "red", "blue", "green")])
+    u = critters.sample(64, size=32, seed=0).images.mean(0, keepdim=True)
+    x = G.guide((c + u) / 2, u, 3.0)
+    corner = [f(x)[0, :, 0, 0].mean().item() for f in (G.static_threshold, lambda x: G.dynamic_threshold(x, 0.5), G.dynamic_threshold)]
+    assert corner[0] == 1 and 1 > corner[1] > corner[2] and corner[2] < 0.8
+
+
+def test_large_batches_have_a_percentile():
+    "torch.quantile refused more than 16 million values for years; a batch of large pictures has more."
+    x = torch.zeros(23, 3, 512, 512)
+    x[3] = 2.0
+    assert x.numel() > 2**24 and G.dynamic_threshold(x)[3].min() == 1
+
+
+# ---- rescale
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
+def test_rescale_moves_the_spread(phi):
+    c, g = noise(3, 3, 8, 8, name="c"), 4 * noise(3, 3, 8, 8, name="g")
+    std = lambda x: x.flatten(1).std(dim=1)
+    out = G.rescale(g, c, phi)
+    assert torch.allclose(std(out), phi * std(c) + (1 - phi) * std(g), rtol=1e-4)
+    assert torch.allclose(out / g, (out / g).flatten(1)[:, :1, None, None], rtol=1e-3)  # one factor a picture
+
+
+def test_rescale_of_a_flat_guess_is_finite():
+    flat = torch.ones(1, 3, 4, 4)
+    assert G.rescale(flat, flat, 0.7).isfinite().all() and G.rescale(0 * flat, noise(1, 3, 4, 4)).isfinite().all()
+
+
+def test_rescale_is_applied_before_the_threshold(null_text):
+    net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
+    c, x = (denoise(net, text, null_text, xt, scale=w) for w in (1.0, 5.0))
+    out = denoise(net, text, null_text, xt, scale=5.0, rescale=0.7, threshold="static")
+    assert torch.allclose(out, G.rescale(x, c, 0.7).clamp(-1, 1), atol=1e-5)
+
+
+# ---- settings
+
+@pytest.mark.parametrize("setting, message", [
+    ({"scale": -0.1}, "text scale must be a number of at least 0, not -0.1"), ({"scale": float("nan")}, "not nan"), ({"scale": float("inf")}, "not inf"),
+    ({"scale": "3"}, "text scale must be"), ({"scale": True}, "text scale must be"), ({"percentile": 0}, "percentile must be more than 0"),
+    ({"percentile": 1.01}, "percentile"), ({"percentile": float("nan")}, "percentile"), ({"rescale": 1.5}, "rescale must be from 0 to 1"),
+    ({"rescale": -1}, "rescale"), ({"interval": (0.8, 0.2)}, "in order"), ({"interval": (0.0, 2.0)}, "from 0 to 1"), ({"interval": (0.5,)}, "two numbers"),
+    ({"interval": (float("nan"), 1.0)}, "interval"), ({"threshold": "dynamics"}, "did you mean 'dynamic'")])
+def test_settings_that_make_no_sense_get_one_line(untyped, setting, message):
+    with pytest.raises(UserError, match=message) as e: G.Guidance(**setting)
+    assert "\n" not in str(e.value)
+
+
+def test_interval_guides_inside_and_is_plain_outside(null_text):
+    how = G.Guidance(scale=4.0, interval=(0.2, 0.7))
+    assert [how.scale_at(t, 1000) for t in (0, 199, 200, 450, 700, 701, 999)] == [1, 1, 4, 4, 4, 1, 1]
+    net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
+    for t, scale in ((100, 1.0), (450, 4.0), (900, 1.0)):
+        assert torch.equal(denoise(net, text, null_text, xt, t, scale=4.0, interval=(0.2, 0.7)), denoise(net, text, null_text, xt, t, scale=scale))
+
+
+def test_thresholds_are_applied_by_name(null_text):
+    net, text, xt = Listener(), texts(2), 3 * noise(2, 3, 4, 4)
+    raw = denoise(net, text, null_text, xt, scale=3.0)
+    assert raw.abs().max() > 1.5
+    assert torch.equal(denoise(net, text, null_text, xt, scale=3.0, threshold="static"), raw.clamp(-1, 1))
+    assert torch.equal(denoise(net, text, null_text, xt, scale=3.0, threshold="dynamic", percentile=0.9), G.dynamic_threshold(raw, 0.9))
