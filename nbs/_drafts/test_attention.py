@@ -91,7 +91,7 @@ def test_samples_are_independent(kind):
     layer = awake(SelfAttention2d(16) if kind == "places" else CrossAttention2d(16, 12))
     call = (lambda x, t: layer(x)) if kind == "places" else (lambda x, t: layer(x, t, mask[:len(x)]))
     other, said = x.clone(), tokens.clone()
-    other[1] += 1; said[1] += 1
+    other[1], said[1] = randn(16, 4, 4, seed=8), randn(5, 12, seed=8)
     before, after = call(x, tokens), call(other, said)
     assert torch.allclose(before[[0, 2]], after[[0, 2]], atol=1e-6) and not torch.allclose(before[1] - x[1], after[1] - other[1], atol=1e-3)
     assert torch.allclose(call(x[2:], tokens[2:])[0], before[2], atol=1e-5)     # alone as in a crowd
