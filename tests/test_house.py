@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = [p for p in NOTEBOOKS if p.name[0].isdigit()]
-DRAFTS = {"06_metrics", "13_attention", "21_unet_blocks", "22_unet", "23_guidance", "24_samplers", "25_train_imagen"}  # their code is in the library, their prose is not written; not in the book
+DRAFTS = {"06_metrics", "13_attention", "21_unet_blocks", "22_unet", "25_train_imagen"}  # their code is in the library, their prose is not written; not in the book
 CHAPTERS = [p for p in MODULES if p.stem not in DRAFTS]
 
 

@@ -39,7 +39,7 @@ def both_branches(
     both = TextEmbedding(*(torch.cat([getattr(e, k) for e in (text, null)]) for k in ("tokens", "mask", "pooled")))
     return net(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
 
-# %% ../../nbs/23_guidance.ipynb #94229fc3
+# %% ../../nbs/23_guidance.ipynb #9a293f34
 def static_threshold(
     x0: Float[Tensor, "b ..."],  # guesses at clean pictures, of any range
 ) -> Float[Tensor, "b ..."]:  # in [-1, 1]
