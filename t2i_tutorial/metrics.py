@@ -6,11 +6,12 @@
 __all__ = ['JUDGED', 'JUDGE_PRESETS', 'EXAM', 'LABELS', 'JudgeConfig', 'Judge', 'blur', 'roughen', 'JudgeTraining',
            'judge_training', 'labels_of', 'judge_step', 'train_judge', 'read_all', 'exam', 'wilson', 'record_judge',
            'Measure', 'share', 'chance_of', 'stated', 'prompt_accuracy', 'features_of', 'frechet_distance',
-           'kernel_distance', 'set_distances', 'body_from_pixels', 'clip_score', 'lpips_distance', 'pixel_distance',
-           'diversity', 'lpips_check', 'nearest', 'memorisation', 'Report', 'batch_seed', 'sample_all', 'evaluate']
+           'kernel_distance', 'set_distances', 'pixel_distance', 'body_from_pixels', 'sharpness', 'clip_score',
+           'lpips_distance', 'diversity', 'lpips_check', 'nearest', 'memorisation', 'Report', 'batch_seed',
+           'sample_all', 'evaluate']
 
-# %% ../nbs/06_metrics.ipynb #ec643351
-import json, math, os, time, warnings
+# %% ../nbs/06_metrics.ipynb #e971bdee
+import json, math, os, socket, time, warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from . import critters
 from .clip import Clip, ClipTraining, ImageTower, Pool, machine, rate_at, revision, wobble
-from .core import (INK, PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, make_generator, progress,
+from .core import (PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, make_generator, progress,
                                save_json, save_tensors, seed_everything, to_uint8)
 from .text import full_caption
 
@@ -214,7 +215,7 @@ def train_judge(
     if folder is not None: record_judge(judge, config, history, folder, time.time() - start)
     return judge, history
 
-# %% ../nbs/06_metrics.ipynb #051a0cdd
+# %% ../nbs/06_metrics.ipynb #9b285e8c
 @torch.no_grad()
 def read_all(judge: Judge, images: Float[Tensor, "n 3 h w"], piece: int = 256) -> dict[str, Int[Tensor, " n"]]:
     "The judge's answers, as places in `critters.ATTRIBUTES`, a piece at a time."
@@ -402,7 +403,11 @@ def set_distances(
     (k, spread), (k0, _) = (kernel_distance(f, target) for f in (ours, floor))
     return {"kid": Measure(k, k0, spread=spread), "frechet": Measure(frechet_distance(ours, target), frechet_distance(floor, target))}
 
-# %% ../nbs/06_metrics.ipynb #b1404467
+# %% ../nbs/06_metrics.ipynb #0a288284
+def pixel_distance(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    "Root of the mean squared difference of two pictures, in units of the range [-1, 1]."
+    return (a - b).square().mean((1, 2, 3)).sqrt()
+
 def body_from_pixels(
     images: Float[Tensor, "n 3 h w"],   # in [-1, 1]
     wanted: Sequence[critters.Critter],
@@ -412,6 +417,13 @@ def body_from_pixels(
     body = labels_of(wanted)["body"]
     won = lambda x: torch.cat([critters.colour_shares(p).argmax(1) for p in x.split(256)]) == body
     return {"body_pixels": share(won(images), real=won(real).float().mean().item(), chance=chance_of(body.tolist()))}
+
+def sharpness(images: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h2 w2"]) -> dict[str, Measure]:
+    "How much a blur by a pixel takes away, on average: less than from real pictures is soft, more is grainy."
+    detail = lambda x: torch.cat([pixel_distance(p, blur(p, 1.0)) for p in x.split(256)])
+    ours = detail(images)
+    mean, half = ours.mean().item(), 1.96 * ours.std().item() / math.sqrt(len(ours))
+    return {"sharpness": Measure(mean, detail(real).mean().item(), low=mean - half, high=mean + half)}
 
 @torch.no_grad()
 def clip_score(
@@ -428,7 +440,7 @@ def clip_score(
     mean = own.mean().item()
     return {"clip": Measure(mean, (best * texts).sum(1).mean().item(), other.mean().item(), mean - half, mean + half)}
 
-# %% ../nbs/06_metrics.ipynb #b54de940
+# %% ../nbs/06_metrics.ipynb #bab68bc6
 _BACKBONES = {"squeeze": "SqueezeNet 1.1", "alex": "AlexNet", "vgg": "VGG16"}
 _LOADED = {}
 
@@ -437,16 +449,19 @@ def _load_lpips(net: str):
     if check_choice("LPIPS net", net, _BACKBONES) in _LOADED: return _LOADED[net]
     try: import lpips
     except ImportError as e: raise UserError("LPIPS needs the package lpips; pip install 't2i-tutorial[train]'") from e
+    patience = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(15)  # seconds
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             _LOADED[net] = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
     except Exception as e:
-        raise UserError(f"no LPIPS: the weights of {_BACKBONES[net]} are not whole in {torch.hub.get_dir()!r} and could not be downloaded "
+        raise UserError(f"no LPIPS: the weights of {_BACKBONES[net]} are not whole in torch's cache and could not be downloaded "
                         f"({type(e).__name__}); connect once, or set TORCH_HOME to a folder that holds them") from e
+    finally: socket.setdefaulttimeout(patience)
     return _LOADED[net]
 
-# %% ../nbs/06_metrics.ipynb #78d2e1b4
+# %% ../nbs/06_metrics.ipynb #a11bdd72
 def lpips_distance(
     a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"],  # pairs of pictures in [-1, 1]
     net: str = "squeeze",  # or "alex" or "vgg"
@@ -457,10 +472,6 @@ def lpips_distance(
     with torch.no_grad():
         pairs = zip(*(_fit(x, size).clamp(-1, 1).split(64) for x in (a, b)))
         return torch.cat([rearrange(model(x, y), "b 1 1 1 -> b") for x, y in pairs])
-
-def pixel_distance(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    "Root of the mean squared difference of two pictures, in units of the range [-1, 1]."
-    return (a - b).square().mean((1, 2, 3)).sqrt()
 
 def diversity(
     groups: Float[Tensor, "p k 3 h w"],  # k pictures for each of p prompts
@@ -502,9 +513,9 @@ def memorisation(
     return {"nearest": Measure(ours.median().item(), fresh.median().item()),
             "memorised": share(ours < line, real=(fresh < line).float().mean().item())}
 
-# %% ../nbs/06_metrics.ipynb #3d0c649c
+# %% ../nbs/06_metrics.ipynb #cae6ba4c
 LABELS = {"species": "species", "body": "body colour", "second": "second colour", "eyes": "eyes", "action": "action", "all": "all five together",
-          "body_pixels": "body colour, from pixels", "clip": "CLIP score (cosine)", "kid": "kernel distance", "frechet": "Frechet distance",
+          "body_pixels": "body colour, from pixels", "sharpness": "fine detail", "clip": "CLIP score (cosine)", "kid": "kernel distance", "frechet": "Frechet distance",
           "lpips_diversity": "LPIPS within a prompt", "pixel_diversity": "pixel distance within a prompt",
           "nearest": "distance to nearest training picture", "memorised": "share called memorised"}
 
@@ -555,14 +566,14 @@ class Report:
         return "\n".join(["| measure | model | real pictures | chance |", "|---|---|---|---|", *rows])
 
     def figure(self):
-        "Shares with intervals, and distances beside their floor."
+        "Shares with intervals, and the other measures as multiples of those of real pictures."
         return _draw_report(self)
 
-# %% ../nbs/06_metrics.ipynb #b4733073
+# %% ../nbs/06_metrics.ipynb #cb03eef6
 def _draw_report(report: Report):
-    "Two panels: what was asked and found; how far from real pictures."
+    "Two panels: shares beside those of real pictures; other measures as multiples of what real pictures have."
     import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), width_ratios=(3, 2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3), width_ratios=(3, 2), layout="constrained")
     shares = [k for k in (*JUDGED, "all", "body_pixels", "memorised") if k in report.measures][::-1]
     for y, k in enumerate(shares):
         m = report[k]
@@ -571,13 +582,15 @@ def _draw_report(report: Report):
         left.plot(m.real, y, "|", color=PALETTE[2], ms=14, mew=2, label="real pictures" if not y else None)
         if m.chance is not None: left.plot(m.chance, y, "x", color=PALETTE[1], label="chance" if k == "all" else None)
     left.set(xlabel="share of pictures", xlim=(-0.02, 1.02)); left.set_yticks(range(len(shares)), [LABELS[k] for k in shares])
-    left.legend(fontsize=8)
-    for y, k in enumerate(("frechet", "kid")):
-        m = report[k]
-        right.plot([max(m.real, 1e-5), max(m.value, 1e-5)], [y, y], color=INK, lw=1)
-        right.plot(max(m.value, 1e-5), y, "o", color=PALETTE[0]); right.plot(max(m.real, 1e-5), y, "|", color=PALETTE[2], ms=14, mew=2)
-    right.set(xscale="log", xlabel="distance to real pictures", ylim=(-0.5, 1.5))
-    right.set_yticks([0, 1], [LABELS["frechet"], LABELS["kid"]])
+    left.legend(loc="center", fontsize=8)
+    scales = [k for k in ("frechet", "sharpness", "clip", "pixel_diversity", "lpips_diversity", "nearest") if k in report.measures][::-1]
+    times = [max(report[k].value / report[k].real, 0.02) for k in scales]
+    right.axvline(1, color=PALETTE[2], lw=2); right.plot(times, range(len(scales)), "o", color=PALETTE[0])
+    low, high = min(0.2, *times) / 1.3, max(5, *times) * 1.3
+    ticks = [t for t in (0.02, 0.1, 0.2, 0.5, 1, 2, 5, 20, 100, 500) if low < t < high]
+    right.set(xscale="log", xlabel="model / real pictures", xlim=(low, high)); right.minorticks_off()
+    right.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    right.set_yticks(range(len(scales)), [LABELS[k] for k in scales])
     plt.close(figure)
     return figure
 
@@ -625,7 +638,7 @@ def _within_prompts(images: Tensor, real: Tensor, copies: int, with_lpips: bool,
     try: return found | {"lpips_diversity": both(lambda a, b: lpips_distance(a, b, net))}, {}
     except UserError as e: return found, {"lpips_diversity": str(e)}
 
-# %% ../nbs/06_metrics.ipynb #d088f672
+# %% ../nbs/06_metrics.ipynb #f30fb29e
 def evaluate(
     sample_fn: Callable[[list[str], int], Tensor],  # prompts and a seed to images in [-1, 1], (b, 3, size, size)
     n: int = 2000,  # pictures; at least 16
@@ -650,7 +663,7 @@ def evaluate(
     groups = sample_all(sample_fn, [full_caption(c) for c in again], size, seed, batch_size, first=n)
     sampling, real = time.time() - begin, asked.images
     within, left_out = _within_prompts(groups, critters.draw(again, size, seed), repeats[1], with_lpips, net)
-    measures = {**prompt_accuracy(judge, images, asked.critters, real), **body_from_pixels(images, asked.critters, real),
+    measures = {**prompt_accuracy(judge, images, asked.critters, real), **body_from_pixels(images, asked.critters, real), **sharpness(images, real),
                 **clip_score(clip, images, prompts, real), **set_distances(judge, images, real, others.images),
                 **within, **memorisation(images, real, others.images, training.float())}
     return Report(measures, left_out, n, size, seed, split, judge.name, round(time.time() - start, 2), round(sampling, 2))

@@ -14,9 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-MODULES = [p for p in NOTEBOOKS if p.name[0].isdigit()]
-DRAFTS = {"06_metrics", "13_attention", "21_unet_blocks", "22_unet", "25_train_imagen"}  # their code is in the library, their prose is not written; not in the book
-CHAPTERS = [p for p in MODULES if p.stem not in DRAFTS]
+CHAPTERS = [p for p in NOTEBOOKS if p.name[0].isdigit()]
 
 
 def settings() -> dict:
@@ -126,9 +124,9 @@ def test_notebook_is_committed_clean(path):
     assert notebook["metadata"]["accelerator"] == "GPU"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_a_chapter_imports_only_itself_and_earlier_ones(path):
-    earlier = [m[1] for p in MODULES[:MODULES.index(path) + 1] for c in cells(p, "code") if (m := re.search(r"#\|\s*default_exp\s+([\w.]+)", c))]
+    earlier = [m[1] for p in CHAPTERS[:CHAPTERS.index(path) + 1] for c in cells(p, "code") if (m := re.search(r"#\|\s*default_exp\s+([\w.]+)", c))]
     for module in re.findall(r"(?:from|import)\s+t2i_tutorial\.([\w.]+)", "\n".join(cells(path, "code"))): assert module in earlier, module
 
 
@@ -163,11 +161,6 @@ def test_no_pickle_and_no_machine_paths():
         assert not re.findall(r"import pickle|pickle\.load|torch\.load\(|torch\.save\(", path.read_text(encoding="utf-8")), path.name
     for path in [*(ROOT / "t2i_tutorial").rglob("*.py"), *NOTEBOOKS, ROOT / "README.md", ROOT / "Makefile"]:
         assert not re.findall(r"/(?:work|root|home)/\w", path.read_text(encoding="utf-8")), path.name
-
-
-def test_drafts_are_really_unwritten():
-    "A chapter leaves the list of drafts when its prose is there."
-    for p in MODULES: assert (p.stem in DRAFTS) == ("## Summary" not in "\n".join(cells(p, "markdown"))), p.stem
 
 
 def test_toc_lists_every_chapter_and_only_those():

@@ -213,6 +213,13 @@ def test_a_missing_variety_moves_away(judge):
     for k in ("kid", "frechet"): assert rows[0][k].real == rows[0][k].value < rows[1][k].value < rows[2][k].value
 
 
+def test_soft_and_grainy_pictures_differ_in_detail():
+    "What the judge's features are blind to, since it was trained to look through it."
+    real = critters.sample(200, seed=1, split="test").images
+    same, soft, grainy = (M.sharpness(x, real)["sharpness"] for x in (real, M.blur(real, 0.7), real + 0.1 * torch.randn(real.shape, generator=make_generator(0))))
+    assert same.low < same.real < same.high and soft.high < 0.8 * soft.real and grainy.low > 1.05 * grainy.real
+
+
 def test_the_global_random_state_is_left_alone(judge):
     a = torch.randn(40, 8, dtype=torch.float64)
     before = torch.get_rng_state()
