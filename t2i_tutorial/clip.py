@@ -191,10 +191,14 @@ def _load_clip(name_or_folder: str | os.PathLike, cls: type[Clip] = Clip) -> Cli
 class ClipTextEncoder(nn.Module):
     "The text tower of a contrastive model, frozen, with the face of every text encoder."
 
-    def __init__(self, clip: Clip):
+    def __init__(
+        self,
+        clip: Clip,
+        words: bool = False,  # put the vectors that the tower began with beside those that it made; doubles `dim`
+    ):
         super().__init__()
-        self.text, self.tokenizer = deepcopy(clip.text).eval().requires_grad_(False), clip.tokenizer
-        self.name, self.dim = clip.name, clip.config.dim
+        self.text, self.tokenizer, self.words = deepcopy(clip.text).eval().requires_grad_(False), clip.tokenizer, words
+        self.name, self.dim = clip.name + "+words" * words, clip.config.dim * (1 + words)
 
     def train(self, mode: bool = True) -> "ClipTextEncoder":
         "Stays as it is: a frozen encoder has no training mode."
@@ -203,7 +207,17 @@ class ClipTextEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> TextEmbedding:
         "Token numbers to vectors."
-        return self.text(ids.to(self.text.place.device), mask.to(self.text.place.device))
+        ids, mask = ids.to(self.text.place.device), mask.to(self.text.place.device)
+        made = self.text(ids, mask)
+        return self._beside(made, ids) if self.words else made
+
+    def _beside(self, made: TextEmbedding, ids: Int[Tensor, "b n"]) -> TextEmbedding:
+        "Made vectors, then plain ones, each half with mean 0 and variance 1; pooled alike."
+        def level(x): return F.layer_norm(x, x.shape[-1:])
+        plain = self.text.word(ids) + self.text.place[:ids.shape[1]]
+        plain = level(plain).masked_fill(~made.mask[..., None], 0)
+        pooled = torch.cat([level(made.pooled), level(masked_mean(plain, made.mask))], -1)
+        return TextEmbedding(torch.cat([made.tokens, plain], -1), made.mask, pooled)
 
     def encode(self, texts: Sequence[str]) -> TextEmbedding:
         "Texts to vectors, without gradients."

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['INK', 'PALETTE', 'UserError', 'to_uint8', 'from_uint8', 'from_pil', 'to_pil', 'use_book_style', 'show_images',
-           'make_grid', 'explore', 'seed_everything', 'make_generator', 'check_choice', 'check_size', 'pick_device',
-           'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'progress']
+           'make_grid', 'show_table', 'explore', 'seed_everything', 'make_generator', 'check_choice', 'check_size',
+           'pick_device', 'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'progress']
 
 # %% ../nbs/01_core.ipynb #dc70dc43
 import hashlib, json, os, random, secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from io import BytesIO
@@ -148,6 +148,20 @@ def make_grid(
         top, left = padding + row * (h + padding), padding + column * (w + padding)
         grid[:, top:top + h, left:left + w] = image
     return grid
+
+# %% ../nbs/01_core.ipynb #7b6fe1dc
+def show_table(
+    rows: Sequence[Mapping],  # a mapping from column to value each, all with the same columns
+    digits: int = 3,  # significant ones of a float
+):  # an IPython Markdown object; as the last line of a cell it is displayed
+    "Rows as a table; raises `UserError` if there are none or their columns differ."
+    from IPython.display import Markdown
+    if not rows: raise UserError("no rows to show: the list is empty")
+    for r in rows:
+        if list(r) != list(rows[0]): raise UserError(f"rows with other columns: {list(r)} and {list(rows[0])}")
+    def cell(v): return f"{v:.{digits}g}" if isinstance(v, float) else str(v).replace("|", "&#124;")
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]
+    return Markdown("\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines))
 
 # %% ../nbs/01_core.ipynb #db7dcf17
 def _png(image: Float[Tensor, "3 h w"], width: int) -> bytes:

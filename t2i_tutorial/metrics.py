@@ -255,7 +255,7 @@ def wilson(
     middle, half = (p + z**2 / (2 * n)) / shrink, z / shrink * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
-# %% ../nbs/06_metrics.ipynb #9b285e8c
+# %% ../nbs/06_metrics.ipynb #b1758338
 @torch.no_grad()
 def read_all(judge: Judge, images: Float[Tensor, "n 3 h w"], piece: int = 256) -> dict[str, Int[Tensor, " n"]]:
     "The judge's answers, as places in `critters.ATTRIBUTES`, a piece at a time."

@@ -73,13 +73,15 @@ def draw_noise(
 
 # %% ../nbs/08_models.ipynb #03535bda
 def load_text_encoder(
-    name_or_folder: str,  # "critters-clip", a folder, or the hub's id of a T5 or CLIP text model
+    name_or_folder: str,  # "critters-clip" or a folder, also with "+words", or the hub's id of a T5 or CLIP text model
 ) -> TextEncoder:  # frozen, on the CPU
     "A text encoder by name; raises `UserError` if it cannot be had."
-    folder = Path(name_or_folder)
-    if name_or_folder in RECORDED or (folder / "tokenizer.json").is_file() and _is_clip(folder / "config.json"):
-        return ClipTextEncoder(Clip.from_pretrained(name_or_folder))
-    return HubTextEncoder(name_or_folder)
+    name, words = name_or_folder.removesuffix("+words"), name_or_folder.endswith("+words")
+    folder = Path(name)
+    if name in RECORDED or (folder / "tokenizer.json").is_file() and _is_clip(folder / "config.json"):
+        return ClipTextEncoder(Clip.from_pretrained(name), words)
+    if words: raise UserError(f"'+words' goes with a contrastive model of this book, and {name!r} is none; leave it out")
+    return HubTextEncoder(name)
 
 def _is_clip(config: Path) -> bool:
     "Whether a config.json is that of a contrastive model of this book."
@@ -230,6 +232,7 @@ def _read_config(cls: type[TextToImage], folder: Path):
 
 def _check_shared(encoder: str) -> None:
     "Raise `UserError` if others cannot have this text encoder."
-    if encoder not in RECORDED and Path(encoder).expanduser().is_dir():
+    name = encoder.removesuffix("+words")
+    if name not in RECORDED and Path(name).expanduser().is_dir():
         raise UserError(f"the text encoder {encoder!r} is a folder on this machine, which others do not have; "
                         "train with a bundled one or one from the hub")

@@ -160,6 +160,18 @@ def test_every_text_of_the_grammar_is_known(recorded):
     assert isinstance(encoder.tokenizer, Tokenizer) and encoder.name == recorded.name
 
 
+def test_the_words_stand_beside_what_the_tower_makes(recorded):
+    made, both = C.ClipTextEncoder(recorded), C.ClipTextEncoder(recorded, words=True)
+    texts = ["a red cat", "a blue and red dragon with green eyes"]
+    a, b = made.encode(texts), both.encode(texts)
+    assert (both.dim, both.name) == (2 * made.dim, made.name + "+words") and torch.equal(a.mask, b.mask)
+    assert torch.equal(a.tokens, b.tokens[..., :made.dim]) and (b.tokens[~b.mask] == 0).all()
+    plain = b.tokens[..., made.dim:][b.mask]
+    assert plain.mean(-1).abs().max() < 1e-5 and (plain.var(-1, unbiased=False) - 1).abs().max() < 0.02
+    alone = both.encode(texts[:1])  # a text does not depend on its neighbour's length
+    assert torch.allclose(alone.pooled[0], b.pooled[0], atol=1e-5)
+
+
 def test_the_encoder_does_not_freeze_the_model(recorded):
     C.ClipTextEncoder(recorded)
     assert all(p.requires_grad for p in recorded.parameters())

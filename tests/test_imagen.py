@@ -399,13 +399,32 @@ def test_a_grown_model_does_on_squares_what_the_small_one_did_on_pixels(patch):
 
 
 def test_what_does_not_fit_cannot_grow(model):
-    for config in (TINY, replace(TINY, size=32), replace(TINY, size=32, unet=replace(TINY.unet, patch=2, channels=(16, 40)))):
-        with pytest.raises(UserError, match="cannot grow from 16 to"): I.grow(model, Imagen(config))
+    for config in (replace(TINY, size=32), replace(TINY, size=32, unet=replace(TINY.unet, patch=2, channels=(16, 40)))):
+        with pytest.raises(UserError, match="cannot grow from 16 pixels with"): I.grow(model, Imagen(config))
+
+
+def test_new_words_say_nothing_at_first():
+    "The words' half of each text vector is read by zeros: what the small model did stays, but for the norms."
+    small = shaken(TINY)
+    config = replace(TINY, text=TINY.text + "+words", unet=replace(TINY.unet, text_dim=256))
+    large = I.grow(small, Imagen(config)).eval()
+    x, t = torch.randn(3, 3, 16, 16, generator=make_generator(1)), torch.tensor([0, 500, 999])
+    made, beside = small.encode(PROMPTS[:3]), large.encode(PROMPTS[:3])
+    assert torch.equal(made.tokens, beside.tokens[..., :128]) and beside.tokens.shape[-1] == beside.pooled.shape[-1] == 256
+    with torch.no_grad():
+        a, b = small.unet(x, t, made), large.unet(x, t, beside)
+        null = small.unet(x, t, small.null_text.like(made)) - large.unet(x, t, large.null_text.like(beside))
+        for p in (large.unet.text[1].weight, *(m.attend.kv.weight for n, m in large.unet.named_modules() if n.endswith(".words") and m is not None)):
+            assert (p[:, 128:] == 0).all()
+            p[:, 128:] = 1.0
+        c = large.unet(x, t, beside)
+    assert (a - b).abs().max() < 0.05 * a.abs().max() and null.abs().max() < 1e-4 and (b - c).abs().max() > 0.1
 
 
 def test_the_presets_that_grow_fit():
     for p in IMAGEN_PRESETS.values():
-        if p.start: assert p.start == "critters-32" and p.model.unet == replace(IMAGEN_PRESETS["cpu-32"].model.unet, patch=2) and p.model.size == 64
+        if p.start: assert p.start == "critters-32" and I._fits(IMAGEN_PRESETS["cpu-32"].model, p.model) == 2
+    assert I._fits(IMAGEN_PRESETS["cpu-32-first"].model, IMAGEN_PRESETS["cpu-32"].model) == 1
 
 
 # ---- strips and records

@@ -129,6 +129,8 @@ def test_encoders_by_name_and_by_folder(tmp_path):
     saved = M.Clip.from_pretrained("critters-clip").save_pretrained(tmp_path / "mine")
     mine = M.load_text_encoder(str(saved))
     assert isinstance(mine, M.ClipTextEncoder) and torch.equal(mine.encode([LONG]).pooled, ours.encode([LONG]).pooled)
+    assert M.load_text_encoder(f"{saved}+words").dim == 2 * ours.dim
+    with pytest.raises(UserError, match="'google-t5/t5-small' is none; leave it out"): M.load_text_encoder("google-t5/t5-small+words")
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"model_type": "bert"}'])

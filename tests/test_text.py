@@ -38,9 +38,9 @@ def folders(tmp_path_factory, tokenizer):
     return paths
 
 
-@pytest.fixture(scope="module", params=["t5", "clip", "ours"])
+@pytest.fixture(scope="module", params=["t5", "clip", "ours", "ours+words"])
 def encoder(request, folders):
-    if request.param == "ours": return ClipTextEncoder(Clip.from_pretrained("critters-clip"))
+    if request.param.startswith("ours"): return ClipTextEncoder(Clip.from_pretrained("critters-clip"), request.param != "ours")
     return T.HubTextEncoder(folders[request.param])
 
 
