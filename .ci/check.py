@@ -36,7 +36,7 @@ def main() -> None:
     # two at a time, one thread each: more threads than cores would wait for each other
     run("every notebook runs", "nbdev_test", "--n_workers", "2", "--do_print", "--timing", OMP_NUM_THREADS="1")
     run("the book builds", "python", "_ext/book.py")
-    run("tests", "pytest")
+    run("tests", "pytest", "-n", "2", OMP_NUM_THREADS="1")
 
 
 if __name__ == "__main__": main()
