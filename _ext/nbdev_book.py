@@ -2,6 +2,7 @@
 
 - `read_notebook` (event `source-read`) works on the notebook's JSON in memory, never on the file: it takes the leading `#|`
   lines out of each code cell and turns them into the cell tags and metadata that MyST-NB knows (see `DIRECTIVES`).
+- `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone.
 - `use_settings` (event `config-inited`) takes title, version, addresses and branch from settings.ini.
 """
 import hashlib
@@ -10,6 +11,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,9 +120,17 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
 
 
+def uncaption_text(app, doctree) -> None:
+    "A caption belongs to a picture: what a cell says in text beside its figure stands without one, and is not counted."
+    for figure in list(doctree.findall(nodes.figure)):
+        said = [n for n in figure.children if not isinstance(n, (nodes.caption, nodes.legend))]
+        if said and all(isinstance(n, nodes.literal_block) for n in said): figure.replace_self(said)
+
+
 def setup(app):
     app.connect("config-inited", use_settings, priority=1)
     app.connect("source-read", read_notebook, priority=1)
     app.connect("env-get-outdated", outdated)
+    app.connect("doctree-read", uncaption_text, priority=1)
     app.connect("html-page-context", trim_scripts, priority=999)
     return {"version": "1", "parallel_read_safe": True}

@@ -159,7 +159,9 @@ def show_table(
     if not rows: raise UserError("no rows to show: the list is empty")
     for r in rows:
         if list(r) != list(rows[0]): raise UserError(f"rows with other columns: {list(r)} and {list(rows[0])}")
-    def cell(v): return f"{v:.{digits}g}" if isinstance(v, float) else str(v).replace("|", "&#124;")
+    def cell(v):
+        if not isinstance(v, float): return str(v).replace("|", "&#124;")
+        return f"{v:,.0f}" if 10**digits <= abs(v) < 1e15 else f"{v:.{digits}g}"
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]
     return Markdown("\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines))
 

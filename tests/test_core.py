@@ -200,3 +200,10 @@ def test_json_refuses_what_others_cannot_read(tmp_path):
     with pytest.raises(UserError, match="cannot save"): core.save_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
     core.save_json(tmp_path / "a.json", {"é": [1, None]}); assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": [1, None]}
+
+
+def test_rows_become_a_table():
+    table = core.show_table([{"a": 1, "b|c": 0.123456}, {"a": "x|y", "b|c": 1234.5}]).data.split("\n")
+    assert table[1:] == ["| --- | --- |", "| 1 | 0.123 |", "| x&#124;y | 1,234 |"] and table[0] == "| a | b&#124;c |"
+    with pytest.raises(UserError, match="no rows to show"): core.show_table([])
+    with pytest.raises(UserError, match="other columns"): core.show_table([{"a": 1}, {"b": 1}])

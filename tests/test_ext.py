@@ -106,3 +106,11 @@ def test_every_exporting_chapter_has_an_api_section():
     source = [f"# The library\n\n{api_pages.MARK}\n"]
     api_pages.write_library(None, "nbs/92_api", source)
     for module, _ in api_pages.modules(): assert f".. automodule:: t2i_tutorial.{module}" in source[0]
+
+
+def test_a_caption_belongs_to_the_picture_alone():
+    from docutils import nodes
+    def figure(*content): return nodes.figure("", *content, nodes.caption("", "What is seen."))
+    tree = nodes.section("", figure(nodes.literal_block("", "0.5")), figure(nodes.image(uri="a.png")), figure(nodes.raw("", "<b>", format="html")))
+    nbdev_book.uncaption_text(None, tree)
+    assert [type(n).__name__ for n in tree.children] == ["literal_block", "figure", "figure"]
