@@ -219,6 +219,10 @@ def main(
         except UserError as e:
             print(f"t2i: {e}", file=sys.stderr)
             return 2
+        except ModuleNotFoundError as e:
+            if (e.name or "").startswith("t2i_tutorial"): raise
+            print(f"t2i: this needs the package {e.name!r}, which is not installed; run: pip install 't2i-tutorial[train]'", file=sys.stderr)
+            return 2
         except KeyboardInterrupt as e:
             print(f"t2i: {str(e) or 'stopped'}", file=sys.stderr)
             return 130

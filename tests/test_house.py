@@ -237,3 +237,26 @@ def test_failed_download(bare):
 def test_serve_before_book(bare):
     done = make("serve", cwd=bare)
     assert done.returncode == 2 and "run make book first" in last_line(done)
+
+
+def test_every_package_that_the_library_imports_is_required():
+    "A package that is only there because another one brings it is missing in a plain installation (tokenizers was)."
+    listed = " ".join(settings()[k] for k in ("requirements", "train_requirements"))
+    required = {re.match(r"[\w.-]+", r)[0].lower().replace("-", "_") for r in listed.split()}
+    other = {"PIL": "pillow", "IPython": "ipywidgets", "wandb": "accelerate"}  # ipywidgets needs IPython; wandb is asked for by name
+    for path in (ROOT / "t2i_tutorial").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"t2i_tutorial"}:
+                assert other.get(top, top).lower() in required, f"{path.name} imports {top}, which settings.ini does not require"
+
+
+def test_drawing_needs_none_of_the_packages_for_training(tmp_path):
+    names = {re.match(r"[\w.-]+", r)[0].replace("-", "_") for r in settings()["train_requirements"].split()}
+    code = (f"import sys\nfor name in {sorted(names)}: sys.modules[name] = None\n"
+            "from t2i_tutorial.cli import main\n"
+            "print(main(['draw', 'a red cat', '--number', '1', '--steps', '1', '--out', 'a.png']), main(['models']), main(['evaluate', '--number', '16']))")
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "0 0 2", (done.stdout, done.stderr[-2000:])
+    assert (tmp_path / "a.png").exists() and "pip install 't2i-tutorial[train]'" in done.stderr and "Traceback" not in done.stderr
