@@ -32,7 +32,7 @@ def execute_chapters(together: int = 2) -> None:
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
     from nbdev_book import translate_notebook
-    os.environ |= {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     listed = re.findall(r"(?:root|file): (nbs/\w+)$", (ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M)
     cache, todo = get_cache(CACHE), {}
     for path in (ROOT / f"{name}.ipynb" for name in listed):
