@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FilterBankConv2d', 'bank_use']
 
-# %% ../../nbs/12_filter_bank.ipynb #131797e1
+# %% ../../nbs/12_filter_bank.ipynb #947c94d5
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..core import UserError
 from .modulation import EqualLinear, ModulatedConv2d, modulated_conv
 
-# %% ../../nbs/12_filter_bank.ipynb #84137576
+# %% ../../nbs/12_filter_bank.ipynb #fa834b0d
 class FilterBankConv2d(ModulatedConv2d):
-    "A modulated convolution whose kernel each style mixes from a bank (Kang et al. 2023, section 3.2)."
+    "A modulated convolution whose kernel each style mixes from a bank (Kang et al. 2023)."
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class FilterBankConv2d(ModulatedConv2d):
         else: kernel = (self.selection(w) @ bank.flatten(1)).view(len(w), *bank.shape[1:])  # sum over n of a_n K_n
         return modulated_conv(x, kernel, self.style(w), self.demodulate) + self.bias[:, None, None]
 
-# %% ../../nbs/12_filter_bank.ipynb #82911850
+# %% ../../nbs/12_filter_bank.ipynb #60529bea
 def bank_use(
     selection: Float[Tensor, "b n"],  # shares, as `FilterBankConv2d.selection` gives them
 ) -> dict[str, float]:  # "each": kernels that a picture mixes; "all": kernels that the batch uses; both from 1 to n
