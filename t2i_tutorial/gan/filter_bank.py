@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FilterBankConv2d', 'bank_use']
 
-# %% ../../nbs/12_filter_bank.ipynb #947c94d5
+# %% ../../nbs/12_filter_bank.ipynb #3cbe3d71
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import UserError
 from .modulation import EqualLinear, ModulatedConv2d, modulated_conv
 
-# %% ../../nbs/12_filter_bank.ipynb #fa834b0d
+# %% ../../nbs/12_filter_bank.ipynb #94922db7
 class FilterBankConv2d(ModulatedConv2d):
     "A modulated convolution whose kernel each style mixes from a bank (Kang et al. 2023)."
 
@@ -49,7 +49,7 @@ class FilterBankConv2d(ModulatedConv2d):
         else: kernel = (self.selection(w) @ bank.flatten(1)).view(len(w), *bank.shape[1:])  # sum over n of a_n K_n
         return modulated_conv(x, kernel, self.style(w), self.demodulate) + self.bias[:, None, None]
 
-# %% ../../nbs/12_filter_bank.ipynb #60529bea
+# %% ../../nbs/12_filter_bank.ipynb #1447e4fd
 def bank_use(
     selection: Float[Tensor, "b n"],  # shares, as `FilterBankConv2d.selection` gives them
 ) -> dict[str, float]:  # "each": kernels that a picture mixes; "all": kernels that the batch uses; both from 1 to n

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['leaky', 'EqualLinear', 'EqualConv2d', 'modulated_conv', 'ModulatedConv2d', 'ToRGB']
 
-# %% ../../nbs/11_modulated_conv.ipynb #d1d1c877
+# %% ../../nbs/11_modulated_conv.ipynb #e725f822
 import math
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import UserError
 
-# %% ../../nbs/11_modulated_conv.ipynb #1842257a
+# %% ../../nbs/11_modulated_conv.ipynb #6d66243e
 def leaky(
     x: Float[Tensor, "..."],
 ) -> Float[Tensor, "..."]:
@@ -42,7 +42,7 @@ class EqualLinear(nn.Module):
         "W x / sqrt(c_in) + bias."
         return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
 
-# %% ../../nbs/11_modulated_conv.ipynb #496a8824
+# %% ../../nbs/11_modulated_conv.ipynb #e14da814
 class EqualConv2d(nn.Module):
     "A convolution with standard normal weights, scaled in use (equalised learning rate; Karras et al. 2018)."
 
@@ -66,7 +66,7 @@ def _check_kernel(kernel: int) -> None:
     "Raise `UserError` unless a kernel has a middle."
     if kernel < 1 or kernel % 2 == 0: raise UserError(f"kernel must be an odd number of pixels, not {kernel}")
 
-# %% ../../nbs/11_modulated_conv.ipynb #87fc45f0
+# %% ../../nbs/11_modulated_conv.ipynb #1a99867b
 def _demodulation(
     kernel: Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"],
     style: Float[Tensor, "b i"],
@@ -93,7 +93,7 @@ def modulated_conv(
     wide = F.conv2d(rearrange(x, "b i h w -> 1 (b i) h w"), kernels.flatten(0, 1), padding=k // 2, groups=b)
     return rearrange(wide, "1 (b o) h w -> b o h w", b=b)
 
-# %% ../../nbs/11_modulated_conv.ipynb #716637a5
+# %% ../../nbs/11_modulated_conv.ipynb #4e033ac1
 class ModulatedConv2d(nn.Module):
     "A convolution steered by a style vector (Karras et al. 2020, section 2.2)."
 
@@ -120,7 +120,7 @@ class ModulatedConv2d(nn.Module):
         y = modulated_conv(x, self.weight * self.scale, self.style(w), self.demodulate)
         return y + self.bias[:, None, None]
 
-# %% ../../nbs/11_modulated_conv.ipynb #1df84d4f
+# %% ../../nbs/11_modulated_conv.ipynb #4564932e
 class ToRGB(ModulatedConv2d):
     "Features to colours: a modulated 1 x 1 convolution that is not demodulated, so that a style can say how strong."
 
