@@ -2,9 +2,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
-from t2i_tutorial.attention import CrossAttention2d, MultiHeadAttention, SelfAttention2d, attention_weights
+from t2i_tutorial.attention import CrossAttention2d, L2SelfAttention2d, MultiHeadAttention, SelfAttention2d, attention_weights, squared_distance
 from t2i_tutorial.core import UserError, make_generator
 
 
@@ -160,3 +161,125 @@ def test_heads_must_divide_channels(dim, heads):
 def test_parameters_are_counted_by_hand():
     "MI-3: a peer's class builds other sizes than its name says."
     assert sum(p.numel() for p in MultiHeadAttention(32, 20, 4).parameters()) == 32 * 32 + 2 * 20 * 32 + 32 * 32 + 32
+
+
+# ---- by distance
+
+def l2(channels=16, heads=4, **options):
+    torch.manual_seed(0)
+    return L2SelfAttention2d(channels, heads, **options)
+
+
+def test_squared_distance_is_that_of_differences():
+    q, k = randn(2, 3, 5, 8), randn(2, 3, 7, 8, seed=1)
+    exact = (q.double()[..., None, :] - k.double()[..., None, :, :]).square().sum(-1)
+    assert torch.allclose(squared_distance(q, k).double(), exact, atol=1e-4)
+    assert torch.allclose(squared_distance(q, k), torch.cdist(q, k).square(), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_squared_distance_is_taken_in_32_bits(dtype):
+    "Large terms with a small difference: in 16 bits the error would be larger than the distances."
+    q = (8 + randn(9, 32)).to(dtype)
+    exact = (q.double()[:, None] - q.double()).square().sum(-1)
+    with torch.autocast("cpu", torch.bfloat16): d = squared_distance(q, q)
+    assert d.dtype == torch.float32 and (d - exact).abs().max() < 0.01
+    sizes = q.square().sum(-1)
+    assert (sizes[:, None] + sizes - 2 * q @ q.T - exact).abs().max() > 1        # the fault itself
+    with torch.autocast("cpu", torch.bfloat16): assert l2()(randn(2, 16, 4, 4)).isfinite().all()
+    assert l2().to(dtype)(randn(2, 16, 4, 4).to(dtype)).dtype == dtype
+
+
+def l2_slowly(layer, x):
+    "One sample, one head, one place at a time, by differences, in float64."
+    layer, x = layer.double(), x.double()
+    heads, c, channels = layer.qk.shape
+    y = torch.zeros_like(x)
+    for b in range(len(x)):
+        for h in range(heads):
+            q = x[b] @ layer.qk[h].T / channels**0.5
+            v = q @ layer.v[h].T / c**0.5
+            for i in range(x.shape[1]):
+                w = torch.stack([-((q[i] - q[j]) ** 2).sum() / (8 * c) ** 0.5 for j in range(x.shape[1])]).softmax(0)
+                y[b, i, h * c:(h + 1) * c] = w @ v
+    return y @ layer.out.T / channels**0.5
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_l2_attention_equals_a_slow_loop(heads):
+    layer, x = l2(heads=heads), randn(2, 6, 16)
+    ours, maps = layer.attend(x), layer(rearrange(x, "b (h w) c -> b c h w", h=2))
+    with torch.no_grad():
+        slow = l2_slowly(layer, x)
+        assert torch.allclose(ours.double(), slow, atol=1e-5)
+        assert torch.allclose(maps.double(), rearrange(x + 0.1 * slow, "b (h w) c -> b c h w", h=2), atol=1e-5)
+
+
+def test_l2_attention_is_equivariant_over_places_and_independent_across_the_batch():
+    "JZ-1: a peer's L2 attention takes the batch for the sequence: samples leak, places are blind."
+    layer, x, order = l2(), randn(3, 16, 3, 5), torch.randperm(15, generator=make_generator(0, "order"))
+    flat = x.flatten(2)
+    assert torch.allclose(layer.attend(flat.mT[:, order]), layer.attend(flat.mT)[:, order], atol=1e-5)
+    assert torch.allclose(layer(x.transpose(2, 3)), layer(x).transpose(2, 3), atol=1e-5)
+    other = x.clone(); other[1] = randn(16, 3, 5, seed=8)
+    assert torch.allclose(layer(other)[[0, 2]], layer(x)[[0, 2]], atol=1e-6)
+    assert torch.allclose(layer(x[2:])[0], layer(x)[2], atol=1e-5)
+    for j in (0, 7, 14):
+        changed = flat.mT.clone(); changed[0, j] += 1
+        moved = (layer.attend(changed) - layer.attend(flat.mT)).abs().amax(-1)
+        assert (moved[0] > 1e-6).all() and not moved[1:].any()
+
+
+def test_l2_attention_is_alive_at_step_0():
+    "JZ-2: a peer begins with q, v and out at zero and stays there; here every weight has a slope in the very first step."
+    layer, x = l2(), randn(2, 16, 4, 4)
+    rows = steps(layer, lambda: (layer(x) - randn(2, 16, 4, 4, seed=4)).square().mean(), n=1)
+    assert set(rows[0]) == {"qk", "v", "out", "gain"} and min(rows[0].values()) > 1e-6, rows[0]
+    added = (l2()(x) - x).std() / x.std()
+    assert 0.001 < added < 0.2 and (l2(gain=0.0)(x) == x).all()
+
+
+def test_l2_attention_has_a_second_derivative():
+    "R1 trains on a slope. At a distance of zero, which each place has to itself, a root would make it NaN."
+    layer, x = l2(8, 2).double(), randn(1, 8, 1, 3).double().requires_grad_()
+    assert torch.autograd.gradcheck(layer, x) and torch.autograd.gradgradcheck(layer, x)
+    same = torch.ones(1, 8, 2, 2, dtype=torch.float64, requires_grad=True)       # all places alike
+    slope, = torch.autograd.grad(layer(same).square().sum(), same, create_graph=True)
+    slope.square().sum().backward()
+    assert same.grad.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_l2_attention_compares_by_distance():
+    "GG-11: a peer's attention is a dot product unless told otherwise. A distance does not change when all places move together; a place is nearest to itself."
+    layer, x, shift = l2(), randn(2, 9, 16), 3 * randn(16, seed=5)
+    w, _ = layer.compare(x)
+    assert torch.allclose(w.sum(-1), torch.ones(2, 4, 9), atol=1e-5)
+    assert torch.allclose(layer.compare(x + shift)[0], w, atol=1e-4)
+    assert (w.diagonal(dim1=-2, dim2=-1) >= w.amax(-1) - 1e-6).all()
+    plain = MultiHeadAttention(16)
+    assert not torch.allclose(attention_weights(plain, x + shift), attention_weights(plain, x), atol=1e-2)
+
+
+def steepest(answer, x):
+    return torch.linalg.matrix_norm(torch.autograd.functional.jacobian(answer, x).reshape(x.numel(), -1), 2).item()
+
+
+def test_only_the_distance_bounds_the_slope():
+    "Kim et al. 2021: one place at zero and the others far away break the dot product, and not the distance."
+    x = randn(1, 12, 16, seed=7); x[:, 0] = 0
+    layer, plain = l2(), awake(MultiHeadAttention(16))
+    dot, ours = ([steepest(f, s * x) for s in (1, 8, 64)] for f in (plain, layer.attend))
+    assert dot[2] > 20 * dot[1] > 20 * dot[0] and max(ours) < 20
+
+
+def test_fits_begin_with_variance_1_whatever_the_width():
+    for c in (8, 32, 128):
+        layer = l2(c, heads=1)
+        w, _ = layer.compare(randn(4, 64, c))
+        away = w[0, 0].log()[~torch.eye(64, dtype=torch.bool)]                   # the fits, up to a number for each row
+        assert 0.4 < away.std() < 2, (c, away.std())
+
+
+@pytest.mark.parametrize("channels, heads", [(16, 3), (10, 4), (16, 0)])
+def test_l2_heads_must_divide_channels(channels, heads):
+    with pytest.raises(UserError, match=f"{channels} channels cannot be cut into {heads} heads"): L2SelfAttention2d(channels, heads)
