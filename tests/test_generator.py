@@ -1,0 +1,211 @@
+"""Chapter 14: the generator's shapes and promises, what text and chance may do, truncation and walks."""
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from t2i_tutorial.attention import L2SelfAttention2d
+from t2i_tutorial.core import UserError, make_generator, seed_everything
+from t2i_tutorial.gan.generator import Generator, GeneratorConfig, MappingNetwork, SynthesisBlock, TextLayers, arc, double, selections, unit_size
+from t2i_tutorial.models import from_values
+from t2i_tutorial.text import TextEmbedding
+
+SMALL = GeneratorConfig(z_dim=16, text_dim=24, style_dim=32, mapping_layers=2, channels=(16, 16, 8), bank=(1, 2, 4),
+                        self_attention=(False, True, False), cross_attention=(False, True, True))
+
+
+def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test generator", *shape))
+
+
+def texts(b=3, n=5, d=24, seed=0):
+    "Captions of n, n - 1, ... tokens."
+    mask = torch.arange(n) < (n - torch.arange(b) % (n - 1))[:, None]
+    return TextEmbedding(randn(b, n, d, seed=seed) * mask[..., None], mask, F.normalize(randn(b, d, seed=seed), dim=1))
+
+
+def make(config=SMALL, awake=False, seed=0):
+    "A generator; awake: with random numbers wherever it begins with zeros."
+    seed_everything(seed)
+    g = Generator(config)
+    if awake:
+        for i, p in enumerate(g.parameters()):
+            if not p.any(): p.data = 0.3 * randn(*p.shape, seed=i)
+    return g.eval()
+
+
+def far(a, b): return max((x - y).abs().max().item() for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("smallest, sizes", [(4, (4, 8, 16)), (8, (8, 16)), (16, (16,))])
+def test_a_pyramid_smallest_first(smallest, sizes):
+    config = replace(SMALL, smallest=smallest)
+    assert config.sizes == sizes and config.size == 16
+    assert [tuple(p.shape) for p in make(config)(randn(3, 16), texts())] == [(3, 3, s, s) for s in sizes]
+
+
+def test_each_picture_is_the_smaller_one_doubled_plus_colours():
+    g, z, text, added = make(replace(SMALL, smallest=4)), randn(3, 16), texts(), []
+    for layer in g.colours: layer.register_forward_hook(lambda m, i, o: added.append(o))
+    small, middle, large = g(z, text)
+    assert torch.equal(small, added[0]) and torch.equal(middle, double(small) + added[1]) and torch.equal(large, double(middle) + added[2])
+
+
+def test_double_is_the_1331_filter():
+    x, taps = randn(2, 3, 9, 9), torch.tensor([1.0, 3, 3, 1]) / 4
+    filtered = F.conv_transpose2d(x, (taps[:, None] * taps).expand(3, 1, 4, 4), stride=2, padding=1, groups=3)
+    assert torch.allclose(double(x)[..., 2:-2, 2:-2], filtered[..., 2:-2, 2:-2], atol=1e-5)
+    assert torch.allclose(double(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 8, 8))
+
+
+def test_blocks_go_in_the_papers_order():
+    "GG-11: a peer's generator attends by dot product unless told otherwise; places here attend by distance."
+    seed_everything(0)
+    block, order = SynthesisBlock(1, SMALL), []
+    for name, part in (("conv 0", block.convs[0]), ("conv 1", block.convs[1]), ("places", block.places), ("words", block.words)):
+        part.register_forward_hook(lambda *_, name=name: order.append(name))
+    block(randn(3, 16, 4, 4), randn(3, 32), texts())
+    assert order == ["conv 0", "conv 1", "places", "words"]
+    assert isinstance(block.places, L2SelfAttention2d)
+    first = SynthesisBlock(0, SMALL)
+    assert len(first.convs) == 1 and first(randn(3, 16, 4, 4), randn(3, 32)).shape == (3, 16, 4, 4)
+
+
+def test_without_text():
+    g = make(replace(SMALL, text_dim=None))
+    assert all(block.words is None for block in g.blocks) and g.listen is None
+    assert g(randn(2, 16))[-1].shape == (2, 3, 16, 16) and g(randn(2, 16), truncation=0.5)[-1].isfinite().all()
+    with pytest.raises(UserError, match="knows no text; leave it out"): g(randn(3, 16), texts())
+    with pytest.raises(UserError, match="listens to text; give one for each picture"): make()(randn(3, 16))
+
+
+def test_samples_are_independent():
+    "JZ-1: in company, with longer captions and other chance around it, a picture is what it is alone."
+    g, z, text = make(awake=True), randn(3, 16), texts()
+    together = g(z, text, 0.7)
+    for i in range(3): assert far(g(z[i:i + 1], text[i].trimmed(), 0.7), [p[i:i + 1] for p in together]) < 1e-4
+
+
+def test_padding_has_no_influence():
+    "MI-4, PR-2: a peer averages over padding. Neither content nor length of it may matter."
+    g, z, text = make(awake=True), randn(3, 16), texts()
+    rubbish = TextEmbedding(F.pad(text.tokens.masked_fill(~text.mask[..., None], 1e3), (0, 0, 0, 4), value=-5.0), F.pad(text.mask, (0, 4)), text.pooled)
+    assert far(g(z, rubbish), g(z, text)) < 1e-4
+
+
+def test_text_and_chance_change_the_picture():
+    g, z, text = make(awake=True), randn(3, 16), texts()
+    words = TextEmbedding(texts(seed=1).tokens, text.mask, text.pooled)
+    pooled = TextEmbedding(text.tokens, text.mask, texts(seed=1).pooled)
+    for other in (g(z, words), g(z, pooled), g(randn(3, 16, seed=1), text)): assert far(other, g(z, text)) > 0.05
+    fresh = make()                                       # at the start the pooled text alone is heard, and it is heard
+    assert far(fresh(z, pooled), fresh(z, text)) > 0.05
+
+
+def test_caption_and_chance_enter_at_one_size():
+    "GG-7: the size of w must not depend on width; nor may a caption of length 1 be drowned by a z of length sqrt(d)."
+    for width in (32, 128, 512):
+        seed_everything(0)
+        mapping, z, pooled = MappingNetwork(64, 128, width), randn(64, 64), F.normalize(randn(64, 128), dim=1)
+        w = mapping(z, pooled)
+        by_caption, by_z = (mapping(z, pooled.roll(1, 0)) - w).norm(), (mapping(z.roll(1, 0), pooled) - w).norm()
+        assert 0.5 < w.square().mean().sqrt() < 2 and 0.2 < by_caption / by_z < 5, width
+
+
+def test_unit_size():
+    x = 7 * randn(5, 33)
+    assert torch.allclose(unit_size(x).square().mean(1), torch.ones(5), atol=1e-5) and torch.allclose(unit_size(x), unit_size(0.01 * x), atol=1e-4)
+    assert not unit_size(torch.zeros(1, 4)).isnan().any()
+
+
+def test_every_parameter_learns_by_the_second_step():
+    "JZ-2: two factors at zero are dead for ever. MI-1: parts that no gradient reaches."
+    seed_everything(0)
+    g, z, text = Generator(SMALL), randn(3, 16), texts()
+    optimiser = torch.optim.SGD(g.parameters(), 0.1)
+    for _ in range(2):
+        optimiser.zero_grad(); sum((p - 1).square().mean() for p in g(z, text)).backward(); optimiser.step()
+    assert [n for n, p in g.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_checkpointing_changes_memory_and_nothing_else():
+    def gradients(config):
+        g = make(config, awake=True)
+        sum(p.square().mean() for p in g(randn(3, 16), texts())).backward()
+        return [p.grad for p in g.parameters()]
+    def kept(config):
+        "Bytes kept for the backward pass."
+        g, seen = make(config), {}
+        def pack(t): seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): _ = g(randn(3, 16), texts())
+        return sum(seen.values())
+    again = replace(SMALL, checkpoint=True)
+    assert far(gradients(SMALL), gradients(again)) < 1e-6 and kept(again) < 0.7 * kept(SMALL)
+
+
+def test_truncation_moves_towards_the_mean_of_the_same_caption():
+    g, z, text = make(awake=True), randn(4, 16), texts()[[0, 0, 1, 1]]
+    heard = g.read(text)
+    w, half, mean = (g.style(z, heard, psi) for psi in (1.0, 0.5, 0.0))
+    assert torch.allclose(mean[0], mean[1], atol=1e-5) and torch.allclose(mean[2], mean[3], atol=1e-5)
+    assert (mean[0] - mean[2]).abs().max() > 0.1         # not one mean for all captions
+    assert torch.allclose(half, (w + mean) / 2, atol=1e-5)
+    many = g.style(randn(4096, 16), g.read(text[[0] * 4096]), 1.0)
+    assert (many.mean(0) - mean[0]).norm() < 0.3 * (many - many.mean(0)).norm(dim=1).mean()     # it is that mean, by 64 draws
+
+
+def test_truncation_of_one_is_exact_and_fixed_chance_is_no_weight():
+    g, z, text = make(), randn(3, 16), texts()
+    assert far(g(z, text, 1.0), g.synthesise(g.mapping(z, g.read(text).pooled), g.read(text))) == 0
+    assert far(make()(z, text, 0.3), g(z, text, 0.3)) == 0 and "probes" not in g.state_dict()
+
+
+def test_selections_name_every_bank():
+    g = make()
+    shares = selections(g, randn(5, 32))
+    assert {k: v.shape[1] for k, v in shares.items()} == {"8 px, 0": 2, "8 px, 1": 2, "16 px, 0": 4, "16 px, 1": 4}
+    assert all(torch.allclose(v.sum(1), torch.ones(5)) for v in shares.values())
+
+
+def test_text_layers_begin_by_changing_only_the_size():
+    ear, text = TextLayers(24, 2), texts()
+    heard = ear(text)
+    assert torch.allclose(heard.pooled, F.layer_norm(text.pooled, (24,)), atol=1e-5) and torch.equal(heard.mask, text.mask)
+    assert torch.allclose(heard.tokens[text.mask], F.layer_norm(text.tokens, (24,))[text.mask], atol=1e-5)
+
+
+def test_arc_has_equal_angles_and_meets_its_ends():
+    a, b = randn(32), 2 * randn(32, seed=1)
+    points = arc(a, b, 9)
+    assert torch.allclose(points[[0, -1]], torch.stack([a, b]), atol=1e-4)
+    angles = F.cosine_similarity(points[1:], points[:-1]).acos()
+    assert torch.allclose(angles, angles.mean().expand(8), atol=1e-3)
+    assert torch.allclose(points.norm(dim=1), torch.linspace(a.norm(), b.norm(), 9), atol=1e-3)
+    assert torch.allclose(arc(a, a, 5), a.expand(5, -1), atol=1e-2)
+
+
+def test_same_seed_same_bits():
+    assert far(make()(randn(3, 16), texts()), make()(randn(3, 16), texts())) == 0
+
+
+def test_config_survives_json():
+    assert from_values(GeneratorConfig, json.loads(json.dumps(asdict(SMALL)))) == SMALL
+    assert GeneratorConfig(channels=[8, 8, 8, 8]) == GeneratorConfig(channels=(8, 8, 8, 8))
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"bank": (1, 2)}, "need one value a level, not \\[2, 4\\]"),
+    ({"channels": (12, 8, 8, 8)}, "multiples of 8 and of the 4 heads, not 12"),
+    ({"smallest": 64}, "smallest must be one of \\[4, 8, 16, 32\\], not 64"),
+    ({"bank": (0, 1, 1, 1)}, "bank must be at least 1"),
+    ({"z_dim": 0}, "z_dim must be at least 1, not 0"),
+    ({"text_dim": 30}, "text_dim must be a multiple of the 4 heads, not 30"),
+])
+def test_a_config_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(UserError, match=message): GeneratorConfig(**wrong)
+
+
+def test_default_fits_its_budget():
+    "At 16 bits a weight the 32-pixel generator must leave most of 12 MB to the discriminator."
+    assert GeneratorConfig().sizes == (8, 16, 32) and 2 * sum(p.numel() for p in Generator().parameters()) < 4e6
