@@ -21,9 +21,11 @@ def run(*command: str) -> bool:
 
 
 def execute(notebook):
-    "Run one notebook in a folder of its own."
+    "Run one notebook in a folder of its own; None if its kernel did not start (two may want the same port)."
     from jupyter_cache.executors.utils import single_nb_execution
-    with TemporaryDirectory() as folder: return single_nb_execution(notebook, folder, 300, False)
+    try:
+        with TemporaryDirectory() as folder: return single_nb_execution(notebook, folder, 300, False)
+    except RuntimeError: return None
 
 
 def execute_chapters(together: int = 2) -> None:
@@ -42,7 +44,7 @@ def execute_chapters(together: int = 2) -> None:
         except KeyError: todo[path] = notebook
     with ProcessPoolExecutor(together) as pool:
         for path, done in zip(todo, pool.map(execute, todo.values())):
-            if done.err: continue
+            if done is None or done.err: continue
             bundle = CacheBundleIn(done.nb, str(path), data={"execution_seconds": done.time})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
