@@ -116,7 +116,7 @@ def squared_distance(
     q: Float[Tensor, "*b n c"],
     k: Float[Tensor, "*b m c"],
 ) -> Float[Tensor, "*b n m"]:  # in 32 bits or more, whatever came in
-    "|q|^2 + |k|^2 - 2 q k for each pair. No root is taken: it would have no slope where q = k."
+    "q² + k² - 2 q k for each pair of vectors. No root is taken: it would have no slope where q = k."
     q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
     with torch.autocast(q.device.type, enabled=False):
         return q.square().sum(-1)[..., None] + k.square().sum(-1)[..., None, :] - 2 * q @ k.transpose(-1, -2)
