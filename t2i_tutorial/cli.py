@@ -15,7 +15,7 @@ from pathlib import Path
 from t2i_tutorial import __version__
 
 FAMILIES = {"imagen": ("t2i_tutorial.diffusion.imagen", "Imagen")}  # config.json's "family" -> module and class
-DEFAULT_MODEL = "critters-32"
+DEFAULT_MODEL = "critters-64"
 
 
 class _Parser(argparse.ArgumentParser):

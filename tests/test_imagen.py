@@ -472,23 +472,22 @@ def test_weightings_differ_in_nothing_else(tmp_path):
 
 # ---- the recorded model
 
-@pytest.fixture(scope="module")
-def recorded() -> Imagen:
-    if "critters-32" not in bundled_models(): pytest.skip("no recorded model yet; train cpu-32")
-    return Imagen.from_pretrained("critters-32", "cpu")
+@pytest.fixture(scope="module", params=[32, 64])
+def recorded(request) -> Imagen:
+    return Imagen.from_pretrained(f"critters-{request.param}", "cpu")
 
 
 def test_the_recorded_model_is_the_preset(recorded):
-    config = IMAGEN_PRESETS["cpu-32"].model
+    config = IMAGEN_PRESETS[f"cpu-{recorded.config.size}"].model
     assert replace(recorded.config, text_scale=config.text_scale, threshold=config.threshold, percentile=config.percentile) == config
-    folder = bundled_models()["critters-32"]
+    folder = bundled_models()[f"critters-{config.size}"]
     assert (folder / "model.safetensors").stat().st_size <= 12e6
 
 
 def test_the_recorded_model_draws_what_it_is_asked(recorded):
     "A few prompts, few steps: far above chance, and not the same for other prompts."
     from t2i_tutorial.metrics import Judge, prompt_accuracy
-    asked = critters.sample(24, 32, seed=11, split="test")
+    asked = critters.sample(24, recorded.config.size, seed=11, split="test")
     images = recorded.sample([full_caption(c) for c in asked.critters], steps=8)
     right = prompt_accuracy(Judge.from_pretrained(), images, asked.critters)
     wrong = prompt_accuracy(Judge.from_pretrained(), images, asked.critters[1:] + asked.critters[:1])
