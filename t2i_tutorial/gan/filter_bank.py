@@ -7,12 +7,11 @@ __all__ = ['FilterBankConv2d', 'bank_use']
 
 # %% ../../nbs/12_filter_bank.ipynb #3cbe3d71
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core import UserError
-from .modulation import EqualLinear, ModulatedConv2d, modulated_conv
+from .modulation import EqualLinear, ModulatedConv2d
 
 # %% ../../nbs/12_filter_bank.ipynb #94922db7
 class FilterBankConv2d(ModulatedConv2d):
@@ -38,16 +37,14 @@ class FilterBankConv2d(ModulatedConv2d):
         "How much of each kernel a picture takes, {eq}`eq-select`."
         return w.new_ones(len(w), 1) if self.select is None else self.select(w).softmax(dim=-1)
 
-    def forward(
+    def kernel(
         self,
-        x: Float[Tensor, "b c_in h w"],
         w: Float[Tensor, "b style_dim"],  # one style for each picture
-    ) -> Float[Tensor, "b c_out h w"]:
-        "Choose, mix, modulate, demodulate, convolve, add the bias."
+    ) -> Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"]:  # the only one, or a mixture for each picture
+        "Choose and mix; the layer below modulates, demodulates, convolves and adds the bias."
         bank = self.weight * self.scale
-        if self.select is None: kernel = bank[0]
-        else: kernel = (self.selection(w) @ bank.flatten(1)).view(len(w), *bank.shape[1:])  # sum over n of a_n K_n
-        return modulated_conv(x, kernel, self.style(w), self.demodulate) + self.bias[:, None, None]
+        if self.select is None: return bank[0]
+        return (self.selection(w) @ bank.flatten(1)).view(len(w), *bank.shape[1:])  # sum over n of a_n K_n
 
 # %% ../../nbs/12_filter_bank.ipynb #1447e4fd
 def bank_use(

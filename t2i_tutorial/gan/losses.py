@@ -146,8 +146,7 @@ def conditional_d(
     if not 0 <= match <= 1: raise UserError(f"match must be from 0 to 1, not {match}; it is a share")
     if not match or not judged.wrong_real: return logistic_d(judged.real, judged.fake)
     false = over_heads(lambda s: F.softplus(s).mean(), judged.fake)
-    true = over_heads(lambda s: F.softplus(-s).mean(), judged.real)
-    return true + (1 - match) * false + match * matching_aware(judged.wrong_real, judged.wrong_fake)
+    return logistic_g(judged.real) + (1 - match) * false + match * matching_aware(judged.wrong_real, judged.wrong_fake)
 
 # %% ../../nbs/16_gan_losses.ipynb #1d4b964a
 def text_slopes(
@@ -198,18 +197,19 @@ class ClipLoss:
         if len(images) != len(captions):
             raise UserError(f"{len(images)} pictures but {len(captions)} captions; give one caption each")
         seen, own = self.clip.encode_image(images), self._encode(captions)
-        same = torch.tensor([[self.says(c) == s for s in self.stated] for c in captions], device=seen.device)
+        stated = [self.says(c) for c in captions]
+        same = torch.tensor([[a == b for b in self.stated] for a in stated], device=seen.device)
         right = self.clip.scale * (seen * own).sum(1, keepdim=True)
         others = (self.clip.scale * seen @ self.vectors.T).masked_fill(same, -torch.inf)
         return (torch.cat([right, others], 1).logsumexp(1) - right[:, 0]).mean()
 
 # %% ../../nbs/16_gan_losses.ipynb #b5ed8cdc
-def _one_to_one(loss: Callable, a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
-    "`loss` of the differences of two lists of scores; raises `UserError` if they are no pairs."
+def _in_lead(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
+    "How far each score of `a` is from being above its pair in `b`; raises `UserError` if they are no pairs."
     def compare(x, y):
         if x.shape != y.shape:
             raise UserError(f"{len(x)} and {len(y)} scores are no pairs; score a real picture for each generated one")
-        return loss(x - y).mean()
+        return generator_loss(x - y)
     return over_heads(compare, a, b)
 
 def relativistic_d(
@@ -217,11 +217,11 @@ def relativistic_d(
     fake: Sequence[Float[Tensor, "_"]],  # of generated ones, each under the same caption as the real one at its place
 ) -> Float[Tensor, ""]:
     "In each pair the real one should score higher, {eq}`eq-losses-relativistic` (Huang et al. 2024)."
-    return _one_to_one(lambda lead: F.softplus(-lead), real, fake)
+    return _in_lead(real, fake)
 
 def relativistic_g(
     real: Sequence[Float[Tensor, "_"]],  # a tensor a head: scores of real pictures
     fake: Sequence[Float[Tensor, "_"]],  # of generated ones, each under the same caption as the real one at its place
 ) -> Float[Tensor, ""]:
     "In each pair the generated one should score higher, {eq}`eq-losses-relativistic`."
-    return _one_to_one(lambda lead: F.softplus(-lead), fake, real)
+    return _in_lead(fake, real)

@@ -111,14 +111,20 @@ class ModulatedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.scale, self.demodulate = 1 / math.sqrt(c_in * kernel**2), demodulate
 
+    def kernel(
+        self,
+        w: Float[Tensor, "b style_dim"],  # one style for each picture
+    ) -> Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"]:  # here one for all; the filter bank mixes one for each
+        "The kernel before it is modulated."
+        return self.weight * self.scale
+
     def forward(
         self,
         x: Float[Tensor, "b c_in h w"],
         w: Float[Tensor, "b style_dim"],  # one style for each picture
     ) -> Float[Tensor, "b c_out h w"]:
         "Modulate, demodulate, convolve, add the bias."
-        y = modulated_conv(x, self.weight * self.scale, self.style(w), self.demodulate)
-        return y + self.bias[:, None, None]
+        return modulated_conv(x, self.kernel(w), self.style(w), self.demodulate) + self.bias[:, None, None]
 
 # %% ../../nbs/11_modulated_conv.ipynb #4564932e
 class ToRGB(ModulatedConv2d):
