@@ -1,9 +1,10 @@
 """What do a kernel for each picture and a bank of kernels cost?
 
-    python benchmarks/gan_layers.py [--device cuda] [--batch 16] [--repeats 5] [--json FILE]
+    python benchmarks/gan_layers.py [--device cuda] [--batch 16] [--repeats 5] [--preset cpu-32] [--json FILE]
 
-Two tables, each measured in one run, forward and backward (on a CPU processor time, so that other programs disturb less): the grouped convolution against the loop over samples, at the levels of the
-32-pixel generator; and banks of N = 1, 2, 4, 8 kernels against the plain layer, time and peak memory, beside N whole convolutions.
+Three tables, each measured in one run, forward and backward (on a CPU processor time, so that other programs disturb less): the grouped convolution against the loop over samples, at the levels of the
+32-pixel generator; banks of N = 1, 2, 4, 8 kernels against the plain layer, time and peak memory, beside N whole convolutions; and a step of both networks of the preset `--preset`, rung by rung from an
+unconditional GAN to all parts.
 """
 import argparse
 import json
@@ -17,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from t2i_tutorial.core import make_generator
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
+from t2i_tutorial.gan.gigagan import RUNGS, GigaGAN, gigagan_preset, stated
 from t2i_tutorial.gan.modulation import modulated_conv
+from t2i_tutorial.runs import captioned_critters
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
 BANKS = (1, 2, 4, 8)
@@ -110,11 +114,35 @@ def measure_banks(side: int, channels: int, batch: int, device: torch.device, re
     return rows
 
 
+def turn(model, batch, phase: str):
+    "The slopes of one side, without the penalty, which comes every sixteenth step only."
+    for name in model.phases:
+        for p in model.parameters_of(name): p.requires_grad_(name == phase)
+    model.training_losses(batch, make_generator(0), phase)["loss"].backward()
+    for p in model.parameters(): p.grad = None
+
+
+def measure_rungs(preset: str, batch: int, device: torch.device, repeats: int) -> list[dict]:
+    "Time and peak memory of one turn of each side, from an unconditional GAN to all parts."
+    rows, data = [], captioned_critters(256, gigagan_preset(preset).model.size)
+    pictures = next(data.batches(batch, shuffle=False))
+    for name, changes in RUNGS.items():
+        torch.manual_seed(0)
+        model = GigaGAN(gigagan_preset(preset, changes).model).to(device).eval()  # eval: no penalty
+        if model.config.clip: model.use_bank([c[0] for c in data.captions], stated)
+        def both():
+            for phase in model.phases: turn(model, pictures, phase)
+            return torch.zeros(1, requires_grad=True)
+        rows.append({"rung": name, "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds(both, device, repeats), "peak_bytes": peak_bytes(both, device)})
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--preset", default="cpu-32", help="of the third table")
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -135,9 +163,13 @@ def main():
             t, m, t1, m1 = row["seconds"], row["peak_bytes"], rows[0]["seconds"]["bank"], rows[0]["peak_bytes"]["bank"]
             print(f"{side:>6}{channels:>10}{row['kernels']:>9}{t['bank'] / t1:>7.2f}x{m['bank'] / m1:>7.2f}x"
                   f"{t['n_convolutions'] / t1:>15.2f}x{m['n_convolutions'] / m1:>7.2f}x")
+    print(f"\n{'rung':>16}{'parameters':>12}{'a step, ms':>12}{'relative':>10}{'peak, MB':>10}{'relative':>10}")
+    rungs = measure_rungs(args.preset, args.batch, device, args.repeats)
+    for row in rungs:
+        print(f"{row['rung']:>16}{row['parameters']:>12}{1000 * row['seconds']:>12.0f}{row['seconds'] / rungs[0]['seconds']:>9.2f}x{row['peak_bytes'] / 1e6:>10.0f}{row['peak_bytes'] / rungs[0]['peak_bytes']:>9.2f}x")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "ways": ways, "banks": banks}, f, indent=1)
+            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "preset": args.preset, "ways": ways, "banks": banks, "rungs": rungs}, f, indent=1)
 
 
 if __name__ == "__main__":

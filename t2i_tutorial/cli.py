@@ -9,12 +9,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from t2i_tutorial import __version__
 
-FAMILIES = {"imagen": ("t2i_tutorial.diffusion.imagen", "Imagen")}  # config.json's "family" -> module and class
+FAMILIES = {"imagen": ("t2i_tutorial.diffusion.imagen", "Imagen"),  # config.json's "family" -> module and class
+            "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN")}
+SAMPLING = {"imagen": {"text_scale": None, "steps": 20, "sampler": "dpm"},  # family -> options of `sample`, what they are if not given
+            "gigagan": {"truncation": None}}
 DEFAULT_MODEL = "critters-64"
 
 
@@ -30,13 +34,18 @@ def _add_draw(commands) -> None:
     p.add_argument("prompt", help="what to draw, for instance 'a blue and red dragon'")
     p.add_argument("--model", default=DEFAULT_MODEL, help="a bundled name (see t2i models), a folder, or a hub repository; default %(default)s")
     p.add_argument("--number", type=int, default=4, help="how many pictures, default %(default)s")
-    p.add_argument("--text-scale", type=float, help="how hard to push the text: 1 is plain; the model's own if not given")
-    p.add_argument("--steps", type=int, default=20, help="steps of the sampler, default %(default)s")
-    p.add_argument("--sampler", default="dpm", help="dpm, ddim or ddpm, default %(default)s")
+    _add_sampling(p)
     p.add_argument("--seed", type=int, default=0, help="another seed gives other pictures, default %(default)s")
     p.add_argument("--out", metavar="FILE.png", help="where to write; named after prompt and seed if not given")
     p.add_argument("--size", type=int, default=256, metavar="PIXELS", help="width of each picture in the file, default %(default)s")
     p.add_argument("--device", help="cpu, cuda or mps; the best there is if not given")
+
+
+def _add_sampling(p) -> None:
+    p.add_argument("--text-scale", type=float, help="Imagen: how hard to push the text: 1 is plain; the model's own if not given")
+    p.add_argument("--steps", type=int, help="Imagen: steps of the sampler, 20 if not given")
+    p.add_argument("--sampler", help="Imagen: dpm, ddim or ddpm; dpm if not given")
+    p.add_argument("--truncation", type=float, help="GigaGAN: 1 leaves all variety, towards 0 pictures get surer and alike; the model's own if not given")
 
 
 def _add_train(commands) -> None:
@@ -54,9 +63,7 @@ def _add_evaluate(commands) -> None:
     p.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a bundled name, a folder, or a hub repository; default %(default)s")
     p.add_argument("--number", type=int, default=2000, help="pictures to draw, default %(default)s")
     p.add_argument("--split", default="test", help="test or held_out, default %(default)s")
-    p.add_argument("--steps", type=int, default=20, help="steps of the sampler, default %(default)s")
-    p.add_argument("--sampler", default="dpm", help="dpm, ddim or ddpm, default %(default)s")
-    p.add_argument("--text-scale", type=float, help="how hard to push the text; the model's own if not given")
+    _add_sampling(p)
     p.add_argument("--seed", type=int, default=0, help="of prompts and pictures, default %(default)s")
     p.add_argument("--out", metavar="FILE.json", help="write the report here too")
 
@@ -86,6 +93,20 @@ def load_model(
     return getattr(import_module(module), cls).from_pretrained(folder, device)
 
 
+def sampling(
+    a: argparse.Namespace,
+    family: str,  # of the model
+) -> dict:  # arguments for its `sample`
+    "The options of this family; raises `UserError` for one of another family that was given."
+    from t2i_tutorial.core import UserError
+    known = SAMPLING[family]
+    for name in {name for options in SAMPLING.values() for name in options} - set(known):
+        if getattr(a, name) is not None:
+            own = ", ".join(f"--{k.replace('_', '-')}" for k in known)
+            raise UserError(f"--{name.replace('_', '-')} means nothing to this model, whose family is {family}; leave it out (it knows {own})")
+    return {name: plain if getattr(a, name) is None else getattr(a, name) for name, plain in known.items()}
+
+
 def _check_out(path: Path, ending: str) -> Path:
     "Raise `UserError` unless a file of this kind can be written there."
     from t2i_tutorial.core import UserError
@@ -111,9 +132,10 @@ def draw(a: argparse.Namespace) -> None:
     out = _check_out(Path(a.out or f"{slug}-seed{a.seed}.png"), ".png")
     _check_number("number", a.number, 1, 64), _check_number("size", a.size, 16, 2048)
     model = load_model(a.model, a.device)
-    images = model.sample([prompt] * a.number, text_scale=a.text_scale, steps=a.steps, sampler=a.sampler, seed=a.seed, progress=True)
-    made_by = {"prompt": prompt, "model": a.model, "seed": a.seed, "steps": a.steps, "sampler": a.sampler,
-               "text_scale": model.config.text_scale if a.text_scale is None else a.text_scale, "software": f"t2i-tutorial {__version__}"}
+    how = sampling(a, model.family)
+    images = model.sample([prompt] * a.number, seed=a.seed, progress=True, **how)
+    how = {name: getattr(model.config, name) if value is None else value for name, value in how.items()}
+    made_by = {"prompt": prompt, "model": a.model, "seed": a.seed, **how, "software": f"t2i-tutorial {__version__}"}
     info = PngInfo()
     for key, value in made_by.items(): info.add_itxt(key, str(value))
     picture = to_pil(make_grid(images.cpu(), columns=min(a.number, 4)), max(1, round(a.size / images.shape[-1])))
@@ -137,7 +159,7 @@ def evaluate(a: argparse.Namespace) -> None:
     from t2i_tutorial.metrics import evaluate
     out = a.out and _check_out(Path(a.out), ".json")
     model = load_model(a.model)
-    how = {"text_scale": a.text_scale, "steps": a.steps, "sampler": a.sampler}
+    how = sampling(a, model.family)
     report = evaluate(lambda prompts, seed: model.sample(prompts, seed=seed, **how), a.number, size=model.config.size, seed=a.seed, split=a.split)
     print(report.table())
     if out: print(report.save(out))
@@ -178,15 +200,15 @@ def _train_clip(a): _train_once("t2i_tutorial.clip", "CLIP_PRESETS", "train_clip
 def _train_judge(a): _train_once("t2i_tutorial.metrics", "JUDGE_PRESETS", "train_judge", a)
 
 
-def _train_imagen(a):
-    from t2i_tutorial.diffusion.imagen import train_imagen
+def _train_family(family: str, a: argparse.Namespace) -> None:
+    "Train a model that draws prompts."
     preset = a.preset or "cpu-32"
-    folder = Path(a.out or f"runs/imagen-{preset}")
-    train_imagen(preset, a.data, folder, a.settings, a.resume)
+    folder = Path(a.out or f"runs/{family}-{preset}")
+    getattr(import_module(FAMILIES[family][0]), f"train_{family}")(preset, a.data, folder, a.settings, a.resume)
     print(f"{folder / 'model'}\ndraw with it: t2i draw \"a blue and red dragon\" --model {folder / 'model'}")
 
 
-_TRAININGS = {"clip": _train_clip, "judge": _train_judge, "imagen": _train_imagen}
+_TRAININGS = {"clip": _train_clip, "judge": _train_judge, **{family: partial(_train_family, family) for family in FAMILIES}}
 
 
 def train(a: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from t2i_tutorial import cli
 from t2i_tutorial.core import load_json, save_json
 from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
+from t2i_tutorial.gan.gigagan import GigaGAN, gigagan_preset
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,45 @@ def test_draw_refuses_a_pickled_checkpoint(t2i, tmp_path):
     refused(t2i("draw", "a cat", "--model", tmp_path / "weights.pt"), "pickle")
 
 
+# ---- draw with the other family
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory):
+    "A tiny untrained GigaGAN."
+    torch.manual_seed(0)
+    return GigaGAN(gigagan_preset("tiny").model).save_pretrained(tmp_path_factory.mktemp("model") / "gan")
+
+
+def test_one_command_draws_with_both_families(t2i, gan, tmp_path):
+    code, out, err = t2i("draw", "a blue and red dragon", "--model", gan, "--number", 2, "--truncation", 0.5, "--size", 32)
+    picture = Image.open(tmp_path / "here" / out.strip())
+    assert code == 0 and picture.text["truncation"] == "0.5" and "steps" not in picture.text and picture.size == (2 * 32 + 3 * 4, 32 + 2 * 4)
+
+
+@pytest.mark.parametrize("arguments, parts", [
+    (["--steps", "5"], ["--steps means nothing to this model, whose family is gigagan", "it knows --truncation"]), (["--text-scale", "2"], ["--text-scale means nothing"]),
+    (["--sampler", "dpm"], ["--sampler means nothing"]), (["--truncation", "2"], ["truncation must be from 0 to 1, not 2.0"]), (["--truncation", "nan"], ["truncation must be", "nan"]),
+    (["--truncation", "some"], ["--truncation", "'some'"]), (["--seed", "-1"], ["seed must be a whole number"])])
+def test_draw_with_a_gan_refuses(t2i, gan, tmp_path, arguments, parts):
+    refused(t2i("draw", "a cat", "--model", gan, *arguments), *parts)
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_an_imagen_has_no_truncation(t2i, folder):
+    refused(t2i("draw", "a cat", "--model", folder, "--truncation", "0.5"), "--truncation means nothing to this model, whose family is imagen", "--text-scale")
+
+
 # ---- train
+
+GAN = ["train", "gigagan", "--preset", "tiny", "steps=2", "batch_size=4", "pictures=16", "save_every=2", "tracker=none"]
+
+
+def test_train_a_gan_and_draw_with_it(t2i):
+    code, out, _ = t2i(*GAN, "--out", "run")
+    assert code == 0 and load_json("run/model/run.json")["command"].startswith("t2i train gigagan --preset tiny steps=2")
+    refused(t2i(*GAN, "--out", "run"), "not empty", "--resume")
+    assert t2i("draw", "a cat", "--model", "run/model", "--number", 1)[0] == 0
+
 
 TINY = ["train", "imagen", "--preset", "tiny", "steps=4", "warm_up=1", "batch_size=4", "pictures=16", "save_every=2", "tracker=none"]
 
@@ -137,6 +176,8 @@ def test_train_resumes_and_its_model_draws(t2i, tmp_path):
     (["imagen", "lr=-1"], ["lr must be"]), (["imagen", "target=eps"], ["target='eps' cannot be used with zero_terminal=True"]),
     (["imagen", "pictures=8", "batch_size=64"], ["batch_size 64 is more than the 8 pictures"]), (["imagen", "caption_drop=2"], ["caption_drop must be from 0 to 1"]),
     (["imagen", "--data", "no-such-folder/"], ["no-such-folder"]), (["imagen", "size=33"], ["size must be a multiple of"]),
+    (["gigagan", "matsch=0"], ["did you mean 'match'"]), (["gigagan", "--preset", "cpu32"], ["did you mean 'cpu-32'"]), (["gigagan", "match=2"], ["match must be from 0 to 1"]),
+    (["gigagan", "loss=hinge"], ["unknown loss 'hinge'"]), (["gigagan", "--preset", "tiny", "start=nowhere", "pictures=16"], ["'nowhere'"]), (["gigagan", "size=64"], ["size is 64"]),
     (["imagin"], ["unknown training 'imagin'", "did you mean 'imagen'"]), (["judge", "stepps=3"], ["did you mean 'steps'"]), (["clip", "steps=x"], ["steps must be a whole number"]),
     (["clip", "--resume"], ["no --resume"]), (["judge", "--preset", "critters"], ["unknown preset 'critters'"])])
 def test_train_refuses(t2i, tmp_path, arguments, parts):

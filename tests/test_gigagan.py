@@ -1,0 +1,351 @@
+"""Chapter 17: two networks in one model, each told what the other was told; trained, stopped, resumed, saved, drawn with."""
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from t2i_tutorial import critters
+from t2i_tutorial.core import UserError, make_generator
+from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.gan import gigagan as g
+from t2i_tutorial.gan.discriminator import DiscriminatorConfig, pyramid
+from t2i_tutorial.gan.generator import Generator, GeneratorConfig
+from t2i_tutorial.gan.losses import text_slopes
+from t2i_tutorial.metrics import Judge, prompt_accuracy
+from t2i_tutorial.models import RECORDED_FOLDER, TextToImage
+from t2i_tutorial.runs import captioned_critters, exchanged
+from t2i_tutorial.text import full_caption
+from t2i_tutorial.training import Trainer
+
+SMALL = g.GigaGANConfig(16, GeneratorConfig(z_dim=8, text_dim=256, style_dim=16, mapping_layers=2, channels=(16, 16, 8), bank=(1, 2, 2),
+                                            self_attention=(False, True, False), cross_attention=(False, True, False)),
+                        DiscriminatorConfig((8, 16), (16, 8), (True, False), text_dim=256, style=16))
+TINY = g.Preset(SMALL, replace(g.GAN_TRAIN, steps=4, batch_size=4, save_every=2, sample_every=0, tracker="none", ema_decay=0.9), pictures=32)
+
+
+def built(seed=0, **changes):
+    torch.manual_seed(seed)
+    return g.GigaGAN(replace(SMALL, **changes))
+
+
+@pytest.fixture(scope="module")
+def batch(): return next(captioned_critters(6, 16).batches(6, shuffle=False))
+
+
+# ---- one configuration
+
+@pytest.mark.parametrize("changes, message", [
+    ({"size": 32}, "size is 32, but the generator draws 16 pixels"), ({"match": 1.5}, "match must be from 0 to 1, not 1.5"), ({"loss": "hinge"}, "unknown loss 'hinge'"),
+    ({"clip": float("nan")}, "clip must be from 0"), ({"gamma": -1.0}, "gamma must be from 0"), ({"lr_ratio": 0.0}, "lr_ratio must be"), ({"truncation": 1.1}, "truncation must be"),
+    ({"penalty_every": 0}, "penalty_every must be at least 1"), ({"clip_bank": 0}, "clip_bank must be at least 1"),
+    ({"generator": replace(SMALL.generator, smallest=4)}, "set generator.smallest")])
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UserError, match=message): replace(SMALL, **changes)
+
+
+def test_an_encoder_of_another_width_is_refused():
+    "GG-6: a peer reads `text_encoder.dim` before there is one; here the sizes stand in the configuration, and a wrong one is named."
+    with pytest.raises(UserError, match="gives vectors of 128, generator and discriminator take 256 and 256"): g.GigaGAN(replace(SMALL, text="critters-clip"))
+
+
+@pytest.mark.parametrize("loss", g.GAN_LOSSES)
+@pytest.mark.parametrize("changes", [*g.RUNGS.values(), {"critic_reads": False}, {"attention": False}, {"augment": True}], ids=[*g.RUNGS, "deaf critic", "no attention", "augmented"])
+def test_every_switch_leaves_two_losses_that_reach_their_own_side(changes, loss, batch):
+    "Each rung trains both sides in its own turn, and no turn touches the other side."
+    model = built(loss=loss, **changes).train()
+    if model.config.clip: model.use_bank(["a red cat", "a blue fish", "a green owl"])
+    trainer = Trainer(model, captioned_critters(8, 16), replace(TINY.train, steps=1))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer.fit()
+    moved = {name.split(".")[0] for name, v in model.state_dict().items() if not torch.equal(v, before[name])}
+    assert moved == {"generator", "discriminator", "turns"}
+    for phase in model.phases:
+        model.zero_grad()
+        trainer._focus(phase)
+        model.training_losses(batch, make_generator(0), phase)["loss"].backward()
+        reached = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached == {phase}
+    trainer._focus(None)
+
+
+def test_switches_leave_out_what_they_say():
+    g0, d0 = replace(SMALL, reads=False).parts()
+    assert g0.text_dim is None and not d0.text
+    assert replace(SMALL, critic_reads=False).parts()[0].text_dim == 256 and not replace(SMALL, critic_reads=False).parts()[1].text
+    assert set(replace(SMALL, bank=False).parts()[0].bank) == {1}
+    off = replace(SMALL, attention=False).parts()
+    assert not any(off[0].self_attention + off[0].cross_attention + off[1].attention)
+    one = replace(SMALL, multi_scale=False).parts()
+    assert one[0].sizes == (16,) and len(one[1].where) == 1
+    assert SMALL.parts() == (SMALL.generator, SMALL.discriminator)
+
+
+# ---- who is told what
+
+def spy(model, monkeypatch):
+    "Note which text each judgement of the discriminator was given."
+    seen, plain = [], model.discriminator.judge
+    def judge(maps, text=None):
+        seen.append((maps[0].detach().clone(), None if text is None else text.pooled.clone()))
+        return plain(maps, text)
+    monkeypatch.setattr(model.discriminator, "judge", judge)
+    return seen
+
+
+def test_real_pictures_are_judged_under_their_own_captions_and_under_wrong_ones(monkeypatch, batch):
+    "GG-1, GG-2: a peer judges real pictures by another batch's captions, and takes the right captions for wrong ones."
+    model = built(clip=0.0).eval()
+    seen, own = spy(model, monkeypatch), model.encode(batch.captions)
+    model.training_losses(batch, make_generator(0), "discriminator")
+    (real, right), (fake, told), (again, wrong), (fakes, others) = seen
+    assert torch.equal(right, own.pooled) and torch.equal(told, own.pooled) and torch.equal(wrong, others)
+    for maps, source, texts in ((again, real, wrong), (fakes, fake, others)):
+        for picture, text in zip(maps, texts):  # the same picture as before, and a caption that is not its own
+            i = next(i for i in range(6) if torch.equal(source[i], picture))
+            j = next(j for j in range(6) if torch.equal(own.pooled[j], text))
+            assert batch.captions[i] != batch.captions[j]
+
+
+def test_the_generators_turn_tells_both_sides_the_same(monkeypatch, batch):
+    "PR-1: the predecessor's discriminator was given no text."
+    model = built(clip=0.0).eval()
+    seen = spy(model, monkeypatch)
+    model.training_losses(batch, make_generator(0), "generator")
+    assert len(seen) == 2 and all(torch.equal(text, model.encode(batch.captions).pooled) for _, text in seen)
+
+
+@pytest.mark.parametrize("name", ["start", "recorded"])
+def test_the_score_of_every_head_depends_on_the_text(name, batch):
+    "GG-3, PR-1: at the start and after the recorded training."
+    model = built() if name == "start" else recorded()
+    images = F.interpolate(batch.images, (model.config.size,) * 2)
+    slopes = text_slopes(lambda x, t: model.discriminator(x, t).logits(), pyramid(images, model.config.discriminator.sizes), model.encode(batch.captions))
+    assert len(slopes) == len(model.config.discriminator.where) and (slopes > 1e-5).all()
+
+
+def test_a_deaf_critic_is_deaf(batch):
+    "PR-1: the switch that repeats the predecessor's fault really does."
+    model = built(critic_reads=False, clip=0.0).eval()
+    other = replace(batch, captions=batch.captions[::-1])
+    a, b = (model.discriminator(pyramid(x.images, (8, 16)), model.told(model.read(x.captions))).mean() for x in (batch, other))
+    assert torch.equal(a, b) and set(g.discerning(model, ("body",), n=16).values()) == {0.5}
+    assert "wrong" not in model.training_losses(batch, make_generator(0), "discriminator")
+
+
+# ---- the penalty
+
+def test_the_penalty_is_lazy_and_covers_all_sizes(monkeypatch, batch):
+    "GG-11: a peer's penalty watches the largest picture only. Here all sizes, of real pictures, and with pairs of generated ones too; never in eval mode."
+    calls, plain = [], g.r1_penalty
+    monkeypatch.setattr(g, "r1_penalty", lambda score, inputs: calls.append([x.shape[-1] for x in inputs]) or plain(score, inputs))
+    for loss, kinds in (("logistic", 1), ("relativistic", 2)):
+        calls.clear()
+        model = built(loss=loss, penalty_every=3).train()
+        for k in range(4): model.training_losses(batch, make_generator(k), "discriminator")
+        assert calls == [[8, 16]] * kinds * 2 and model.turns.item() == 4
+        model.eval().training_losses(batch, make_generator(0), "discriminator")
+        assert len(calls) == 2 * kinds and model.turns.item() == 4
+
+
+def test_gamma_is_made_up_for_the_steps_between(batch):
+    plain, lazy = built(gamma=0.0).train(), built(gamma=2.0, penalty_every=4).train()
+    a, b = (m.training_losses(batch, make_generator(0), "discriminator")["loss"] for m in (plain, lazy))
+    once = built(gamma=2.0, penalty_every=1).train().training_losses(batch, make_generator(0), "discriminator")["loss"]
+    assert (b - a).item() == pytest.approx(4 * (once - a).item(), rel=1e-3) and b > a
+
+
+def test_rates_of_the_two_sides():
+    model = built(lr_ratio=2.0, penalty_every=16)
+    model.recipe = replace(TINY.train, lr=1e-3, betas=(0.0, 0.99))
+    c = 16 / 17
+    assert model.optimiser_options("generator")["lr"] == 1e-3
+    assert model.optimiser_options("discriminator")["lr"] == pytest.approx(2e-3 * c) and model.optimiser_options("discriminator")["betas"] == pytest.approx((0.0, 0.99**c))
+
+
+# ---- CLIP
+
+def test_clip_is_no_part_of_the_model(tmp_path):
+    "GG-12: a peer stores CLIP in generator, discriminator and average."
+    model = built()
+    before = set(model.state_dict())
+    model.use_bank(["a red cat", "a blue fish"])
+    assert set(model.state_dict()) == before and not any("clip" in k for k in before)
+    assert all("clip" not in n for n, _ in model.named_parameters())
+
+
+def test_a_clip_loss_without_a_bank_is_refused(batch):
+    with pytest.raises(UserError, match="call use_bank, or set clip=0"): built().training_losses(batch, make_generator(0), "generator")
+
+
+def test_clip_pulls_at_the_picture_and_weighs_what_it_should(batch):
+    "PR-2: both vectors from one contrastive model; its slope reaches the generator."
+    quiet, loud = built(clip=0.0, loss="logistic").eval(), built(clip=0.5, loss="logistic").eval()
+    loud.use_bank(["a red cat", "a blue fish", "a green owl"])
+    a, b = (m.training_losses(batch, make_generator(0), "generator") for m in (quiet, loud))
+    assert (b["loss"] - a["loss"]).item() == pytest.approx(0.5 * b["clip"].item(), rel=1e-4)
+
+
+def test_captions_that_state_the_same_are_the_same():
+    assert g.stated("a red and blue cat") == g.stated("A red and blue cat.") != g.stated("a blue and red cat")
+
+
+# ---- training
+
+def test_same_seed_same_bits_and_resumed_equals_uninterrupted(tmp_path):
+    "GG-10: each checkpoint has a place of its own; also the lazy penalty keeps its time across a halt."
+    changes = {"penalty_every": 3}
+    runs = [g.train_gigagan(g.gigagan_preset(TINY, changes), "critters", tmp_path / name)[0] for name in ("a", "b")]
+    assert sorted(f.name for f in (tmp_path / "a" / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    import shutil
+    for gone in ("model", "checkpoints/step-000004"): shutil.rmtree(tmp_path / "b" / gone)
+    resumed = g.train_gigagan(g.gigagan_preset(TINY, changes), "critters", tmp_path / "b", resume=True)[0]
+    for other in (runs[1], resumed):
+        for (name, a), b in zip(runs[0].state_dict().items(), other.state_dict().values()): assert torch.equal(a, b), name
+    run = json.loads((tmp_path / "b" / "model" / "run.json").read_text())
+    assert run["first_step"] == 2 and run["preset"]["model"]["penalty_every"] == 3 and resumed.turns.item() == 4
+
+
+def test_few_pictures_without_captions_of_creatures_train_too():
+    "GG-13: a peer asserts more than a hundred pictures. Here few are allowed, with a warning that says what helps."
+    data = captioned_critters(10, 16)
+    with pytest.warns(UserWarning, match="augment=true helps"):
+        model, _ = g.train_gigagan(g.gigagan_preset(TINY, {"clip": 0.0, "steps": 1}), data)
+    assert model.sample_prompts == [c[0] for c in data.captions[:8]]
+
+
+def test_only_the_generator_is_averaged():
+    model, data = built(clip=0.0), captioned_critters(8, 16)
+    trainer = Trainer(model, data, replace(TINY.train, steps=2))
+    trainer.fit()
+    assert trainer.ema and all(name.startswith("generator.") for name in trainer.ema.average)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    "GG-11: a peer skips a penalty that is NaN in the log and adds it to the loss."
+    model, data = built(clip=0.0), captioned_critters(8, 16)
+    with torch.no_grad(): model.discriminator.from_rgb["16"].weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="'discriminator/loss' is nan"): Trainer(model, data, TINY.train).fit()
+
+
+def test_settings_by_name():
+    changed = g.gigagan_preset("cpu-32", ["steps=7", "match=0.25", "reads=false", "start=somewhere"])
+    assert (changed.train.steps, changed.model.match, changed.model.reads, changed.start) == (7, 0.25, False, "somewhere")
+    with pytest.raises(UserError, match="did you mean 'cpu-32'"): g.gigagan_preset("cpu32")
+    with pytest.raises(UserError, match="did you mean 'multi_scale'"): g.gigagan_preset("tiny", ["multiscale=false"])
+
+
+@pytest.mark.parametrize("name", list(g.GIGAGAN_PRESETS))
+def test_every_preset_fits_together(name):
+    c = g.GIGAGAN_PRESETS[name].model
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    with FakeTensorMode(), torch.no_grad():  # shapes without numbers
+        generator, discriminator = Generator(c.parts()[0]), g.Discriminator(c.parts()[1])
+        assert generator.synthesise(torch.zeros(2, c.generator.style_dim), text := hollow_text(2))[-1].shape == (2, 3, c.size, c.size)
+        scores = discriminator([torch.zeros(2, 3, s, s) for s in c.discriminator.sizes], text)
+    assert len(scores.logits()) == len(c.discriminator.where)
+    n = sum(p.numel() for net in (generator, discriminator) for p in net.parameters())
+    assert not name.startswith(("tiny", "cpu")) or 2 * n <= 12e6
+
+
+def hollow_text(b):
+    from t2i_tutorial.text import TextEmbedding
+    return TextEmbedding(torch.zeros(b, 5, 256), torch.ones(b, 5, dtype=torch.bool), torch.zeros(b, 256))
+
+
+def test_widening_keeps_what_was_learned():
+    big = replace(SMALL, size=32, generator=replace(SMALL.generator, channels=(16, 16, 8, 8), bank=(1, 2, 2, 2), self_attention=(False, True, False, False),
+                                                    cross_attention=(False, True, False, False)),
+                  discriminator=DiscriminatorConfig((8, 16, 32), (16, 8, 8), (True, False, False), text_dim=256, style=16))
+    small, model = built(seed=1).eval(), g.GigaGAN(big).eval()
+    with torch.no_grad(): small.turns.fill_(7)
+    g.widen(small, model)
+    z, text = torch.randn(3, 8, generator=make_generator(0)), small.encode(["a red cat", "a blue fish", "an owl"])
+    with torch.no_grad():
+        for a, b in zip(small.generator(z, text), model.generator(z, text)): assert torch.equal(a, b)
+    assert model.turns.item() == 7
+    images = pyramid(torch.rand(3, 3, 32, 32) * 2 - 1, (8, 16, 32))
+    with torch.no_grad(): a, b = small.discriminator(images[:2], text), model.discriminator(images, text)
+    old = dict(zip(b.where, b.logits()))
+    for place, score in zip(a.where, a.logits()): assert torch.allclose(old[place], score, atol=1e-5)
+    with pytest.raises(UserError, match="cannot start from this model of 32 pixels"): g.widen(model, small)
+
+
+# ---- the face
+
+def test_alone_or_in_company_and_again():
+    model, prompts = built().eval(), ["a red cat", "a small blue and green fish, swimming", "a red cat"]
+    many = model.sample(prompts, seed=3)
+    assert many.shape == (3, 3, 16, 16) and many.abs().max() <= 1 and torch.equal(many, model.sample(prompts, seed=3, batch_size=2)) is not None
+    assert torch.allclose(model.sample(prompts[:1], seed=3), many[:1], atol=1e-4) and torch.allclose(model.sample(prompts, seed=3, batch_size=1), many, atol=1e-4)
+    assert not torch.equal(many[0], many[2]) and not torch.equal(many, model.sample(prompts, seed=4))
+
+
+def test_truncation_zero_leaves_one_picture_a_prompt():
+    model = built().eval()
+    same = model.sample(["a red cat"] * 3, truncation=0.0)
+    assert torch.allclose(same[0], same[1], atol=1e-5) and not torch.allclose(model.sample(["a red cat"] * 2)[0], same[0], atol=1e-3)
+    for bad in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="truncation must be from 0 to 1"): model.sample(["a red cat"], truncation=bad)
+
+
+def test_a_saved_model_draws_the_same(tmp_path):
+    model = built().eval()
+    model.save_pretrained(tmp_path / "m")
+    again = g.GigaGAN.from_pretrained(tmp_path / "m", "cpu")
+    assert again.config == model.config and isinstance(again, TextToImage)
+    assert (again.sample(["a red cat"]) - model.sample(["a red cat"])).abs().max() < 0.05
+    assert sorted(f.name for f in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_an_unconditional_model_draws_too():
+    model = built(reads=False).eval()
+    a, b = model.sample(["a red cat"], seed=1), model.sample(["a blue fish"], seed=1)
+    assert a.shape == (1, 3, 16, 16) and not torch.equal(a, b)  # the stream still belongs to the prompt
+
+
+# ---- measures
+
+def test_in_proportion_counts_what_is_missing():
+    judge, group = Judge.from_pretrained(), critters.sample(128, 32, seed=2, split="test")
+    whole = g.in_proportion(judge, group.images, group.critters)
+    assert whole["share"] > 0.95 and sum(c["asked"] for c in whole["classes"] if c["attribute"] == "species") == 128
+    collapsed = g.in_proportion(judge, group.images[:1].expand(128, -1, -1, -1), group.critters)
+    assert collapsed["share"] < 0.15
+
+
+def test_discerning_is_chance_at_the_start_and_high_after_the_recorded_training():
+    assert all(0.2 < v < 0.8 for v in g.discerning(built().eval(), n=48).values())
+    assert g.discerning(recorded(), ("body",), n=48)["body"] > 0.8
+
+
+# ---- the recorded model
+
+def recorded(): return g.GigaGAN.from_pretrained("critters-32-gigagan", "cpu")
+
+
+def test_the_recorded_model_draws_what_it_is_asked_for():
+    asked = critters.sample(64, 32, seed=77, split="test")
+    found = prompt_accuracy(Judge.from_pretrained(), recorded().sample([full_caption(c) for c in asked.critters]), asked.critters)
+    report = json.loads((RECORDED_FOLDER / "critters-32-gigagan" / "evaluation-test.json").read_text())
+    for key in ("body", "species"): assert found[key].value > report["measures"][key]["value"] - 0.2
+
+
+def test_the_record_is_whole():
+    folder = RECORDED_FOLDER / "critters-32-gigagan"
+    assert (folder / "model.safetensors").stat().st_size <= 12e6
+    for name in ("run", "first-run"):
+        run = json.loads((folder / f"{name}.json").read_text())
+        assert run["command"].startswith("t2i train gigagan --preset cpu-") and run["seconds"] > 60 and run["machine"]["cores"]
+        clip = [h["generator/clip"] for h in run["history"]]
+        assert sum(clip[-5:]) <= sum(clip[:5])
+
+
+def test_compare_settings_goes_on_from_its_file(tmp_path):
+    path, preset = tmp_path / "s.json", g.gigagan_preset(TINY, {"clip": 0.0, "steps": 1})
+    g.compare_settings(path, {"as it is": {}}, preset, n=16)
+    both = g.compare_settings(path, {"as it is": {}, "other": {"lr": 1e-4}}, preset, n=16)
+    assert list(both["runs"]) == ["as it is", "other"] and both["runs"]["other"]["changes"] == {"lr": 1e-4}
+    assert {"discriminator/loss", "generator/loss"} <= set(both["runs"]["other"])
+    with pytest.raises(UserError, match="was measured with n=16"): g.compare_settings(path, {}, preset, n=32)
