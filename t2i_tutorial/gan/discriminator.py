@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..attention import L2SelfAttention2d
 from ..core import UserError
+from .generator import TextLayers
 from .modulation import EqualConv2d, EqualLinear, ModulatedConv2d, leaky
 from ..text import TextEmbedding
 
@@ -96,6 +97,7 @@ class DiscriminatorConfig:
     text_dim: int = 128  # length of the text encoder's vectors
     style: int = 128  # length of the vector that steers the text heads
     layers: int = 2  # of a text head, before the one that scores
+    text_layers: int = 1  # trainable attention layers over the text encoder; 0 for none
     text: bool = True  # False: no text heads, a critic of pictures alone
     multi_scale: bool = True  # False: only the largest picture enters, and only the last stage has a head
 
@@ -110,7 +112,10 @@ class DiscriminatorConfig:
                             f"not {len(self.channels)} and {len(self.attention)}")
         for name in ("heads", "text_dim", "style"):
             if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.layers < 0: raise UserError(f"layers must be at least 0, not {self.layers}")
+        for name in ("layers", "text_layers"):
+            if getattr(self, name) < 0: raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.text and self.text_dim % self.heads:
+            raise UserError(f"text_dim must be a multiple of the {self.heads} heads, not {self.text_dim}")
         for c, a in zip(self.channels, self.attention):
             if c < 1 or a and c % self.heads:
                 raise UserError(f"channels must be at least 1, with attention a multiple of the {self.heads} heads, not {c}")
@@ -143,20 +148,27 @@ class TextStyle(nn.Module):
 
     def __init__(
         self,
-        text_dim: int,  # length of a pooled text vector
+        text_dim: int,  # length of the text's vectors
         style_dim: int,  # length of what comes out
+        layers: int = 1,  # in which pooled vector and words look at each other
+        heads: int = 4,  # `text_dim` must be a multiple of it
     ):
         super().__init__()
+        self.listen = TextLayers(text_dim, layers, heads)
         self.first, self.second = EqualLinear(text_dim, style_dim), EqualLinear(style_dim, style_dim)
 
-    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b style"]:
-        "Two layers; normalised first, for encoders speak at different scales."
+    def forward(self, text: TextEmbedding) -> Float[Tensor, "b style"]:
+        "Words into the pooled vector, and two layers; normalised in between, for encoders speak at different scales."
+        pooled = self.listen(text).pooled
         return leaky(self.second(leaky(self.first(F.layer_norm(pooled, pooled.shape[-1:])))))
 
-def _check_inputs(config: DiscriminatorConfig, pictures: Sequence[Tensor], text: TextEmbedding | None) -> None:
-    "Raise `UserError` if pictures and text are not what the critic was built for."
-    sides, b = tuple(p.shape[-1] for p in pictures), len(pictures[0]) if len(pictures) else 0
+def _check_sides(config: DiscriminatorConfig, pictures: Sequence[Tensor]) -> None:
+    "Raise `UserError` if pictures are not of the sizes that the critic was built for."
+    sides = tuple(p.shape[-1] for p in pictures)
     if sides != tuple(config.sizes): raise UserError(f"give pictures of {tuple(config.sizes)} pixels, not {sides}; see pyramid")
+
+def _check_text(config: DiscriminatorConfig, b: int, text: TextEmbedding | None) -> None:
+    "Raise `UserError` if there is no text for each of `b` pictures, or one that nobody reads."
     if config.text != (text is not None):
         raise UserError("this discriminator reads: give it a text for each picture" if config.text
                         else "this discriminator was built without text; leave the text out, or set text=True")
@@ -175,30 +187,47 @@ class Discriminator(nn.Module):
         exits = config.sizes if config.multi_scale else config.sizes[:1]
         self.from_rgb = nn.ModuleDict({str(s): EqualConv2d(3, c[s], 1) for s in entries})
         self.stages = nn.ModuleDict({str(s): Stage(c[s], c_out[s], heads[s]) for s in config.sizes})
-        self.plain = nn.ModuleDict({str(s): EqualConv2d(c_out[s], 1, 1) for s in exits})
+        self.plain = nn.ModuleDict({str(s): EqualConv2d(c_out[s], 1, 1) for s in reversed(exits)})
         if not config.text: return
-        self.style = TextStyle(config.text_dim, config.style)
+        self.style = TextStyle(config.text_dim, config.style, config.text_layers, config.heads)
         self.text = nn.ModuleDict({str(s): TextHead(c_out[s], config.style, config.layers) for s in exits})
 
-    def forward(
+    def look(
         self,
         pictures: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first, as generator and `pyramid` give them
-        text: TextEmbedding | None = None,  # one text for each; None for a critic without text
-    ) -> Scores:
-        "Every picture enters at its size; every stage behind it has a say. Raises `UserError` if something does not fit."
-        _check_inputs(self.config, pictures, text)
-        style, scores, h = None if text is None else self.style(text.pooled), Scores([], [], self.config.where), None
+    ) -> list[Float[Tensor, "b _ _ _ _"]]:  # a tensor a stage with a head: pictures, sizes that have come in, channels, sides
+        "The maps that the heads score; no text is needed for them. Raises `UserError` for pictures of other sizes."
+        _check_sides(self.config, pictures)
+        seen, h, b = [], None, len(pictures[0])
         for s, picture in zip(reversed(self.config.sizes), reversed(pictures)):
             if str(s) in self.from_rgb:
                 new = leaky(self.from_rgb[str(s)](picture))
                 h = new if h is None else torch.cat([h, new])  # (k b): all samples of one size, then of the next
             h = self.stages[str(s)](h)
-            if str(s) in self.plain: self._score(scores, str(s), h, style, len(picture))
+            if str(s) in self.plain: seen.append(rearrange(h, "(k b) c h w -> b k c h w", b=b))
+        return seen
+
+    def judge(
+        self,
+        seen: Sequence[Float[Tensor, "b _ _ _ _"]],  # from `look`
+        text: TextEmbedding | None = None,  # one for each picture; None for a critic without text
+    ) -> Scores:
+        "What the heads say to pictures that have been looked at, under any texts; raises `UserError` if one is missing."
+        _check_text(self.config, len(seen[0]), text)
+        style, scores = None if text is None else self.style(text), Scores([], [], self.config.where)
+        for maps, (s, plain) in zip(seen, self.plain.items(), strict=True):
+            k, stack = maps.shape[1], rearrange(maps, "b k c h w -> (k b) c h w")
+            scores.plain.extend(rearrange(_mean_over_places(plain(stack)), "(k b) -> k b", k=k))
+            if style is None: continue
+            repeated = style.repeat(k, 1)  # in the order of the stack
+            scores.text.extend(rearrange(self.text[s](stack, repeated), "(k b) -> k b", k=k))
         return scores
 
-    def _score(self, scores: Scores, s: str, h: Float[Tensor, "kb c h w"], style: Float[Tensor, "b d"] | None, b: int) -> None:
-        "Add the opinions of one stage's head on all pictures that have come so far."
-        scores.plain.extend(rearrange(_mean_over_places(self.plain[s](h)), "(k b) -> k b", b=b))
-        if style is None: return
-        repeated = style.repeat(len(h) // b, 1)  # in the order of the stack
-        scores.text.extend(rearrange(self.text[s](h, repeated), "(k b) -> k b", b=b))
+    def forward(
+        self,
+        pictures: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first
+        text: TextEmbedding | None = None,  # one for each; None for a critic without text
+    ) -> Scores:
+        "Look, then judge."
+        _check_text(self.config, len(pictures[0]) if len(pictures) else 0, text)
+        return self.judge(self.look(pictures), text)

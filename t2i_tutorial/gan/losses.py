@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['over_heads', 'logistic_d', 'logistic_g', 'watched', 'r1_penalty', 'lazy_weight', 'lazy_adam', 'derange', 'Judged',
            'judge_pairs', 'matching_aware', 'conditional_d', 'text_slopes', 'ClipLoss', 'relativistic_d',
-           'relativistic_g']
+           'relativistic_g', 'relativistic_match']
 
 # %% ../../nbs/16_gan_losses.ipynb #4d7a0508
 from collections.abc import Callable, Hashable, Sequence
@@ -111,6 +111,7 @@ class Judged:
     fake: list[Tensor]  # generated pictures under theirs
     wrong_real: list[Tensor]  # real pictures under wrong captions; empty if there are no wrong ones
     wrong_fake: list[Tensor]  # generated pictures under wrong captions
+    rows: Int[Tensor, " k"] | None = None  # which pictures of the batch these are
 
 def judge_pairs(
     discriminate: Callable,  # (pictures, text) -> a list of scores (b,), one a head
@@ -127,7 +128,7 @@ def judge_pairs(
     rows, wrong = (i.to(text.pooled.device) for i in derange(captions, rng))
     judged = [discriminate(real, text), discriminate(fake, text)]
     if len(rows): judged += [discriminate([x[rows] for x in pictures], text[wrong]) for pictures in (real, fake)]
-    return Judged(*judged, *[[]] * (4 - len(judged)))
+    return Judged(*judged, *[[]] * (4 - len(judged)), rows)
 
 # %% ../../nbs/16_gan_losses.ipynb #9c6c6442
 def matching_aware(
@@ -225,3 +226,11 @@ def relativistic_g(
 ) -> Float[Tensor, ""]:
     "In each pair the generated one should score higher, {eq}`eq-losses-relativistic`."
     return _in_lead(fake, real)
+
+# %% ../../nbs/16_gan_losses.ipynb #7a734237
+def relativistic_match(
+    judged: Judged,  # with wrong captions
+) -> Float[Tensor, ""]:
+    "A picture should score higher under its own caption than under a wrong one; real and generated ones count the same."
+    own = [[s[judged.rows] for s in scores] for scores in (judged.real, judged.fake)]
+    return (_in_lead(own[0], judged.wrong_real) + _in_lead(own[1], judged.wrong_fake)) / 2
