@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 from importlib import import_module
 
 _FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data", "Imagen": "diffusion.imagen"}
-_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "gan", "metrics", "models", "text", "training")
+_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "gan", "metrics", "models", "runs", "text", "training")
 __all__ = [*_FACE, *_MODULES]
 
 
