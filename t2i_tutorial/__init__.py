@@ -2,14 +2,15 @@
 
 Start with `critters.sample` for captioned creatures, `CaptionedImages` and `open_pictures` for any captioned pictures,
 `show_images` to look at them, `seed_everything` to see the same twice, `training.Trainer` to train, and with `Imagen.from_pretrained`
-for pictures of a prompt. Each name is loaded when it is first used, so that `import t2i_tutorial` stays light.
+or `GigaGAN.from_pretrained` for pictures of a prompt. Each name is loaded when it is first used, so that `import t2i_tutorial` stays light.
 """
 __version__ = "0.1.0"
 
 from importlib import import_module
 
-_FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data", "Imagen": "diffusion.imagen"}
-_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "gan", "metrics", "models", "text", "training")
+_FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data", "Imagen": "diffusion.imagen",
+         "GigaGAN": "gan.gigagan"}
+_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "gan", "metrics", "models", "runs", "text", "training")
 __all__ = [*_FACE, *_MODULES]
 
 

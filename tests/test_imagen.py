@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, make_generator, make_grid, to_pil
+from t2i_tutorial.core import UserError, make_generator, to_pil
 from t2i_tutorial.data import CaptionedImages
 from t2i_tutorial.diffusion import imagen as I
 from t2i_tutorial.diffusion.guidance import Guidance
@@ -18,6 +18,7 @@ from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, ImagenConfig, 
 from t2i_tutorial.diffusion.noise import add_noise, make_target
 from t2i_tutorial.diffusion.samplers import sample
 from t2i_tutorial.models import bundled_models, draw_noise, prompt_streams
+from t2i_tutorial.runs import SAMPLE_PROMPTS, captioned_critters
 from t2i_tutorial.text import TextEmbedding, full_caption
 from t2i_tutorial.training import Trainer, find_checkpoint, load_checkpoint
 
@@ -254,7 +255,7 @@ def test_pictures_are_in_range_whatever_the_scale(model):
 def test_the_sample_grid_is_always_the_same(model):
     a, captions = model.sample_grid(make_generator(0))
     b, _ = model.sample_grid(make_generator(1))
-    assert torch.equal(a, b) and captions == list(I.SAMPLE_PROMPTS) and len(a) == 8
+    assert torch.equal(a, b) and captions == list(SAMPLE_PROMPTS) and len(a) == 8
     assert not model.encoder.unknown_words(captions)
 
 
@@ -326,7 +327,7 @@ def test_a_training_that_breaks_says_so():
 def test_validation_is_repeatable_and_leaves_no_trace(batch):
     "MI-6: the peer validates with gradients on and fresh noise, and stays in eval mode."
     model = shaken().train()
-    val = I.captioned_critters(16, 16, split="val")
+    val = captioned_critters(16, 16, split="val")
     trainer = Trainer(model, val, replace(IMAGEN_PRESETS["tiny"].train, steps=2, warm_up=0, batch_size=8), validation=val)
     trainer.fit()
     weights, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
@@ -377,15 +378,6 @@ def test_it_learns():
     assert mean(log[-5:]) < 0.8 * mean(log[:3])
 
 
-def test_captions_say_it_all_somewhere():
-    data = I.captioned_critters(40, 16)
-    assert all(len(group) == 2 for group in data.captions) and data.captions == I.captioned_critters(40, 16).captions
-    for i, critter in enumerate(critters.sample(40, 16).critters):
-        for text in data.captions[i]:
-            for k, v in critters.parse_caption(text).items(): assert getattr(critter, k) == v, (text, k)
-        if i % 2: assert data.captions[i][1] == full_caption(critter)
-
-
 # ---- growing
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -427,28 +419,7 @@ def test_the_presets_that_grow_fit():
     assert I._fits(IMAGEN_PRESETS["cpu-32-first"].model, IMAGEN_PRESETS["cpu-32"].model) == 1
 
 
-# ---- strips and records
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.sampled_from([4, 7, 16]), st.booleans())
-def test_a_grid_comes_apart_again(n, s, wide):
-    images = torch.rand(n, 3, s, s, generator=make_generator(n, s))
-    columns = n if wide else None
-    assert torch.equal(I.cut_grid(make_grid(images, columns), n, columns), images)
-
-
-def test_strip_of_a_training(tmp_path):
-    "Rows are steps, columns are prompts, in the PNG too."
-    from PIL import Image
-    train_imagen("tiny", folder=tmp_path / "run", overrides=FEW | {"sample_every": 2, "tracker": "tensorboard"})
-    strip = I.training_strip(tmp_path / "run", path=tmp_path / "strip.png", note="a note")
-    png = Image.open(tmp_path / "strip.png")
-    assert json.loads(png.text["steps"]) == [2, 4] and png.text["note"] == "a note" and png.size == (strip.shape[2], strip.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
-    one = I.training_strip(tmp_path / "run", [4])
-    assert torch.equal(I.cut_grid(one, 8, 8), I.cut_grid(strip, 16, 8)[8:])
-    with pytest.raises(UserError, match="unknown step '3'"): I.training_strip(tmp_path / "run", [3])
-    with pytest.raises(UserError, match="no samples of a training"): I.training_strip(tmp_path / "elsewhere")
-
+# ---- records
 
 def test_samplers_are_compared_and_gone_on_from(model, tmp_path, monkeypatch):
     few = {"dpm": (2,), "ddim": (2,)}

@@ -1,0 +1,299 @@
+"""What a training leaves behind: presets by name, captions, one training for every family, strips, scores, comparisons."""
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+
+import pytest
+import torch
+from einops import rearrange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from t2i_tutorial import critters
+from t2i_tutorial import runs as R
+from t2i_tutorial.core import UserError, make_generator, make_grid
+from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.models import TextToImage
+from t2i_tutorial.runs import Preset, choose_preset, compare_trainings, go_on, score_samples, train_preset
+from t2i_tutorial.text import full_caption
+from t2i_tutorial.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Inner:
+    hidden: int = 8
+
+
+@dataclass(frozen=True)
+class BlotConfig:
+    size: int = 16
+    text: str = "critters-clip"
+    grain: float = 0.0
+    schedule: str = "linear"  # TrainConfig has a field of this name too
+    inner: Inner = field(default_factory=Inner)
+
+
+class Blot(TextToImage):
+    "The average of all creatures that fit a caption, by two layers."
+    family, config_class, needs_captions, sample_prompts = "blot", BlotConfig, True, R.SAMPLE_PROMPTS
+
+    def __init__(self, config: BlotConfig = BlotConfig(), encoder=None):
+        super().__init__(config, encoder)
+        self.body = nn.Sequential(nn.Linear(self.encoder.dim, config.inner.hidden), nn.SiLU(), nn.Linear(config.inner.hidden, 3 * config.size**2))
+
+    def draw(self, captions): return rearrange(self.body(self.encode(captions).pooled), "b (c h w) -> b c h w", c=3, h=self.config.size)
+
+    def training_losses(self, batch, rng, phase="model"):
+        noise = 0.1 * torch.randn(batch.images.shape, generator=rng)
+        return {"loss": (self.draw(batch.captions) - batch.images + noise).square().mean(), "lost": noise.mean()}
+
+    @torch.no_grad()
+    def sample(self, prompts, seed=0, bright=0.0): return (self.draw(prompts) + bright).clamp(-1, 1)
+
+    def sample_grid(self, rng): return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
+
+
+PRESETS = {"tiny": Preset(BlotConfig(), TrainConfig(steps=4, batch_size=8, lr=1e-2, ema_decay=0.9, save_every=2, log_every=1, tracker="none"), 32)}
+TINY = PRESETS["tiny"]
+
+
+def same(a, b) -> bool:
+    "Whether two models have the same weights, bit for bit."
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- settings
+
+def test_overrides_reach_their_part():
+    p = choose_preset(PRESETS, "tiny", ["steps=7", "grain=0.5", "pictures=99", "start=there", "batch-size=4", "betas=0.5,0.6"])
+    assert (p.train.steps, p.train.batch_size, p.train.betas, p.model.grain, p.pictures, p.start) == (7, 4, (0.5, 0.6), 0.5, 99, "there")
+    assert p.model.inner == Inner() and TINY == choose_preset(PRESETS, "tiny") == choose_preset({}, TINY)
+    assert choose_preset({}, p, {"start": None}).start is None
+
+
+def test_a_field_of_both_is_the_training_s():
+    p = choose_preset(PRESETS, "tiny", ["schedule=cosine"])
+    assert (p.train.schedule, p.model.schedule) == ("cosine", "linear")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["stepps=3"], "unknown setting 'stepps'; did you mean 'steps'"), (["steps"], "write it as name=value"), ({"lr": "fast"}, "lr must be a number"),
+    (["inner=3"], "unknown setting 'inner'"), (["hidden=3"], "unknown setting 'hidden'"), (["pictures=some"], "pictures must be a whole number"),
+    (["model=3"], "unknown setting 'model'"), (["grain=rough"], "grain must be a number"), (["batch_size=0"], "batch_size must be at least 1")])
+def test_bad_overrides_get_one_line(words, message):
+    with pytest.raises(UserError, match=message) as e: choose_preset(PRESETS, "tiny", words)
+    assert "\n" not in str(e.value)
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="unknown preset 'tinny'; did you mean 'tiny'"): choose_preset(PRESETS, "tinny")
+
+
+def test_a_command_for_presets_with_a_name_only():
+    assert R.named_command("blot", "tiny") == "t2i train blot --preset tiny"
+    assert R.named_command("blot", "tiny", ["batch-size=4", "lr=1e-3"]) == "t2i train blot --preset tiny batch_size=4 lr=1e-3"
+    assert R.named_command("blot", "tiny", {"steps": 3}) == "t2i train blot --preset tiny steps=3"
+    assert R.named_command("blot", TINY, {"steps": 3}) is None
+
+
+# ---- captions
+
+@pytest.mark.parametrize("n, size, seed, split, digest", [
+    (60, 16, 0, "train", "9ccdb0ad12d856d8d823a09b0a990b1a204cf993188fcf43a9cf9210457c1929"),
+    (40, 32, 3, "val", "57d4734356f11a96d00f46ca4dfb26c6f3eb6d9d726e1ab655922d367c1f5213")])
+def test_captions_are_those_of_the_recorded_runs(n, size, seed, split, digest):
+    "The digests were taken of the code that trained the recorded models."
+    data = R.captioned_critters(n, size, seed, split)
+    assert hashlib.sha256("\n".join("\t".join(group) for group in data.captions).encode()).hexdigest() == digest
+
+
+def test_captions_say_it_all_somewhere():
+    data = R.captioned_critters(40, 16)
+    assert all(len(group) == 2 for group in data.captions) and data.captions == R.captioned_critters(40, 16).captions
+    for i, critter in enumerate(critters.sample(40, 16).critters):
+        for text in data.captions[i]:
+            for k, v in critters.parse_caption(text).items(): assert getattr(critter, k) == v, (text, k)
+        if i % 2: assert data.captions[i][1] == full_caption(critter)
+
+
+def test_sample_prompts_hold_only_known_words():
+    assert not Blot().encoder.unknown_words(list(R.SAMPLE_PROMPTS)) and len(set(R.SAMPLE_PROMPTS)) == 8
+
+
+# ---- a training
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A training that was not stopped."
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, *train_preset(Blot, TINY, folder=folder, command="as typed", validation=16)
+
+
+def test_the_same_seed_gives_the_same_bits(trained, tmp_path):
+    folder, model, log = trained
+    twin, log_twin = train_preset(Blot, TINY, folder=tmp_path / "twin", validation=16)
+    assert same(model, twin) and log == log_twin and not model.training
+    other, _ = train_preset(Blot, choose_preset({}, TINY, {"seed": 1}), folder=tmp_path / "other", validation=16)
+    assert not same(model, other)
+
+
+def test_resumed_equals_uninterrupted(trained, tmp_path):
+    folder, model, log = trained
+    shutil.copytree(folder, tmp_path / "half")
+    for gone in ("model", "checkpoints/step-000004"): shutil.rmtree(tmp_path / "half" / gone)
+    resumed, log_resumed = train_preset(Blot, TINY, folder=tmp_path / "half", resume=True, validation=16)
+    assert same(model, resumed) and log == log_resumed
+    run = json.loads((tmp_path / "half" / "model" / "run.json").read_text())
+    assert run["first_step"] == 2 and run["command"] is None and [h["step"] for h in run["history"]] == [1, 2, 3, 4]
+
+
+def test_the_record_says_how_it_was_made(trained):
+    folder, model, log = trained
+    run = json.loads((folder / "model" / "run.json").read_text())
+    assert run["command"] == "as typed" and run["first_step"] == 0 and run["preset"] == json.loads(json.dumps(asdict(TINY)))
+    assert run["machine"]["cores"] and run["seconds"] > 0 and abs(run["history"][-1]["loss"] - log[-1]["loss"]) < 1e-4
+    assert torch.allclose(Blot.from_pretrained(folder / "model", "cpu").sample(["a red cat"]), model.sample(["a red cat"]), atol=1e-2)
+
+
+def test_validation_only_where_it_was_asked_for(trained, tmp_path):
+    assert "validation" in trained[2][-1]
+    _, log = train_preset(Blot, TINY)
+    assert not any("validation" in h for h in log)
+    _, log = train_preset(Blot, TINY, CaptionedImages.from_critters(16, 16), validation=16)  # none is known for data of one's own
+    assert not any("validation" in h for h in log)
+
+
+def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"): train_preset(Blot, TINY, folder=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(UserError, match="resume=True needs a folder"): train_preset(Blot, TINY, resume=True)
+
+
+def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):
+    seen = []
+    def prepare(model, preset, data, drawn):
+        seen.append((type(model), preset, len(data), drawn))
+        with torch.no_grad():
+            for p in model.parameters(): p.zero_()
+    still = choose_preset({}, TINY, {"lr": 1e-30, "weight_decay": 0.0, "ema_decay": None})
+    model, _ = train_preset(Blot, still, folder=tmp_path / "run", prepare=prepare)
+    train_preset(Blot, still, CaptionedImages.from_critters(9, 16), prepare=prepare)
+    assert seen == [(Blot, still, 32, True), (Blot, still, 9, False)]
+    assert all(p.abs().max() < 1e-20 for p in model.parameters())
+
+
+def test_what_it_draws_on_the_way_are_the_data_s_captions():
+    data = CaptionedImages.from_critters(9, 16)
+    model, _ = train_preset(Blot, TINY, data)
+    assert list(model.sample_prompts) == [c[0] for c in data.captions[:8]]
+    assert tuple(train_preset(Blot, TINY)[0].sample_prompts) == R.SAMPLE_PROMPTS
+    class Stream:
+        def __len__(self): return len(data)
+        def batches(self, *a, **k): return data.batches(*a, **k)
+    assert tuple(train_preset(Blot, TINY, Stream())[0].sample_prompts) == R.SAMPLE_PROMPTS
+
+
+def test_each_caption_is_encoded_once_and_kept_in_the_folder(trained, tmp_path, monkeypatch):
+    "MI-9: the peer runs its text encoder for each sample, every time."
+    from t2i_tutorial.clip import ClipTextEncoder
+    asked, encode = [], ClipTextEncoder.encode
+    def count(self, texts): asked.extend(texts); return encode(self, texts)
+    monkeypatch.setattr(ClipTextEncoder, "encode", count)
+    data = R.captioned_critters(16, 16)
+    train_preset(Blot, TINY, data, tmp_path / "run")
+    captions = {c for group in data.captions for c in group}
+    assert captions <= set(asked) and max(asked.count(c) for c in captions) == 1
+    assert list((tmp_path / "run" / ".texts").iterdir()) and not list((tmp_path / "run" / "model").glob(".texts"))
+
+
+# ---- strips
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.sampled_from([4, 7, 16]), st.booleans())
+def test_a_grid_comes_apart_again(n, s, wide):
+    images = torch.rand(n, 3, s, s, generator=make_generator(n, s))
+    columns = n if wide else None
+    assert torch.equal(R.cut_grid(make_grid(images, columns), n, columns), images)
+
+
+def test_strip_of_a_training(tmp_path):
+    "Rows are steps, columns are prompts, in the PNG too."
+    from PIL import Image
+    shown = choose_preset({}, TINY, {"sample_every": 2, "tracker": "tensorboard"})
+    model, _ = train_preset(Blot, shown, folder=tmp_path / "run")
+    strip = R.training_strip(tmp_path / "run", path=tmp_path / "strip.png", note="a note")
+    png = Image.open(tmp_path / "strip.png")
+    assert json.loads(png.text["steps"]) == [2, 4] and png.text["note"] == "a note" and png.size == (strip.shape[2], strip.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
+    one = R.training_strip(tmp_path / "run", [4])
+    assert torch.equal(R.cut_grid(one, 8, 8), R.cut_grid(strip, 16, 8)[8:])
+    assert (R.cut_grid(one, 8, 8) - model.sample_grid(None)[0]).abs().max() < 0.02  # 8 bits a colour
+    with pytest.raises(UserError, match="unknown step '3'"): R.training_strip(tmp_path / "run", [3])
+    with pytest.raises(UserError, match="no samples of a training"): R.training_strip(tmp_path / "elsewhere")
+
+
+# ---- scores and comparisons
+
+class Copyist(Blot):
+    "Draws what is asked for with the renderer, so that the judge must be content; with `spoilt`, another body colour."
+    def sample(self, prompts, seed=0, spoilt=False):
+        asked = [critters.Critter(**critters.parse_caption(p)) for p in prompts]
+        colours = list(critters.COLOURS)
+        def other(c): return next(k for k in colours if k not in (c.body, c.second))
+        if spoilt: asked = [replace(c, body=other(c)) for c in asked]
+        return critters.draw(asked, size=self.config.size, seed=seed)
+
+
+def test_scores_tell_right_from_wrong():
+    model = Copyist(BlotConfig(size=32))
+    right, wrong = score_samples(model, 32), score_samples(model, 32, spoilt=True)
+    assert right["body"]["value"] > 0.9 and right["species"]["value"] > 0.9 and right["all"]["value"] > 0.7
+    assert wrong["body"]["value"] < 0.1 and wrong["species"]["value"] > 0.8
+    assert right["body"]["low"] <= right["body"]["value"] <= right["body"]["high"] and {"kid", "frechet", "seconds", "cpu_seconds"} <= set(right)
+
+
+def test_prompts_of_a_score_depend_on_the_seed_alone(monkeypatch):
+    asked, sample = [], Blot.sample
+    def note(self, prompts, **how): asked.append((list(prompts), how)); return sample(self, prompts, **how)
+    monkeypatch.setattr(Blot, "sample", note)
+    a, b = Blot(), Blot(BlotConfig(grain=1.0))
+    score_samples(a, 16), score_samples(b, 16, bright=0.5), score_samples(a, 16, seed=1)
+    assert asked[0][0] == asked[1][0] != asked[2][0] and [how for _, how in asked] == [{"seed": 0}, {"seed": 0, "bright": 0.5}, {"seed": 1}]
+
+
+def test_a_file_of_results_is_gone_on_from_or_refused(tmp_path):
+    path = tmp_path / "r.json"
+    begun = go_on(path, {"n": 16, "steps": (1, 2)})
+    assert begun["runs"] == {} and begun["n"] == 16 and begun["machine"]["cores"] and not path.exists() and go_on(None, {"n": 3})["n"] == 3
+    path.write_text(json.dumps(begun | {"runs": {"a": 1}}))
+    assert go_on(path, {"n": 16, "steps": (1, 2)})["runs"] == {"a": 1}  # a tuple comes back as a list, and is the same
+    with pytest.raises(UserError, match="was measured with n=16, not 32; remove it"): go_on(path, {"n": 32, "steps": (1, 2)})
+    with pytest.raises(UserError, match="was measured with seed=None, not 0"): go_on(path, {"n": 16, "seed": 0})
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
+    "A run that was finished is never made again, and what was finished before a failure is on disk."
+    variants, made = {"slow": {"lr": 1e-4}, "fast": {"lr": 1e-2}}, []
+    def train(preset, data):
+        if preset.train.lr == 1e-2 and not made[1:]:
+            made.append("broke")
+            raise UserError("as if the power had failed")
+        made.append(preset.train.lr)
+        model, log = train_preset(Blot, preset, data)
+        log[-1] |= {"generator/loss": 2.0, "lossless": 3.0}
+        return model, log
+    with pytest.raises(UserError, match="power"): compare_trainings(tmp_path / "c.json", variants, TINY, train, 16)
+    before = json.loads((tmp_path / "c.json").read_text())
+    assert list(before["runs"]) == ["slow"]
+    found = compare_trainings(tmp_path / "c.json", variants, TINY, train, 16)
+    assert made == [1e-4, "broke", 1e-2] and list(found["runs"]) == ["slow", "fast"] and found["runs"]["slow"] == before["runs"]["slow"]
+    fast = found["runs"]["fast"]
+    assert fast["changes"] == {"lr": 1e-2} and fast["generator/loss"] == 2.0 and "lossless" not in fast and "lost" not in fast
+    assert fast["loss"] < found["runs"]["slow"]["loss"] and {"training_seconds", "training_cpu_seconds", "seconds", "kid"} <= set(fast)
+    assert json.loads(json.dumps(found)) == json.loads((tmp_path / "c.json").read_text())
+    with pytest.raises(UserError, match="was measured with n=16, not 32"): compare_trainings(tmp_path / "c.json", variants, TINY, train, 32)
+    other = replace(TINY, pictures=33)
+    with pytest.raises(UserError, match="was measured with preset="): compare_trainings(tmp_path / "c.json", variants, other, train, 16)
