@@ -1,10 +1,10 @@
 """What do a kernel for each picture and a bank of kernels cost?
 
-    python benchmarks/gan_layers.py [--device cuda] [--batch 16] [--repeats 5] [--preset cpu-32] [--json FILE]
+    python benchmarks/gan_layers.py [--device cuda] [--batch 16] [--repeats 5] [--preset cpu-32] [--model critters-32-gigagan] [--json FILE]
 
 Three tables, each measured in one run, forward and backward (on a CPU processor time, so that other programs disturb less): the grouped convolution against the loop over samples, at the levels of the
 32-pixel generator; banks of N = 1, 2, 4, 8 kernels against the plain layer, time and peak memory, beside N whole convolutions; and a step of both networks of the preset `--preset`, rung by rung from an
-unconditional GAN to all parts.
+unconditional GAN to all parts. At the end, the time in which a trained model draws a picture.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ from t2i_tutorial.core import make_generator
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
 from t2i_tutorial.gan.gigagan import RUNGS, GigaGAN, gigagan_preset, stated
 from t2i_tutorial.gan.modulation import modulated_conv
-from t2i_tutorial.runs import captioned_critters
+from t2i_tutorial.runs import SAMPLE_PROMPTS, captioned_critters
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
 BANKS = (1, 2, 4, 8)
@@ -137,12 +137,24 @@ def measure_rungs(preset: str, batch: int, device: torch.device, repeats: int) -
     return rows
 
 
+def measure_drawing(name: str, batch: int, device: torch.device, repeats: int) -> dict:
+    "Seconds a picture of a trained model, from prompts to pixels, in a batch."
+    model, prompts = GigaGAN.from_pretrained(name, str(device)), [*SAMPLE_PROMPTS] * (-(-batch // len(SAMPLE_PROMPTS)))
+    times, clock = [], perf_counter if device.type == "cuda" else process_time
+    for k in range(repeats + 1):
+        start = clock()
+        model.sample(prompts[:batch], seed=k, batch_size=batch).cpu()
+        times.append(clock() - start)
+    return {"model": name, "batch": batch, "seconds_a_picture": median(times[1:]) / batch}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--preset", default="cpu-32", help="of the third table")
+    parser.add_argument("--model", default="critters-32-gigagan", help="that draws, trained")
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -167,9 +179,11 @@ def main():
     rungs = measure_rungs(args.preset, args.batch, device, args.repeats)
     for row in rungs:
         print(f"{row['rung']:>16}{row['parameters']:>12}{1000 * row['seconds']:>12.0f}{row['seconds'] / rungs[0]['seconds']:>9.2f}x{row['peak_bytes'] / 1e6:>10.0f}{row['peak_bytes'] / rungs[0]['peak_bytes']:>9.2f}x")
+    drawing = measure_drawing(args.model, 16, device, args.repeats)
+    print(f"\n{drawing['model']} draws a picture in {1000 * drawing['seconds_a_picture']:.1f} ms, in a batch of {drawing['batch']}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "preset": args.preset, "ways": ways, "banks": banks, "rungs": rungs}, f, indent=1)
+            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "preset": args.preset, "ways": ways, "banks": banks, "rungs": rungs, "drawing": drawing}, f, indent=1)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ class GigaGANConfig:
     "All that makes a GigaGAN, every part with its switch; raises `UserError` for what does not fit together."
     size: int = 32  # pixels of a side
     generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(text_dim=256, channels=(128, 96, 48, 24)))
-    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(channels=(64, 48, 24), attention=(True, False, False), text_dim=256))
+    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(
+        channels=(64, 48, 24), attention=(True, False, False), text_dim=256))
     text: str = WORDS  # the text encoder: bundled, a folder, or a hub id
     reads: bool = True  # text; False: pictures from chance alone, and no loss that needs a caption
     critic_reads: bool = True  # False: the discriminator is given no text, which is how a generator comes to ignore it
