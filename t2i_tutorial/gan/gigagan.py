@@ -239,7 +239,7 @@ def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictur
     d = DiscriminatorConfig(sizes, seen, tuple(s == 8 for s in sizes), text_dim=256)
     return Preset(GigaGANConfig(sizes[-1], g, d, **model), train, pictures)
 
-GAN_TRAIN = TrainConfig(steps=4000, batch_size=32, lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0, clip_norm=None,
+GAN_TRAIN = TrainConfig(steps=1500, batch_size=32, lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0, clip_norm=None,
                         ema_decay=0.998, save_every=250, sample_every=500, log_every=20)
 GAN_GPU_TRAIN = replace(GAN_TRAIN, steps=100_000, batch_size=64, ema_decay=0.9995, mixed_precision="bf16", save_every=2000,
                         sample_every=2000, log_every=50)
@@ -248,7 +248,7 @@ GAN_GPU_TRAIN = replace(GAN_TRAIN, steps=100_000, batch_size=64, ema_decay=0.999
 GIGAGAN_PRESETS = {
     "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_TRAIN, steps=300, ema_decay=0.98, save_every=300, sample_every=0), pictures=2048),
     "cpu-16": _preset((128, 96, 48), (64, 48), GAN_TRAIN),
-    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), GAN_TRAIN),
+    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=3000, schedule="cosine")),
     "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN, pictures=200_000),
     "gpu-256": _preset((256, 256, 256, 192, 96, 48, 24), (192, 192, 192, 96, 48, 24), replace(GAN_GPU_TRAIN, batch_size=8),
                        checkpoint=True, pictures=50_000),
