@@ -248,7 +248,7 @@ GAN_GPU_TRAIN = replace(GAN_TRAIN, steps=100_000, batch_size=64, ema_decay=0.999
 GIGAGAN_PRESETS = {
     "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_TRAIN, steps=300, ema_decay=0.98, save_every=300, sample_every=0), pictures=2048),
     "cpu-16": _preset((128, 96, 48), (64, 48), GAN_TRAIN),
-    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=3000, schedule="cosine")),
+    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=3000, warm_up=100, schedule="cosine")),
     "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN, pictures=200_000),
     "gpu-256": _preset((256, 256, 256, 192, 96, 48, 24), (192, 192, 192, 96, 48, 24), replace(GAN_GPU_TRAIN, batch_size=8),
                        checkpoint=True, pictures=50_000),
