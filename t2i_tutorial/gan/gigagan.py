@@ -351,7 +351,7 @@ def discerning(
 
 # %% ../../nbs/17_train_gigagan.ipynb #895281b9
 GAN_FAILURES = {"healthy": {}, "no penalty, fast critic": {"gamma": 0.0, "lr_ratio": 10.0, "loss": "logistic"},
-                "slow critic, no penalty": {"gamma": 0.0, "lr_ratio": 0.1, "loss": "logistic"},
+                "a critic that hardly learns": {"gamma": 0.0, "lr_ratio": 0.01, "loss": "logistic", "clip": 0.0},
                 "a critic without text": {"critic_reads": False, "clip": 0.0}, "far too much CLIP": {"clip": 30.0}}
 
 def make_failures(
