@@ -52,6 +52,7 @@ class GigaGANConfig:
     attention: bool = True  # as generator and discriminator say; False: none at all
     multi_scale: bool = True  # pictures of all sizes are judged, after every stage; False: the largest, at the end
     match: float = 0.5  # share of wrong captions in what is called false; 0: captions are never exchanged
+    near: float = 0.5  # share of the wrong captions that are nearly right, see `nearest_wrong`
     clip: float = 0.1  # weight of the CLIP loss; 0 for none
     clip_bank: int = 256  # captions that compete in it
     loss: str = "relativistic"  # real against generated in pairs; or "logistic", the paper's
@@ -64,7 +65,7 @@ class GigaGANConfig:
     def __post_init__(self):
         check_size(self.size)
         check_choice("loss", self.loss, GAN_LOSSES)
-        for name, least, most in (("match", 0, 1), ("clip", 0, 1000), ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
+        for name, least, most in (("match", 0, 1), ("near", 0, 1), ("clip", 0, 1000), ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
             value = getattr(self, name)
             if not least <= value <= most: raise UserError(f"{name} must be from {least} to {most}, not {value}")
         for name in ("clip_bank", "penalty_every"):
@@ -181,7 +182,7 @@ class _Learning(_Playing):
         "Scores of real and generated pictures under right captions and wrong ones; each picture is looked at once."
         def judge(maps, t): return self.discriminator.judge(maps, t).logits()
         told, seen = self.told(text), [self.discriminator.look(x) for x in (real, fake)]
-        if told is not None and self.config.match: return judge_pairs(judge, *seen, told, captions, rng)
+        if told is not None and self.config.match: return judge_pairs(judge, *seen, told, captions, rng, self.config.near)
         return Judged(judge(seen[0], told), judge(seen[1], told), [], [])
 
     def _play(self, real, text, captions, rng) -> dict[str, Tensor]:
@@ -351,7 +352,7 @@ def discerning(
 
 # %% ../../nbs/17_train_gigagan.ipynb #895281b9
 GAN_FAILURES = {"healthy": {}, "no penalty, fast critic": {"gamma": 0.0, "lr_ratio": 10.0, "loss": "logistic"},
-                "a critic that hardly learns": {"gamma": 0.0, "lr_ratio": 0.01, "loss": "logistic", "clip": 0.0},
+                "a critic that hardly learns": {"gamma": 0.0, "lr_ratio": 0.01, "loss": "logistic", "reads": False, "steps": 150},
                 "a critic without text": {"critic_reads": False, "clip": 0.0}, "far too much CLIP": {"clip": 30.0}}
 
 def make_failures(
