@@ -399,3 +399,34 @@ def test_the_smallest_gan_comes_to_rest_with_r1_and_r2_only(gamma, settles):
         t.requires_grad_()
         theta -= rate * torch.autograd.grad(L.relativistic_g([psi * torch.zeros(1)], [psi * t]), t)[0].item()
     assert math.hypot(theta, psi) < 0.01 if settles else math.hypot(theta, psi) > 0.3
+
+
+# ---- wrong captions that are nearly right
+
+def test_the_nearest_wrong_caption_shares_most_words_and_is_never_equal():
+    said = ["a red and blue cat, sleeping", "a blue and red cat, sleeping", "a green fish", "a red and blue cat, sleeping", "a green fish, swimming"]
+    assert L.nearest_wrong(said).tolist() == [1, 0, 4, 1, 2]
+    assert L.nearest_wrong(["x"] * 3).tolist() == [0, 1, 2] and L.nearest_wrong([("red", "cat"), ("red", "fish"), ("blue", "owl")]).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("near", [0.0, 0.5, 1.0])
+def test_near_captions_are_wrong_too(near):
+    "GG-2: whatever the share of nearly right captions, none is equal to the picture's own."
+    said = ["a red cat", "a red cat", "a red fish", "a blue fish", "an owl", "a blue owl"]
+    text, met = TextEmbedding(torch.zeros(6, 1, 2), torch.ones(6, 1, dtype=torch.bool), torch.arange(12.0).view(6, 2)), []
+    def discriminate(pictures, t): met.append((pictures[0][:, 0].long().tolist(), (t.pooled[:, 0] / 2).long().tolist())); return [torch.zeros(len(t.pooled))]
+    places = [torch.arange(6.0)[:, None]]
+    judged = L.judge_pairs(discriminate, places, places, text, said, make_generator(0, "near"), near=near)
+    assert met[2] == met[3] and met[2][0] == judged.rows.tolist()
+    assert all(said[i] != said[j] for i, j in zip(*met[2]))
+    nearest = L.nearest_wrong(said).tolist()
+    share = sum(nearest[i] == j for i, j in zip(*met[2])) / len(met[2][0])
+    assert share == 1.0 if near == 1.0 else share < 1.0
+
+
+def test_pairs_under_one_picture_cancel_what_is_thought_of_it():
+    "The relativistic matching loss sees the difference of a picture's two captions only."
+    picture, rows = torch.tensor([100.0, -50.0, 3.0]), torch.tensor([2, 0])
+    judged = L.Judged([picture + 2], [picture], [picture[rows]], [picture[rows] + 1], rows)
+    expected = (torch.nn.functional.softplus(torch.tensor(-2.0)) + torch.nn.functional.softplus(torch.tensor(1.0))) / 2
+    assert torch.allclose(L.relativistic_match(judged), expected)

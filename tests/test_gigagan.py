@@ -38,7 +38,7 @@ def batch(): return next(captioned_critters(6, 16).batches(6, shuffle=False))
 
 @pytest.mark.parametrize("changes, message", [
     ({"size": 32}, "size is 32, but the generator draws 16 pixels"), ({"match": 1.5}, "match must be from 0 to 1, not 1.5"), ({"loss": "hinge"}, "unknown loss 'hinge'"),
-    ({"clip": float("nan")}, "clip must be from 0"), ({"gamma": -1.0}, "gamma must be from 0"), ({"lr_ratio": 0.0}, "lr_ratio must be"), ({"truncation": 1.1}, "truncation must be"),
+    ({"near": -0.5}, "near must be from 0 to 1"), ({"clip": float("nan")}, "clip must be from 0"), ({"gamma": -1.0}, "gamma must be from 0"), ({"lr_ratio": 0.0}, "lr_ratio must be"), ({"truncation": 1.1}, "truncation must be"),
     ({"penalty_every": 0}, "penalty_every must be at least 1"), ({"clip_bank": 0}, "clip_bank must be at least 1"),
     ({"generator": replace(SMALL.generator, smallest=4)}, "set generator.smallest")])
 def test_what_does_not_fit_is_refused(changes, message):
@@ -335,11 +335,12 @@ def test_the_recorded_model_draws_what_it_is_asked_for():
 def test_the_record_is_whole():
     folder = RECORDED_FOLDER / "critters-32-gigagan"
     assert (folder / "model.safetensors").stat().st_size <= 12e6
-    for name in ("run", "first-run"):
+    for name in ("first-run", "second-run", "run"):
         run = json.loads((folder / f"{name}.json").read_text())
-        assert run["command"].startswith("t2i train gigagan --preset cpu-") and run["seconds"] > 60 and run["machine"]["cores"]
-        clip = [h["generator/clip"] for h in run["history"]]
-        assert sum(clip[-5:]) <= sum(clip[:5])
+        assert run["command"].startswith("t2i train gigagan --preset cpu-") and run["seconds"] > 60 and run["machine"]["cores"] and run["revision"]
+        if name == "first-run":  # PR-2: between vectors of one model the CLIP loss falls
+            clip = [h["generator/clip"] for h in run["history"]]
+            assert sum(clip[-5:]) < 0.5 * sum(clip[:5])
 
 
 def test_compare_settings_goes_on_from_its_file(tmp_path):
