@@ -8,7 +8,7 @@ __all__ = ['WORDS', 'SAMPLE_PROMPTS', 'Preset', 'choose_preset', 'captioned_crit
            'compare_trainings']
 
 # %% ../nbs/09_runs.ipynb #2166ab9e
-import json, os, time
+import json, os, shlex, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from io import BytesIO
@@ -92,10 +92,13 @@ def named_command(
     family: str,  # as in "t2i train FAMILY"
     name: object,  # the preset as it was asked for
     overrides: "Mapping | Iterable[str]" = (),
+    data: object = "critters",  # a folder, a hub id, or pictures already opened, which no command line can name
 ) -> str | None:
     "The line for a command line that trains the same; None for a preset without a name."
     if not isinstance(name, str): return None
-    return " ".join([f"t2i train {family} --preset {name}", *(f"{k}={v}" for k, v in read_settings(overrides).items())])
+    named = isinstance(data, (str, os.PathLike)) and str(data) != "critters"
+    words = [f"--data {shlex.quote(str(data))}"] * named + [f"{k}={v}" for k, v in read_settings(overrides).items()]
+    return " ".join([f"t2i train {family} --preset {name}", *words])
 
 def record_run(
     folder: Path,  # of the model

@@ -28,11 +28,10 @@ from .samplers import sample
 from .unet import UNet, UNetConfig
 from ..metrics import Judge
 from ..models import TextToImage, draw_noise, prompt_streams
-from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, cache_texts, captioned_critters, choose_preset,
-                               compare_trainings, exchanged, go_on, named_command, record_run, score_samples,
-                               train_preset)
+from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, choose_preset, compare_trainings, exchanged, go_on,
+                               named_command, score_samples, train_preset)
 from ..text import NullText, full_caption
-from ..training import TrainConfig
+from ..training import TrainConfig, read_settings
 
 # %% ../../nbs/25_train_imagen.ipynb #26adbece
 @dataclass(frozen=True)
@@ -199,7 +198,8 @@ def train_imagen(
     resume: bool = False,  # go on from the newest checkpoint in `folder`
 ) -> tuple[Imagen, list[dict]]:  # the model with averaged weights, in eval mode; the log
     "Train an Imagen; raises `UserError` for bad settings or data."
-    chosen, command = imagen_preset(preset, overrides), named_command("imagen", preset, overrides)
+    overrides = read_settings(overrides)
+    chosen, command = imagen_preset(preset, overrides), named_command("imagen", preset, overrides, data)
     return train_preset(Imagen, chosen, data, folder, resume, command, _begin, validation=512)
 
 def _begin(model: Imagen, preset: Preset, data, drawn: bool) -> None:

@@ -33,7 +33,7 @@ from ..models import TextToImage, draw_noise, prompt_streams
 from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, captioned_critters, choose_preset, compare_trainings,
                                exchanged, go_on, named_command, score_samples, train_preset)
 from ..text import TextEmbedding, full_caption
-from ..training import TrainConfig
+from ..training import TrainConfig, read_settings
 
 # %% ../../nbs/17_train_gigagan.ipynb #d392786d
 GAN_LOSSES = ("logistic", "relativistic")
@@ -272,7 +272,8 @@ def train_gigagan(
     resume: bool = False,  # go on from the newest checkpoint in `folder`
 ) -> tuple[GigaGAN, list[dict]]:  # the model with an averaged generator, in eval mode; the log
     "Train a GigaGAN; raises `UserError` for bad settings or data."
-    command = named_command("gigagan", preset, overrides)
+    overrides = read_settings(overrides)
+    command = named_command("gigagan", preset, overrides, data)
     return train_preset(GigaGAN, gigagan_preset(preset, overrides), data, folder, resume, command, _prepare)
 
 def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool) -> None:
