@@ -53,7 +53,10 @@ def test_an_encoder_of_another_width_is_refused():
 @pytest.mark.parametrize("loss", g.GAN_LOSSES)
 @pytest.mark.parametrize("changes", [*g.RUNGS.values(), {"critic_reads": False}, {"attention": False}, {"augment": True}], ids=[*g.RUNGS, "deaf critic", "no attention", "augmented"])
 def test_every_switch_leaves_two_losses_that_reach_their_own_side(changes, loss, batch):
-    "Each rung trains both sides in its own turn, and no turn touches the other side."
+    """Each rung trains both sides in its own turn, and no turn touches the other side.
+
+    GG-5: a peer's trainer hands its network an argument that was renamed; here every switch goes through the real Trainer.
+    """
     model = built(loss=loss, **changes).train()
     if model.config.clip: model.use_bank(["a red cat", "a blue fish", "a green owl"])
     trainer = Trainer(model, captioned_critters(8, 16), replace(TINY.train, steps=1))
@@ -220,6 +223,17 @@ def test_only_the_generator_is_averaged():
     trainer = Trainer(model, data, replace(TINY.train, steps=2))
     trainer.fit()
     assert trainer.ema and all(name.startswith("generator.") for name in trainer.ema.average)
+
+
+def test_a_batch_in_pieces_and_a_file_that_is_cut(tmp_path):
+    "GG-9: a peer's networks lose their attributes when they are wrapped for several pieces or processes, and its loader fails while it reports that it fails."
+    model = built(clip=0.0)
+    history = Trainer(model, captioned_critters(8, 16), replace(TINY.train, steps=2, accumulation=2)).fit()
+    assert model.turns.item() == 4 and history[-1]["step"] == 2  # each piece is a turn
+    model.save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match="no whole safetensors file"): g.GigaGAN.from_pretrained(tmp_path / "m", "cpu")
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
