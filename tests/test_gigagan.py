@@ -244,8 +244,8 @@ def test_a_loss_that_is_not_finite_stops_the_training():
 
 
 def test_settings_by_name():
-    changed = g.gigagan_preset("cpu-32", ["steps=7", "match=0.25", "reads=false", "start=somewhere"])
-    assert (changed.train.steps, changed.model.match, changed.model.reads, changed.start) == (7, 0.25, False, "somewhere")
+    changed = g.gigagan_preset("cpu-32", ["steps=700", "match=0.25", "reads=false", "start=somewhere"])
+    assert (changed.train.steps, changed.model.match, changed.model.reads, changed.start) == (700, 0.25, False, "somewhere")
     with pytest.raises(UserError, match="did you mean 'cpu-32'"): g.gigagan_preset("cpu32")
     with pytest.raises(UserError, match="did you mean 'multi_scale'"): g.gigagan_preset("tiny", ["multiscale=false"])
 
