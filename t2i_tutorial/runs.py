@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'SAMPLE_PROMPTS', 'Preset', 'choose_preset', 'captioned_critters', 'cache_texts', 'named_command',
-           'record_run', 'train_preset', 'training_strip', 'cut_grid', 'score_samples', 'go_on', 'exchanged',
+           'record_run', 'exchanged', 'train_preset', 'training_strip', 'cut_grid', 'score_samples', 'go_on',
            'compare_trainings']
 
 # %% ../nbs/09_runs.ipynb #2166ab9e
@@ -113,6 +113,16 @@ def record_run(
     return save_json(folder / "run.json", {
         "command": command, "preset": asdict(preset), "revision": revision(), "machine": machine(),
         "seconds": round(seconds, 1), "first_step": first_step, "history": thin})
+
+# %% ../nbs/09_runs.ipynb #96746467
+def exchanged(
+    c: critters.Critter,  # awake
+    key: str,  # one of its attributes
+) -> critters.Critter:  # the same with the next value of that attribute that makes sense
+    "A creature that differs in one thing: what would be seen if a model took one word for another."
+    values, k = critters.ATTRIBUTES[key], critters.ATTRIBUTES[key].index(getattr(c, key))
+    taken = {getattr(c, key), *{"eyes": ("closed",), "action": ("sleeping",)}.get(key, (c.body, c.second))}
+    return replace(c, **{key: next(v for v in values[k:] + values[:k] if v not in taken)})
 
 # %% ../nbs/09_runs.ipynb #5feddfd5
 def train_preset(
@@ -224,16 +234,6 @@ def go_on(
             raise UserError(f"{str(path)!r} was measured with {key}={saved.get(key)!r:.80}, not {value!r:.80}; "
                             "remove it, or write elsewhere")
     return saved
-
-# %% ../nbs/09_runs.ipynb #96746467
-def exchanged(
-    c: critters.Critter,  # awake
-    key: str,  # one of its attributes
-) -> critters.Critter:  # the same with the next value of that attribute that makes sense
-    "A creature that differs in one thing: what would be seen if a model took one word for another."
-    values, k = critters.ATTRIBUTES[key], critters.ATTRIBUTES[key].index(getattr(c, key))
-    taken = {getattr(c, key), *{"eyes": ("closed",), "action": ("sleeping",)}.get(key, (c.body, c.second))}
-    return replace(c, **{key: next(v for v in values[k:] + values[:k] if v not in taken)})
 
 # %% ../nbs/09_runs.ipynb #126458e5
 def compare_trainings(
