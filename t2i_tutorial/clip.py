@@ -139,13 +139,27 @@ class Clip(nn.Module):
         "1 / temperature: learned, at most 100."
         return self.log_scale.clamp(0, math.log(100)).exp()
 
+    def fit(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        "Pictures of any size at the tower's."
+        s = self.config.size
+        if images.shape[-2:] == (s, s): return images
+        return F.interpolate(images, (s, s), mode="bicubic", antialias=True, align_corners=False)
+
     def encode_image(
         self, images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
     ) -> Float[Tensor, "b e"]:  # of length 1
         "Where pictures lie; gradients flow back into the pictures."
-        s = self.config.size
-        if images.shape[-2:] != (s, s): images = F.interpolate(images, (s, s), mode="bicubic", antialias=True, align_corners=False)
-        return F.normalize(self.image(images).float(), dim=-1)
+        return F.normalize(self.image(self.fit(images)).float(), dim=-1)
+
+    def maps(
+        self, images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
+    ) -> list[Float[Tensor, "b c _ _"]]:  # after each of the three stages, sides s / 2, s / 4 and s / 8
+        "What the picture tower sees on the way, for others to build on."
+        x, seen = self.fit(images).contiguous(memory_format=torch.channels_last), []
+        for layer in self.image.stages:
+            x = layer(x)
+            if isinstance(layer, Residual): seen.append(x)
+        return seen
 
     def embed_text(self, texts: Sequence[str]) -> TextEmbedding:
         "Tokens, mask and normalised embedding of texts, with gradients."

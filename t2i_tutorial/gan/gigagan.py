@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAN_LOSSES', 'RUNGS', 'GAN_TRAIN', 'GAN_GPU_TRAIN', 'GIGAGAN_PRESETS', 'GAN_SHORT', 'GAN_VARIANTS', 'GAN_FAILURES',
-           'GigaGANConfig', 'GigaGAN', 'gigagan_preset', 'train_gigagan', 'stated', 'widen', 'compare_settings',
-           'in_proportion', 'discerning', 'make_failures']
+           'GigaGANConfig', 'GigaGAN', 'gigagan_preset', 'teach_reading', 'train_gigagan', 'stated', 'widen',
+           'compare_settings', 'in_proportion', 'discerning', 'make_failures']
 
 # %% ../../nbs/17_train_gigagan.ipynb #12e253c0
 import json, os, warnings
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from .. import critters
 from ..clip import Clip
-from ..core import UserError, atomic_write, check_choice, check_size, make_grid, save_json, to_pil
+from ..core import UserError, atomic_write, check_choice, check_size, make_generator, make_grid, save_json, to_pil
 from ..core import progress as show_progress
 from ..data import CaptionedImages
 from .discriminator import Discriminator, DiscriminatorConfig, pyramid
 from .first import diff_augment
 from .generator import Generator, GeneratorConfig
-from .losses import (ClipLoss, Judged, conditional_d, judge_pairs, lazy_adam, lazy_weight, logistic_g,
-                                     r1_penalty, relativistic_d, relativistic_g, relativistic_match, watched)
+from .losses import (ClipLoss, Judged, conditional_d, derange, judge_pairs, lazy_adam, lazy_weight, logistic_g,
+                                     nearest_wrong, r1_penalty, relativistic_d, relativistic_g, relativistic_match, watched)
 from ..metrics import JUDGED, Judge, read_all
 from ..models import TextToImage, draw_noise, prompt_streams
 from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, captioned_critters, choose_preset, compare_trainings,
                                exchanged, go_on, named_command, score_samples, train_preset)
 from ..text import TextEmbedding, full_caption
-from ..training import TrainConfig, read_settings
+from ..training import TrainConfig, Walk, read_settings
 
 # %% ../../nbs/17_train_gigagan.ipynb #d392786d
 GAN_LOSSES = ("logistic", "relativistic")
@@ -50,9 +50,11 @@ class GigaGANConfig:
     critic_reads: bool = True  # False: the discriminator is given no text, which is how a generator comes to ignore it
     bank: bool = True  # filter banks as `generator.bank` says; False: one kernel everywhere
     attention: bool = True  # as generator and discriminator say; False: none at all
+    eyes: bool = True  # borrowed ones, if the discriminator has them
     multi_scale: bool = True  # pictures of all sizes are judged, after every stage; False: the largest, at the end
     match: float = 0.5  # share of wrong captions in what is called false; 0: captions are never exchanged
     near: float = 0.0  # share of the wrong captions that are nearly right, see `nearest_wrong`: not from the start
+    lessons: int = 0  # batches by which the discriminator learns to read before the game, see `teach_reading`
     clip: float = 0.1  # weight of the CLIP loss; 0 for none
     clip_bank: int = 256  # captions that compete in it
     loss: str = "relativistic"  # real against generated in pairs; or "logistic", the paper's
@@ -68,6 +70,7 @@ class GigaGANConfig:
         for name, least, most in (("match", 0, 1), ("near", 0, 1), ("clip", 0, 1000), ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
             value = getattr(self, name)
             if not least <= value <= most: raise UserError(f"{name} must be from {least} to {most}, not {value}")
+        if self.lessons < 0: raise UserError(f"lessons must be at least 0, not {self.lessons}")
         for name in ("clip_bank", "penalty_every"):
             if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.size != self.generator.size or self.size != self.discriminator.sizes[-1]:
@@ -84,6 +87,7 @@ class GigaGANConfig:
         if not self.attention:
             g = replace(g, self_attention=none, cross_attention=none)
             d = replace(d, attention=(False,) * len(d.sizes))
+        if not self.eyes: d = replace(d, eyes="")
         if not self.multi_scale: g, d = replace(g, smallest=g.size), replace(d, multi_scale=False)
         if not self.reads: g = replace(g, text_dim=None)
         if not (self.reads and self.critic_reads): d = replace(d, text=False)
@@ -134,6 +138,11 @@ class _Playing(TextToImage):
         "What the discriminator is told of a text."
         return text if self.discriminator.config.text else None
 
+    def styled(self, text: TextEmbedding | None) -> Float[Tensor, "b style"] | None:
+        "What the discriminator makes of a text, once for all pictures that it judges by it."
+        told = self.told(text)
+        return None if told is None else self.discriminator.style(told)
+
     def draw(self, text: TextEmbedding | None, b: int, rng: torch.Generator) -> list[Float[Tensor, "b 3 _ _"]]:
         "Generated pictures at all sizes of the discriminator, smallest first."
         z = torch.randn(b, self.config.generator.z_dim, generator=rng).to(self.device)
@@ -181,17 +190,17 @@ class _Learning(_Playing):
     def _pairs(self, real, fake, text, captions, rng):
         "Scores of real and generated pictures under right captions and wrong ones; each picture is looked at once."
         def judge(maps, t): return self.discriminator.judge(maps, t).logits()
-        told, seen = self.told(text), [self.discriminator.look(x) for x in (real, fake)]
-        if told is not None and self.config.match: return judge_pairs(judge, *seen, told, captions, rng, self.config.near)
-        return Judged(judge(seen[0], told), judge(seen[1], told), [], [])
+        style, seen = self.styled(text), [self.discriminator.look(x) for x in (real, fake)]
+        if style is not None and self.config.match: return judge_pairs(judge, *seen, style, captions, rng, self.config.near)
+        return Judged(judge(seen[0], style), judge(seen[1], style), [], [])
 
     def _play(self, real, text, captions, rng) -> dict[str, Tensor]:
         "The generator's loss: to be taken for real, and for what the caption says."
-        fake, told = self.draw(text, len(captions), rng), self.told(text)
-        scores = self.discriminator(self.shown(fake, rng), told).logits()
+        fake, style, D = self.draw(text, len(captions), rng), self.styled(text), self.discriminator
+        scores = D.judge(D.look(self.shown(fake, rng)), style).logits()
         if self.config.loss == "logistic": loss = logistic_g(scores)
         else:
-            with torch.no_grad(): on_real = self.discriminator(self.shown(real, rng), told).logits()
+            with torch.no_grad(): on_real = D.judge(D.look(self.shown(real, rng)), style).logits()
             loss = relativistic_g(on_real, scores)
         terms = {"adversarial": loss.detach()}
         if self.config.clip and text is not None:
@@ -231,13 +240,13 @@ class GigaGAN(_Learning):
             return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
 # %% ../../nbs/17_train_gigagan.ipynb #79411902
-def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictures: int = 40_000, **model) -> Preset:
+def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictures: int = 40_000, eyes="", **model) -> Preset:
     "A generator with these channels from 4 pixels on, a discriminator with those from 8 on, both reading words."
     n, sizes = len(channels), tuple(8 * 2**i for i in range(len(channels) - 1))
     near = tuple(i in (1, 2) for i in range(n))  # 8 and 16 pixels look at words
     g = GeneratorConfig(text_dim=256, channels=channels, bank=(1, 1, 2, 4, 8, 8, 8)[:n], checkpoint=checkpoint,
                         self_attention=tuple(i == 1 for i in range(n)), cross_attention=near)
-    d = DiscriminatorConfig(sizes, seen, tuple(s == 8 for s in sizes), text_dim=256)
+    d = DiscriminatorConfig(sizes, seen, tuple(s == 8 for s in sizes), text_dim=256, eyes=eyes)
     return Preset(GigaGANConfig(sizes[-1], g, d, **model), train, pictures)
 
 GAN_TRAIN = TrainConfig(steps=1500, batch_size=32, lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0, clip_norm=None,
@@ -249,7 +258,7 @@ GAN_GPU_TRAIN = replace(GAN_TRAIN, steps=100_000, batch_size=64, ema_decay=0.999
 GIGAGAN_PRESETS = {
     "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_TRAIN, steps=300, ema_decay=0.98, save_every=300, sample_every=0), pictures=2048),
     "cpu-16": _preset((128, 96, 48), (64, 48), GAN_TRAIN),
-    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=3000, warm_up=100, schedule="cosine")),
+    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=3000, warm_up=100, schedule="cosine"), eyes="critters-clip"),
     "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN, pictures=200_000),
     "gpu-256": _preset((256, 256, 256, 192, 96, 48, 24), (192, 192, 192, 96, 48, 24), replace(GAN_GPU_TRAIN, batch_size=8),
                        checkpoint=True, pictures=50_000),
@@ -262,6 +271,37 @@ def gigagan_preset(
 ) -> Preset:
     "A preset with some values replaced; raises `UserError` for an unknown name, with the nearest."
     return choose_preset(GIGAGAN_PRESETS, preset, overrides)
+
+# %% ../../nbs/17_train_gigagan.ipynb #38a546b7
+def teach_reading(
+    model: GigaGAN,  # its discriminator reads
+    data,  # captioned pictures, with `batches`
+    lessons: int = 200,  # batches
+    batch_size: int = 64,
+    wrong: int = 4,  # wrong captions a picture, every second one nearly right
+    lr: float = 2e-3,  # falls to 0
+    seed: int = 0,
+) -> list[float]:  # the loss of each lesson
+    "Before the game: what reads in the discriminator learns which caption goes with a *real* picture; its trunk is left alone."
+    D, rng = model.discriminator, make_generator(seed, "lessons")
+    taught = [p for part in (D.style, D.text, D.eyes) if part is not None for p in part.parameters()]
+    optimiser, losses = torch.optim.Adam(taught, lr, betas=(0.0, 0.99)), []
+    for k, batch in zip(show_progress(range(lessons), "reading lessons"), Walk(data, min(batch_size, len(data)), seed)):
+        seen, style = D.look(pyramid(batch.images.to(model.device), D.config.sizes)), D.style(model.read(batch.captions))
+        own, loss = D.judge(seen, style).logits(), 0.0
+        for turn in range(wrong):
+            rows, others = derange(batch.captions, rng)
+            if not len(rows): raise UserError("all captions of a batch are equal: nothing to read; set lessons=0")
+            if turn % 2: others = nearest_wrong(batch.captions)[rows]
+            found = D.judge([m[rows] for m in seen], style[others]).logits()
+            loss = loss + relativistic_d([s[rows] for s in own], found) / wrong
+        for group in optimiser.param_groups: group["lr"] = lr * min(1.0, (k + 1) / 20) * (1 - k / lessons)
+        slopes = torch.autograd.grad(loss, taught)
+        for p, slope in zip(taught, slopes): p.grad = slope
+        optimiser.step()
+        losses.append(loss.item())
+    for p in taught: p.grad = None
+    return losses
 
 # %% ../../nbs/17_train_gigagan.ipynb #122cb630
 def train_gigagan(
@@ -280,6 +320,7 @@ def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool) -> None:
     "What a GigaGAN needs before the first step: rates, perhaps smaller weights, captions that compete."
     model.recipe, said = preset.train, list(dict.fromkeys(c[0] for c in getattr(data, "captions", ())))
     if preset.start: widen(GigaGAN.from_pretrained(preset.start, "cpu"), model)
+    if preset.model.lessons: teach_reading(model, data, preset.model.lessons, seed=preset.train.seed)
     if len(said) < 5000 and not (drawn or preset.model.augment):
         warnings.warn(f"with {len(said)} captions the discriminator may learn the pictures by heart; augment=true helps")
     if preset.model.clip and preset.model.reads: model.use_bank(said[:preset.model.clip_bank], stated if drawn else str)

@@ -128,18 +128,19 @@ def judge_pairs(
     discriminate: Callable,  # (pictures, text) -> a list of scores (b,), one a head
     real: Sequence[Float[Tensor, "b ..."]],  # real pictures, a tensor a size
     fake: Sequence[Float[Tensor, "b ..."]],  # generated from the same captions
-    text: TextEmbedding,  # of these captions
+    text: TextEmbedding | Float[Tensor, "b d"],  # of these captions, or what the discriminator made of it
     captions: Sequence[Hashable],  # the captions, or what they state
     rng: torch.Generator,
     near: float = 0.0,  # share of the wrong captions that are `nearest_wrong`, the others being drawn at random
 ) -> Judged:
     "Score real and generated pictures, with their captions and with wrong ones; raises `UserError` if numbers differ."
-    counts = {len(captions), len(text.pooled), *map(len, real), *map(len, fake)}
+    vectors = text if torch.is_tensor(text) else text.pooled
+    counts = {len(captions), len(vectors), *map(len, real), *map(len, fake)}
     if len(counts) > 1:
         raise UserError(f"pictures, texts and captions are {sorted(counts)} in number; take all from one batch")
     rows, wrong = derange(captions, rng)
     if near: wrong = torch.where(torch.rand(len(rows), generator=rng) < near, nearest_wrong(captions)[rows], wrong)
-    rows, wrong = rows.to(text.pooled.device), wrong.to(text.pooled.device)
+    rows, wrong = rows.to(vectors.device), wrong.to(vectors.device)
     judged = [discriminate(real, text), discriminate(fake, text)]
     if len(rows): judged += [discriminate([x[rows] for x in pictures], text[wrong]) for pictures in (real, fake)]
     return Judged(*judged, *[[]] * (4 - len(judged)), rows)
@@ -245,6 +246,6 @@ def relativistic_g(
 def relativistic_match(
     judged: Judged,  # with wrong captions
 ) -> Float[Tensor, ""]:
-    "A picture should score higher under its own caption than under a wrong one; real and generated ones count the same."
-    own = [[s[judged.rows] for s in scores] for scores in (judged.real, judged.fake)]
-    return (_in_lead(own[0], judged.wrong_real) + _in_lead(own[1], judged.wrong_fake)) / 2
+    "A real picture under its caption should score above the same one, and the generated one, under a wrong caption."
+    true = [s[judged.rows] for s in judged.real]
+    return (_in_lead(true, judged.wrong_real) + _in_lead(true, judged.wrong_fake)) / 2
