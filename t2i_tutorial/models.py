@@ -7,7 +7,7 @@ __all__ = ['RECORDED_FOLDER', 'MODEL_FILES', 'FORMAT', 'narrow', 'check_prompts'
            'load_text_encoder', 'bundled_models', 'find_model', 'TextToImage', 'from_values']
 
 # %% ../nbs/08_models.ipynb #34a0b5ee
-import os
+import os, warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -149,6 +149,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
     "The face of every model of this book: prompts in, pictures out; a folder to save to and load from."
     family: str = ""  # written into config.json
     config_class: type  # a frozen dataclass with a field `text`, the encoder's name
+    sample_prompts: Sequence[str] = ()  # what `sample_grid` draws
 
     def __init__(self, config, encoder: TextEncoder | None = None):
         super().__init__()
@@ -173,6 +174,12 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
         prompts = check_prompts(prompts)
         warn_unknown(self.encoder, prompts)
         return prompts
+
+    def sample_grid(self, rng: torch.Generator) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
+        "Pictures for the Trainer to write: always the same prompts and chance."
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # words that the encoder never saw are not news in every sample
+            return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
     def save_pretrained(self, folder: str | os.PathLike, **_) -> Path:
         "Write model.safetensors (in 16 bits, see `narrow`) and config.json; raises `UserError` if that fails."

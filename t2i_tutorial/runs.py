@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'SAMPLE_PROMPTS', 'Preset', 'choose_preset', 'captioned_critters', 'cache_texts', 'named_command',
-           'record_run', 'exchanged', 'train_preset', 'training_strip', 'cut_grid', 'score_samples', 'go_on',
-           'compare_trainings']
+           'record_run', 'exchanged', 'awake_critters', 'train_preset', 'training_strip', 'save_strip', 'cut_grid',
+           'score_samples', 'go_on', 'compare_trainings']
 
 # %% ../nbs/09_runs.ipynb #2166ab9e
 import json, os, shlex, time
@@ -124,6 +124,15 @@ def exchanged(
     taken = {getattr(c, key), *{"eyes": ("closed",), "action": ("sleeping",)}.get(key, (c.body, c.second))}
     return replace(c, **{key: next(v for v in values[k:] + values[:k] if v not in taken)})
 
+def awake_critters(
+    n: int,  # at most
+    size: int,  # pixels of a side
+    seed: int = 0,
+) -> tuple[list[critters.Critter], Float[Tensor, "n 3 size size"]]:  # with pictures in [-1, 1]
+    "Creatures of the test set that `exchanged` can take: the eyes of one that sleeps have no colour."
+    awake = [c for c in critters.sample(2 * n, size, seed=seed, split="test").critters if c.action != "sleeping"][:n]
+    return awake, critters.draw(awake, size=size, seed=seed)
+
 # %% ../nbs/09_runs.ipynb #5feddfd5
 def train_preset(
     cls: type[TextToImage],
@@ -173,11 +182,18 @@ def training_strip(
     for s in steps or (): check_choice("step", str(s), map(str, grids))
     steps = list(steps or grids)
     strip = make_grid(torch.cat([cut_grid(grids[s], n) for s in steps]), columns=n)
-    if path is not None:
-        info = PngInfo()
-        for key, text in (("steps", json.dumps(steps)), ("note", note)): info.add_text(key, text)
-        with atomic_write(path) as partial: to_pil(strip).save(partial, format="png", pnginfo=info)
+    if path is not None: save_strip(path, strip, steps=json.dumps(steps), note=note)
     return strip
+
+def save_strip(
+    path: str | os.PathLike,  # PNG
+    strip: Float[Tensor, "3 h w"],  # in [-1, 1]
+    **texts: str,  # what the file says about itself, by name
+) -> None:
+    "Write a picture that says what it shows, wholly or not at all; raises `UserError`."
+    info = PngInfo()
+    for key, text in texts.items(): info.add_text(key, text)
+    with atomic_write(path) as partial: to_pil(strip).save(partial, format="png", pnginfo=info)
 
 def cut_grid(
     grid: Float[Tensor, "3 gh gw"],  # from `core.make_grid`

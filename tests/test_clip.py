@@ -175,3 +175,13 @@ def test_the_words_stand_beside_what_the_tower_makes(recorded):
 def test_the_encoder_does_not_freeze_the_model(recorded):
     C.ClipTextEncoder(recorded)
     assert all(p.requires_grad for p in recorded.parameters())
+
+
+def test_the_maps_are_what_the_embedding_is_made_of(recorded):
+    "Borrowed elsewhere: three maps, each half the side of the one before, and the last one leads to the embedding."
+    images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clip = recorded
+    maps, c, s = clip.maps(images), clip.config.channels, clip.config.size
+    assert [tuple(m.shape) for m in maps] == [(2, c, s // 2, s // 2), (2, 2 * c, s // 4, s // 4), (2, 4 * c, s // 8, s // 8)]
+    last = clip.image.stages[-2:](maps[-1])
+    assert torch.allclose(F.normalize(clip.image.out(last.flatten(1)), dim=-1), clip.encode_image(images), atol=1e-5)

@@ -113,6 +113,38 @@ def test_sizes_are_judged_on_their_own():
     for (size, _), s, t in zip(a.where, a.logits(), b.logits()): assert torch.allclose(s, t, atol=1e-5) == (size == 8)
 
 
+# ---- borrowed eyes
+
+LENT = replace(SMALL, eyes="critters-clip", eyes_channels=8)
+
+
+def test_borrowed_eyes_are_lent():
+    "The tower is frozen, in no file and no optimiser; slopes pass through it to the picture, and it moves where the weights move."
+    D = critic(LENT)
+    assert not any("clip" in name for name, _ in [*D.named_parameters(), *D.state_dict().items()])
+    x = [p.requires_grad_() for p in pictures(2, LENT)]
+    lent = D.judge(D.look(x), texts(2)).logits()[-3:]
+    slopes = torch.autograd.grad(sum(s.sum() for s in lent), x, allow_unused=True)
+    assert slopes[0] is None and (slopes[1].flatten(1).abs().amax(1) > 0).all()  # they see the largest picture
+    assert all(p.grad is None and not p.requires_grad for p in D.eyes.clip.parameters())
+    assert all(p.dtype == torch.float64 for p in D.double().eyes.clip.parameters())
+
+
+def test_borrowed_eyes_change_no_other_score():
+    D, plain, levels, text = critic(LENT), critic(SMALL), pictures(3), texts(3)
+    plain.load_state_dict({k: v for k, v in D.state_dict().items() if "eyes" not in k})
+    with torch.no_grad(): a, b = D(levels, text), plain(levels, text)
+    assert a.where == b.where + [("eyes", 1), ("eyes", 2), ("eyes", 3)] == LENT.where
+    for s, t in zip(a.logits(), b.logits()): assert torch.equal(s, t)
+
+
+def test_a_style_is_as_good_as_its_text():
+    D, levels, text = critic(LENT), pictures(3), texts(3)
+    with torch.no_grad():
+        seen, style = D.look(levels), D.style(text)
+        assert torch.equal(D.judge(seen, style).mean(), D.judge(seen, text).mean())
+
+
 # ---- does every head read?
 
 def slopes(D, levels, text):
@@ -122,7 +154,7 @@ def slopes(D, levels, text):
     return [torch.autograd.grad(s.sum(), pooled, retain_graph=True)[0].norm(dim=1) for s in scores]
 
 
-@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, layers=0)], ids=["multi-scale", "one score", "shallow"])
+@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, layers=0), LENT], ids=["multi-scale", "one score", "shallow", "borrowed eyes"])
 def test_every_head_reads_at_the_start(config):
     "GG-3, PR-1: the score that a peer trains on does not depend on the text, another peer's critic has no text at all."
     D, levels, text = critic(config), pictures(4), texts(4)

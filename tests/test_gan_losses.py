@@ -425,8 +425,27 @@ def test_near_captions_are_wrong_too(near):
 
 
 def test_pairs_under_one_picture_cancel_what_is_thought_of_it():
-    "The relativistic matching loss sees the difference of a picture's two captions only."
+    "The relativistic matching loss sees how far a real picture under its caption is above what has a wrong one."
     picture, rows = torch.tensor([100.0, -50.0, 3.0]), torch.tensor([2, 0])
-    judged = L.Judged([picture + 2], [picture], [picture[rows]], [picture[rows] + 1], rows)
+    judged = L.Judged([picture + 2], [picture], [picture[rows]], [picture[rows] + 3], rows)
     expected = (torch.nn.functional.softplus(torch.tensor(-2.0)) + torch.nn.functional.softplus(torch.tensor(1.0))) / 2
     assert torch.allclose(L.relativistic_match(judged), expected)
+
+
+def test_generated_pictures_never_teach_what_a_caption_means():
+    "Their scores under their own captions have no slope in the matching loss, or the critic would learn its generator's private signs."
+    fake = torch.randn(4, generator=make_generator(0, "private")).requires_grad_()
+    scores = [torch.randn(4, generator=make_generator(k, "others")).requires_grad_() for k in range(3)]
+    judged = L.Judged([scores[0]], [fake], [scores[1]], [scores[2]], torch.arange(4))
+    slopes = torch.autograd.grad(L.relativistic_match(judged), [fake, *scores], allow_unused=True)
+    assert slopes[0] is None and all((s != 0).all() for s in slopes[1:])
+
+
+@pytest.mark.parametrize("match", [0.0, 0.3, 1.0])
+def test_the_paired_loss_is_a_mixture(match):
+    real, fake, wrong_real, wrong_fake = ([torch.randn(4, generator=make_generator(k, "mix"))] for k in range(4))
+    judged = L.Judged(real, fake, wrong_real, wrong_fake, torch.arange(4))
+    expected = (1 - match) * L.relativistic_d(real, fake) + match * L.relativistic_match(judged)
+    assert torch.allclose(L.paired_d(judged, match), expected)
+    assert torch.equal(L.paired_d(L.Judged(real, fake, [], []), match), L.relativistic_d(real, fake))
+    with pytest.raises(UserError, match="match must be from 0 to 1, not 1.5"): L.paired_d(judged, 1.5)

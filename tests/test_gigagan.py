@@ -88,11 +88,11 @@ def test_switches_leave_out_what_they_say():
 # ---- who is told what
 
 def spy(model, monkeypatch):
-    "Note which text each judgement of the discriminator was given."
+    "Note which style, made of a text, each judgement of the discriminator was given."
     seen, plain = [], model.discriminator.judge
-    def judge(maps, text=None):
-        seen.append((maps[0].detach().clone(), None if text is None else text.pooled.clone()))
-        return plain(maps, text)
+    def judge(maps, style=None):
+        seen.append((maps[0].detach().clone(), style.detach().clone()))
+        return plain(maps, style)
     monkeypatch.setattr(model.discriminator, "judge", judge)
     return seen
 
@@ -100,14 +100,14 @@ def spy(model, monkeypatch):
 def test_real_pictures_are_judged_under_their_own_captions_and_under_wrong_ones(monkeypatch, batch):
     "GG-1, GG-2: a peer judges real pictures by another batch's captions, and takes the right captions for wrong ones."
     model = built(clip=0.0).eval()
-    seen, own = spy(model, monkeypatch), model.encode(batch.captions)
+    seen, own = spy(model, monkeypatch), model.discriminator.style(model.encode(batch.captions))
     model.training_losses(batch, make_generator(0), "discriminator")
     (real, right), (fake, told), (again, wrong), (fakes, others) = seen
-    assert torch.equal(right, own.pooled) and torch.equal(told, own.pooled) and torch.equal(wrong, others)
+    assert torch.equal(right, own) and torch.equal(told, own) and torch.equal(wrong, others)
     for maps, source, texts in ((again, real, wrong), (fakes, fake, others)):
         for picture, text in zip(maps, texts):  # the same picture as before, and a caption that is not its own
             i = next(i for i in range(6) if torch.equal(source[i], picture))
-            j = next(j for j in range(6) if torch.equal(own.pooled[j], text))
+            j = next(j for j in range(6) if torch.equal(own[j], text))
             assert batch.captions[i] != batch.captions[j]
 
 
@@ -116,7 +116,8 @@ def test_the_generators_turn_tells_both_sides_the_same(monkeypatch, batch):
     model = built(clip=0.0).eval()
     seen = spy(model, monkeypatch)
     model.training_losses(batch, make_generator(0), "generator")
-    assert len(seen) == 2 and all(torch.equal(text, model.encode(batch.captions).pooled) for _, text in seen)
+    own = model.discriminator.style(model.encode(batch.captions))
+    assert len(seen) == 2 and all(torch.equal(style, own) for _, style in seen)
 
 
 @pytest.mark.parametrize("name", ["start", "recorded"])
@@ -135,6 +136,50 @@ def test_a_deaf_critic_is_deaf(batch):
     a, b = (model.discriminator(pyramid(x.images, (8, 16)), model.told(model.read(x.captions))).mean() for x in (batch, other))
     assert torch.equal(a, b) and set(g.discerning(model, ("body",), n=16).values()) == {0.5}
     assert "wrong" not in model.training_losses(batch, make_generator(0), "discriminator")
+
+
+# ---- borrowed eyes, and lessons
+
+EYES = replace(SMALL.discriminator, eyes="critters-clip", eyes_channels=8)
+
+
+def test_eyes_are_a_switch(batch):
+    with_eyes = g.GigaGAN(replace(SMALL, discriminator=EYES))
+    assert [w for w in with_eyes.discriminator.config.where if w[0] == "eyes"] == [("eyes", 1), ("eyes", 2), ("eyes", 3)]
+    assert replace(SMALL, discriminator=EYES, eyes=False).parts()[1] == SMALL.discriminator
+    with_eyes.clip_loss or with_eyes.use_bank(["a red cat", "an owl"])
+    for phase in with_eyes.phases:
+        with_eyes.zero_grad()
+        with_eyes.training_losses(batch, make_generator(0), phase)["loss"].backward()
+    assert all(p.grad is None for p in with_eyes.discriminator.eyes.clip.parameters())
+
+
+def test_lessons_teach_reading_and_leave_the_rest_alone():
+    data = captioned_critters(256, 16)
+    model = g.GigaGAN(replace(SMALL, discriminator=EYES)).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    losses = g.teach_reading(model, data, lessons=30, batch_size=32, lr=5e-3)
+    assert len(losses) == 30 and sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    moved = {".".join(k.split(".")[:2]) for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"discriminator.style", "discriminator.text", "discriminator.eyes"}
+    assert all(p.grad is None for p in model.parameters())
+    again = g.GigaGAN(replace(SMALL, discriminator=EYES)).eval()
+    again.load_state_dict(before)
+    assert g.teach_reading(again, data, lessons=30, batch_size=32, lr=5e-3) == losses
+
+
+def test_lessons_need_captions_that_differ():
+    data = CaptionedImages(lambda i: torch.zeros(3, 16, 16, dtype=torch.uint8), [("a red cat",)] * 8, 16)
+    with pytest.raises(UserError, match="nothing to read; set lessons=0"): g.teach_reading(built(), data, lessons=1, batch_size=4)
+    with pytest.raises(UserError, match="lessons must be at least 0, not -1"): replace(SMALL, lessons=-1)
+
+
+def test_a_training_begins_with_its_lessons(tmp_path):
+    settings = {"lessons": 2, "clip": 0.0, "steps": 1}
+    few = captioned_critters(32, 16)
+    taught, plain = (g.train_gigagan(g.gigagan_preset(TINY, settings | {"lessons": n}), few)[0] for n in (2, 0))
+    assert not torch.equal(taught.discriminator.style.first.weight, plain.discriminator.style.first.weight)
+    assert taught.config.lessons == 2
 
 
 # ---- the penalty

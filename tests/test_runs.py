@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 import torch
+from PIL import Image
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +53,6 @@ class Blot(TextToImage):
     @torch.no_grad()
     def sample(self, prompts, seed=0, bright=0.0): return (self.draw(prompts) + bright).clamp(-1, 1)
 
-    def sample_grid(self, rng): return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
 
 PRESETS = {"tiny": Preset(BlotConfig(), TrainConfig(steps=4, batch_size=8, lr=1e-2, ema_decay=0.9, save_every=2, log_every=1, tracker="none"), 32)}
@@ -297,3 +297,15 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
     with pytest.raises(UserError, match="was measured with n=16, not 32"): compare_trainings(tmp_path / "c.json", variants, TINY, train, 32)
     other = replace(TINY, pictures=33)
     with pytest.raises(UserError, match="was measured with preset="): compare_trainings(tmp_path / "c.json", variants, other, train, 16)
+
+
+def test_awake_creatures_can_be_exchanged():
+    some, images = R.awake_critters(12, 16, seed=1)
+    assert len(some) == len(images) == 12 and images.shape[1:] == (3, 16, 16) and all(c.action != "sleeping" for c in some)
+    assert all(getattr(R.exchanged(c, "eyes"), "eyes") != c.eyes for c in some)
+    assert R.awake_critters(12, 16, seed=1)[0] == some != R.awake_critters(12, 16, seed=2)[0]
+
+
+def test_a_strip_says_what_it_shows(tmp_path):
+    R.save_strip(tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why")
+    with Image.open(tmp_path / "s.png") as image: assert image.size == (6, 4) and image.text == {"rows": "[1, 2]", "note": "why"}

@@ -8,7 +8,7 @@ __all__ = ['CPU_UNET', 'CPU_TRAIN', 'GPU_TRAIN', 'IMAGEN_PRESETS', 'SHORT', 'VAR
            'compare_samplers']
 
 # %% ../../nbs/25_train_imagen.ipynb #d268f3a3
-import os, warnings
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +28,7 @@ from .samplers import sample
 from .unet import UNet, UNetConfig
 from ..metrics import Judge
 from ..models import TextToImage, draw_noise, prompt_streams
-from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, choose_preset, compare_trainings, exchanged, go_on,
+from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, awake_critters, choose_preset, compare_trainings, exchanged, go_on,
                                named_command, score_samples, train_preset)
 from ..text import NullText, full_caption
 from ..training import TrainConfig, read_settings
@@ -139,12 +139,6 @@ class Imagen(_Learner):
                 done.append(sample(denoise, noise, self.schedule, steps, sampler, show_progress=progress))
         finally: self.train(was_training)
         return torch.cat(done).clamp(-1, 1)
-
-    def sample_grid(self, rng: torch.Generator) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
-        "Pictures for the Trainer to write: always the same prompts and noise."
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
 # %% ../../nbs/25_train_imagen.ipynb #744f6ebe
 CPU_UNET = UNetConfig(channels=(32, 64, 128), blocks=(1, 1, 2), down_attention=False, text_dim=256)
@@ -262,9 +256,8 @@ def hearing(
     seed: int = 0,
 ) -> dict[str, float]:  # near 0 where the caption makes no difference, 1 where it makes all that it should
     "For each attribute: the rise of the error under a caption with another value, by what that changes in the picture."
-    size, how = model.config.size, model.config.target
-    awake = [c for c in critters.sample(2 * n, size, seed=seed, split="test").critters if c.action != "sleeping"][:n]
-    x0, when = critters.draw(awake, size=size, seed=seed), torch.full((len(awake),), t)
+    (awake, x0), how = awake_critters(n, model.config.size, seed), model.config.target
+    when = torch.full((len(awake),), t)
     xt, eps = add_noise(x0, when, model.schedule, torch.randn(x0.shape, generator=make_generator(seed, "hearing")))
     target, (alpha, sigma) = make_target(how, x0, eps, when, model.schedule), model.schedule.at(when, x0)
     scale = {"v": 1 / sigma, "x0": 1.0, "eps": alpha / sigma}[how]  # what a change of x0 is, seen in the target
@@ -275,7 +268,7 @@ def hearing(
     heard = {}
     for key in attributes:
         others = [exchanged(c, key) for c in awake]
-        change = (scale * (critters.draw(others, size=size, seed=seed) - x0)).square().mean().item()
+        change = (scale * (critters.draw(others, size=model.config.size, seed=seed) - x0)).square().mean().item()
         heard[key] = (error(others) - error(awake)) / change
     return heard
 

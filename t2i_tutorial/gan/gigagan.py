@@ -15,23 +15,22 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .. import critters
 from ..clip import Clip
-from ..core import UserError, atomic_write, check_choice, check_size, make_generator, make_grid, save_json, to_pil
+from ..core import UserError, check_choice, check_size, make_generator, make_grid, save_json
 from ..core import progress as show_progress
 from ..data import CaptionedImages
 from .discriminator import Discriminator, DiscriminatorConfig, pyramid
 from .first import diff_augment
 from .generator import Generator, GeneratorConfig
 from .losses import (ClipLoss, Judged, conditional_d, derange, judge_pairs, lazy_adam, lazy_weight, logistic_g,
-                                     nearest_wrong, r1_penalty, relativistic_d, relativistic_g, relativistic_match, watched)
+                                     nearest_wrong, paired_d, r1_penalty, relativistic_d, relativistic_g, watched)
 from ..metrics import JUDGED, Judge, read_all
 from ..models import TextToImage, draw_noise, prompt_streams
-from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, captioned_critters, choose_preset, compare_trainings,
-                               exchanged, go_on, named_command, score_samples, train_preset)
+from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, awake_critters, captioned_critters, choose_preset,
+                               compare_trainings, exchanged, go_on, named_command, save_strip, score_samples, train_preset)
 from ..text import TextEmbedding, full_caption
 from ..training import TrainConfig, Walk, read_settings
 
@@ -94,9 +93,9 @@ class GigaGANConfig:
         return g, d
 
 # %% ../../nbs/17_train_gigagan.ipynb #f87d20e9
-_FIRST = {"reads": False, "match": 0.0, "clip": 0.0, "multi_scale": False, "bank": False}
+_FIRST = {"reads": False, "match": 0.0, "clip": 0.0, "multi_scale": False, "bank": False, "eyes": False}
 _LATER = {"text": {"reads": True}, "matching": {"match": 0.5}, "CLIP": {"clip": 0.1}, "multi-scale": {"multi_scale": True},
-          "bank": {"bank": True}}
+          "bank": {"bank": True}, "borrowed eyes": {"eyes": True}}
 RUNGS = {"unconditional": _FIRST}  # name -> changes of a configuration; each rung keeps what the ones before have
 for name, change in _LATER.items(): RUNGS[name] = RUNGS[[*RUNGS][-1]] | change
 
@@ -176,8 +175,7 @@ class _Learning(_Playing):
         weight = lazy_weight(self.turns.item(), c.gamma, c.penalty_every) if self.training else 0.0
         if weight: real, fake = watched(real), watched(fake) if relativistic else fake
         judged = self._pairs(real, fake, text, captions, rng)
-        loss = relativistic_d(judged.real, judged.fake) if relativistic else conditional_d(judged, c.match)
-        if relativistic and judged.wrong_real: loss = (1 - c.match) * loss + c.match * relativistic_match(judged)
+        loss = (paired_d if relativistic else conditional_d)(judged, c.match)
         terms = {"real": torch.stack(judged.real).mean().detach(), "fake": torch.stack(judged.fake).mean().detach()}
         if judged.wrong_real: terms["wrong"] = torch.stack(judged.wrong_real).mean().detach()
         if weight:
@@ -232,12 +230,6 @@ class GigaGAN(_Learning):
             z = draw_noise(streams[i:i + batch_size], (c.generator.z_dim,), self.device)
             done.append(self.generator(z, self.read(prompts[i:i + batch_size]), how)[-1])
         return torch.cat(done).clamp(-1, 1)
-
-    def sample_grid(self, rng: torch.Generator) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
-        "Pictures for the Trainer to write: always the same prompts and chance."
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
 # %% ../../nbs/17_train_gigagan.ipynb #79411902
 def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictures: int = 40_000, eyes="", **model) -> Preset:
@@ -383,10 +375,8 @@ def discerning(
     seed: int = 0,
 ) -> dict[str, float]:  # 1/2 for a discriminator that does not read
     "For each attribute: how often a real picture scores higher under its own caption than with that attribute exchanged."
-    size = model.config.size
-    awake = [c for c in critters.sample(2 * n, size, seed=seed, split="test").critters if c.action != "sleeping"][:n]
-    real = pyramid(critters.draw(awake, size=size, seed=seed).to(model.device), model.config.discriminator.sizes)
-    seen = model.discriminator.look(real)
+    awake, pictures = awake_critters(n, model.config.size, seed)
+    seen = model.discriminator.look(pyramid(pictures.to(model.device), model.config.discriminator.sizes))
     def score(said): return model.discriminator.judge(seen, model.told(model.read([full_caption(c) for c in said]))).mean()
     own = score(awake)
     def above(key): return own - score([exchanged(c, key) for c in awake])
@@ -413,9 +403,7 @@ def make_failures(
         variety = (again - again.mean(0)).square().mean().sqrt().item()
         saved["runs"][name] = {"changes": dict(changes), "last": history[-1], "variety": variety, **score_samples(model, n)}
         rows.append(again[0])
-    info = PngInfo()
-    info.add_text("rows", json.dumps(list(failures)))
-    with atomic_write(Path(folder) / "gigagan-failures.png") as partial:
-        to_pil(make_grid(torch.cat(rows), columns=len(SAMPLE_PROMPTS))).save(partial, format="png", pnginfo=info)
+    grid = make_grid(torch.cat(rows), columns=len(SAMPLE_PROMPTS))
+    save_strip(Path(folder) / "gigagan-failures.png", grid, rows=json.dumps(list(failures)))
     save_json(Path(folder) / "gigagan-failures.json", saved)
     return saved

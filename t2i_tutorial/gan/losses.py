@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['over_heads', 'logistic_d', 'logistic_g', 'watched', 'r1_penalty', 'lazy_weight', 'lazy_adam', 'derange',
            'nearest_wrong', 'Judged', 'judge_pairs', 'matching_aware', 'conditional_d', 'text_slopes', 'ClipLoss',
-           'relativistic_d', 'relativistic_g', 'relativistic_match']
+           'relativistic_d', 'relativistic_g', 'relativistic_match', 'paired_d']
 
 # %% ../../nbs/16_gan_losses.ipynb #4d7a0508
 import re
@@ -154,12 +154,16 @@ def matching_aware(
     kinds = [k for k in (wrong_real, wrong_fake) if k is not None]
     return torch.stack([over_heads(lambda s: F.softplus(s).mean(), k) for k in kinds]).mean()
 
+def _check_share(match: float) -> None:
+    "Raise `UserError` unless this is a share."
+    if not 0 <= match <= 1: raise UserError(f"match must be from 0 to 1, not {match}; it is a share")
+
 def conditional_d(
     judged: Judged,
     match: float = 0.5,  # the share of the matching loss in all that is called false, from 0 to 1
 ) -> Float[Tensor, ""]:
     "Logistic and matching-aware loss in balance: what is true counts as much as what is false; raises `UserError`."
-    if not 0 <= match <= 1: raise UserError(f"match must be from 0 to 1, not {match}; it is a share")
+    _check_share(match)
     if not match or not judged.wrong_real: return logistic_d(judged.real, judged.fake)
     false = over_heads(lambda s: F.softplus(s).mean(), judged.fake)
     return logistic_g(judged.real) + (1 - match) * false + match * matching_aware(judged.wrong_real, judged.wrong_fake)
@@ -249,3 +253,12 @@ def relativistic_match(
     "A real picture under its caption should score above the same one, and the generated one, under a wrong caption."
     true = [s[judged.rows] for s in judged.real]
     return (_in_lead(true, judged.wrong_real) + _in_lead(true, judged.wrong_fake)) / 2
+
+def paired_d(
+    judged: Judged,
+    match: float = 0.5,  # the share of the matching loss, from 0 to 1
+) -> Float[Tensor, ""]:
+    "What `conditional_d` is to the logistic loss: real above generated, and right captions above wrong ones; raises `UserError`."
+    _check_share(match)
+    if not match or not judged.wrong_real: return relativistic_d(judged.real, judged.fake)
+    return (1 - match) * relativistic_d(judged.real, judged.fake) + match * relativistic_match(judged)
