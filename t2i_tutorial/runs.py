@@ -150,9 +150,9 @@ def train_preset(
     data, more, drawn = _open_data(data, preset, validation)
     model = cls(preset.model)
     if not drawn: model.sample_prompts = [c[0] for c in getattr(data, "captions", ())[:8]] or SAMPLE_PROMPTS
-    if prepare is not None: prepare(model, preset, data, drawn)
     trainer = Trainer(model, data, preset.train, folder, more)
-    found = trainer._find(resume)  # a folder that cannot be used is refused before anything is written
+    found = trainer._find(resume)  # a folder that cannot be used is refused before anything is written, and before long preparations
+    if prepare is not None: prepare(model, preset, data, drawn)
     if folder is not None: cache_texts(model, data, Path(folder) / ".texts")
     history = trainer.fit(resume)
     if trainer.ema: trainer.ema.copy_to_model()

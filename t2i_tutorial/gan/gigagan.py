@@ -276,15 +276,18 @@ def teach_reading(
 ) -> list[float]:  # the loss of each lesson
     "Before the game: what reads in the discriminator learns which caption goes with a *real* picture; its trunk is left alone."
     D, rng = model.discriminator, make_generator(seed, "lessons")
+    if not D.config.text: raise UserError("this discriminator is given no text, so there is nothing to teach; set lessons=0")
+    if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
     taught = [p for part in (D.style, D.text, D.eyes) if part is not None for p in part.parameters()]
     optimiser, losses = torch.optim.Adam(taught, lr, betas=(0.0, 0.99)), []
-    for k, batch in zip(show_progress(range(lessons), "reading lessons"), Walk(data, min(batch_size, len(data)), seed)):
+    for k, batch in zip(show_progress(range(lessons), "reading lessons"), Walk(data, batch_size, seed)):
+        nearest = nearest_wrong(batch.captions)
         seen, style = D.look(pyramid(batch.images.to(model.device), D.config.sizes)), D.style(model.read(batch.captions))
         own, loss = D.judge(seen, style).logits(), 0.0
         for turn in range(wrong):
             rows, others = derange(batch.captions, rng)
             if not len(rows): raise UserError("all captions of a batch are equal: nothing to read; set lessons=0")
-            if turn % 2: others = nearest_wrong(batch.captions)[rows]
+            if turn % 2: others = nearest[rows]
             found = D.judge([m[rows] for m in seen], style[others]).logits()
             loss = loss + relativistic_d([s[rows] for s in own], found) / wrong
         for group in optimiser.param_groups: group["lr"] = lr * min(1.0, (k + 1) / 20) * (1 - k / lessons)
