@@ -177,7 +177,7 @@ def test_train_resumes_and_its_model_draws(t2i, tmp_path):
     (["imagen", "pictures=8", "batch_size=64"], ["batch_size 64 is more than the 8 pictures"]), (["imagen", "caption_drop=2"], ["caption_drop must be from 0 to 1"]),
     (["imagen", "--data", "no-such-folder/"], ["no-such-folder"]), (["imagen", "size=33"], ["size must be a multiple of"]),
     (["gigagan", "matsch=0"], ["did you mean 'match'"]), (["gigagan", "--preset", "cpu32"], ["did you mean 'cpu-32'"]), (["gigagan", "match=2"], ["match must be from 0 to 1"]),
-    (["gigagan", "loss=hinge"], ["unknown loss 'hinge'"]), (["gigagan", "--preset", "tiny", "start=nowhere", "pictures=16"], ["'nowhere'"]), (["gigagan", "size=64"], ["size is 64"]),
+    (["gigagan", "loss=hinge"], ["unknown loss 'hinge'"]), (["gigagan", "--preset", "tiny", "start=nowhere", "pictures=16", "batch_size=8"], ["'nowhere'"]), (["gigagan", "size=64"], ["size is 64"]),
     (["imagin"], ["unknown training 'imagin'", "did you mean 'imagen'"]), (["judge", "stepps=3"], ["did you mean 'steps'"]), (["clip", "steps=x"], ["steps must be a whole number"]),
     (["clip", "--resume"], ["no --resume"]), (["judge", "--preset", "critters"], ["unknown preset 'critters'"])])
 def test_train_refuses(t2i, tmp_path, arguments, parts):
