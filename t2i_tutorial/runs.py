@@ -141,7 +141,7 @@ def train_preset(
     folder: str | os.PathLike | None = None,  # for checkpoints, samples, curves, model; without one nothing is written
     resume: bool = False,  # go on from the newest checkpoint in `folder`
     command: str | None = None,  # for the record, see `named_command`
-    prepare: Callable | None = None,  # called with model, preset, data, and whether they are the built-in creatures
+    prepare: Callable | None = None,  # called with model, preset, data, whether they are the built-in creatures, whether all begins anew
     validation: int = 0,  # creatures more, for a validation loss
 ) -> tuple[TextToImage, list[dict]]:  # the model with averaged weights, in eval mode; the log
     "Train a model as a preset says; raises `UserError` for bad data, and for a folder in use before it writes to it."
@@ -152,8 +152,8 @@ def train_preset(
     if not drawn: model.sample_prompts = [c[0] for c in getattr(data, "captions", ())[:8]] or SAMPLE_PROMPTS
     trainer = Trainer(model, data, preset.train, folder, more)
     found = trainer._find(resume)  # a folder that cannot be used is refused before anything is written, and before long preparations
-    if prepare is not None: prepare(model, preset, data, drawn)
     if folder is not None: cache_texts(model, data, Path(folder) / ".texts")
+    if prepare is not None: prepare(model, preset, data, drawn, found is None)
     history = trainer.fit(resume)
     if trainer.ema: trainer.ema.copy_to_model()
     if folder is not None:

@@ -175,14 +175,14 @@ def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
 
 def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):
     seen = []
-    def prepare(model, preset, data, drawn):
-        seen.append((type(model), preset, len(data), drawn))
+    def prepare(model, preset, data, drawn, anew):
+        seen.append((type(model), preset, len(data), drawn, anew))
         with torch.no_grad():
             for p in model.parameters(): p.zero_()
     still = choose_preset({}, TINY, {"lr": 1e-30, "weight_decay": 0.0, "ema_decay": None})
     model, _ = train_preset(Blot, still, folder=tmp_path / "run", prepare=prepare)
     train_preset(Blot, still, CaptionedImages.from_critters(9, 16), prepare=prepare)
-    assert seen == [(Blot, still, 32, True), (Blot, still, 9, False)]
+    assert seen == [(Blot, still, 32, True, True), (Blot, still, 9, False, True)]
     assert all(p.abs().max() < 1e-20 for p in model.parameters())
 
 

@@ -196,9 +196,9 @@ def train_imagen(
     chosen, command = imagen_preset(preset, overrides), named_command("imagen", preset, overrides, data)
     return train_preset(Imagen, chosen, data, folder, resume, command, _begin, validation=512)
 
-def _begin(model: Imagen, preset: Preset, data, drawn: bool) -> None:
-    "Grow from the trained model that the preset names, if it names one."
-    if preset.start: grow(Imagen.from_pretrained(preset.start, "cpu"), model)
+def _begin(model: Imagen, preset: Preset, data, drawn: bool, anew: bool) -> None:
+    "Grow from the trained model that the preset names, if it names one; a training that goes on has its weights."
+    if preset.start and anew: grow(Imagen.from_pretrained(preset.start, "cpu"), model)
 
 @torch.no_grad()
 def grow(

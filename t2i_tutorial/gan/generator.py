@@ -100,6 +100,7 @@ def _check_sizes(c: "GeneratorConfig") -> None:
                         f"not {sorted(lengths)}")
     for name in ("z_dim", "style_dim", "mapping_layers", "heads"):
         if getattr(c, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(c, name)}")
+    if not 0 < c.mapping_rate <= 1: raise UserError(f"mapping_rate must be above 0 and at most 1, not {c.mapping_rate}")
     if min(c.bank) < 1 or c.text_layers < 0:
         raise UserError(f"bank must be at least 1 and text_layers at least 0, not {c.bank} and {c.text_layers}")
     for n in c.channels:
@@ -118,6 +119,7 @@ class GeneratorConfig:
     text_dim: int | None = 128  # length of the text encoder's vectors; None: a generator without text
     style_dim: int = 128  # length of w
     mapping_layers: int = 4
+    mapping_rate: float = 0.01  # how fast these learn against the rest
     text_layers: int = 1  # trainable attention layers over the text encoder; 0 for none
     channels: Sequence[int] = (128, 128, 64, 32)  # of each level, multiples of 8; 4 pixels first, then doubled
     bank: Sequence[int] = (1, 1, 2, 4)  # kernels in the bank of each level; 1 is a plain layer
@@ -207,7 +209,7 @@ class Generator(_Listening, nn.Module):
         super().__init__()
         c, self.config = config, config
         self.listen = TextLayers(c.text_dim, c.text_layers, c.heads) if c.text_dim and c.text_layers else None
-        self.mapping = MappingNetwork(c.z_dim, c.text_dim, c.style_dim, c.mapping_layers)
+        self.mapping = MappingNetwork(c.z_dim, c.text_dim, c.style_dim, c.mapping_layers, c.mapping_rate)
         self.start = nn.Parameter(torch.randn(1, c.channels[0], 4, 4))
         self.blocks = nn.ModuleList(SynthesisBlock(i, c) for i in range(len(c.channels)))
         self.colours = nn.ModuleList(ToRGB(n, c.style_dim) for n in c.channels)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GAN_LOSSES', 'RUNGS', 'GAN_TRAIN', 'GAN_GPU_TRAIN', 'GIGAGAN_PRESETS', 'GAN_SHORT', 'GAN_VARIANTS', 'GAN_FAILURES',
-           'GigaGANConfig', 'GigaGAN', 'gigagan_preset', 'teach_reading', 'train_gigagan', 'stated', 'widen',
-           'compare_settings', 'in_proportion', 'discerning', 'make_failures']
+           'GigaGANConfig', 'GigaGAN', 'gigagan_preset', 'teach_reading', 'teach_drawing', 'train_gigagan', 'stated',
+           'widen', 'compare_settings', 'in_proportion', 'discerning', 'make_failures']
 
 # %% ../../nbs/17_train_gigagan.ipynb #12e253c0
-import json, os, warnings
+import json, math, os, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,8 +25,8 @@ from ..data import CaptionedImages
 from .discriminator import Discriminator, DiscriminatorConfig, pyramid
 from .first import diff_augment
 from .generator import Generator, GeneratorConfig
-from .losses import (ClipLoss, Judged, conditional_d, derange, judge_pairs, lazy_adam, lazy_weight, logistic_g,
-                                     nearest_wrong, paired_d, r1_penalty, relativistic_d, relativistic_g, watched)
+from .losses import (ClipLoss, Judged, LikenessLoss, conditional_d, derange, judge_pairs, lazy_adam, lazy_weight,
+                                     logistic_g, nearest_wrong, paired_d, r1_penalty, relativistic_d, relativistic_g, watched)
 from ..metrics import JUDGED, Judge, read_all
 from ..models import TextToImage, draw_noise, prompt_streams
 from ..runs import (SAMPLE_PROMPTS, WORDS, Preset, awake_critters, captioned_critters, choose_preset,
@@ -54,6 +54,8 @@ class GigaGANConfig:
     match: float = 0.5  # share of wrong captions in what is called false; 0: captions are never exchanged
     near: float = 0.0  # share of the wrong captions that are nearly right, see `nearest_wrong`: not from the start
     lessons: int = 0  # batches by which the discriminator learns to read before the game, see `teach_reading`
+    drawing: int = 0  # batches by which the generator learns to draw before the game, see `teach_drawing`
+    likeness: float = 0.0  # weight, in the game, of a picture's likeness to the real one of its caption; 0 for none
     clip: float = 0.1  # weight of the CLIP loss; 0 for none
     clip_bank: int = 256  # captions that compete in it
     loss: str = "relativistic"  # real against generated in pairs; or "logistic", the paper's
@@ -66,10 +68,12 @@ class GigaGANConfig:
     def __post_init__(self):
         check_size(self.size)
         check_choice("loss", self.loss, GAN_LOSSES)
-        for name, least, most in (("match", 0, 1), ("near", 0, 1), ("clip", 0, 1000), ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
+        for name, least, most in (("match", 0, 1), ("near", 0, 1), ("clip", 0, 1000), ("likeness", 0, 1000),
+                                  ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
             value = getattr(self, name)
             if not least <= value <= most: raise UserError(f"{name} must be from {least} to {most}, not {value}")
-        if self.lessons < 0: raise UserError(f"lessons must be at least 0, not {self.lessons}")
+        for name in ("lessons", "drawing"):
+            if getattr(self, name) < 0: raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("clip_bank", "penalty_every"):
             if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.size != self.generator.size or self.size != self.discriminator.sizes[-1]:
@@ -93,7 +97,7 @@ class GigaGANConfig:
         return g, d
 
 # %% ../../nbs/17_train_gigagan.ipynb #f87d20e9
-_FIRST = {"reads": False, "match": 0.0, "clip": 0.0, "multi_scale": False, "bank": False, "eyes": False}
+_FIRST = {"reads": False, "match": 0.0, "clip": 0.0, "multi_scale": False, "bank": False, "eyes": False, "drawing": 0, "likeness": 0.0}
 _LATER = {"text": {"reads": True}, "matching": {"match": 0.5}, "CLIP": {"clip": 0.1}, "multi-scale": {"multi_scale": True},
           "bank": {"bank": True}, "borrowed eyes": {"eyes": True}}
 RUNGS = {"unconditional": _FIRST}  # name -> changes of a configuration; each rung keeps what the ones before have
@@ -113,7 +117,8 @@ class _Playing(TextToImage):
                             f"{g.text_dim} and {d.text_dim}; set text_dim={self.encoder.dim} in both")
         self.generator, self.discriminator = Generator(g), Discriminator(d)
         self.register_buffer("turns", torch.zeros((), dtype=torch.long))  # of the discriminator: R1 is lazy
-        self.needs_captions, self.recipe, self.__dict__["clip_loss"] = config.reads, GAN_TRAIN, None
+        self.needs_captions, self.recipe = config.reads, GAN_TRAIN
+        self.__dict__.update(clip_loss=None, likeness=None)  # made before a training; no part of the weights
 
     def use_bank(self, captions: Sequence[str], says=str) -> None:
         "Build the CLIP loss, with these captions as its bank; it is no part of the weights."
@@ -144,7 +149,10 @@ class _Playing(TextToImage):
 
     def draw(self, text: TextEmbedding | None, b: int, rng: torch.Generator) -> list[Float[Tensor, "b 3 _ _"]]:
         "Generated pictures at all sizes of the discriminator, smallest first."
-        z = torch.randn(b, self.config.generator.z_dim, generator=rng).to(self.device)
+        return self.drawn(torch.randn(b, self.config.generator.z_dim, generator=rng).to(self.device), text)
+
+    def drawn(self, z: Float[Tensor, "b z_dim"], text: TextEmbedding | None) -> list[Float[Tensor, "b 3 _ _"]]:
+        "The same, of this chance."
         pictures = self.generator(z, text)
         return pictures if self.config.multi_scale else pyramid(pictures[-1], self.config.discriminator.sizes)
 
@@ -205,6 +213,10 @@ class _Learning(_Playing):
             if self.clip_loss is None: raise UserError("the CLIP loss has no bank of captions; call use_bank, or set clip=0")
             distance = self.clip_loss(fake[-1], captions)
             loss, terms["clip"] = loss + self.config.clip * distance, distance.detach()
+        if self.config.likeness:
+            if self.likeness is None: self.__dict__["likeness"] = _likeness(self)
+            distance = self.likeness(fake, real).mean()
+            loss, terms["likeness"] = loss + self.config.likeness * distance, distance.detach()
         return {"loss": loss, **terms}
 
 # %% ../../nbs/17_train_gigagan.ipynb #5783ef95
@@ -232,11 +244,11 @@ class GigaGAN(_Learning):
         return torch.cat(done).clamp(-1, 1)
 
 # %% ../../nbs/17_train_gigagan.ipynb #79411902
-def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictures: int = 40_000, eyes="", **model) -> Preset:
+def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictures: int = 40_000, eyes="", mapping_rate=0.01, **model) -> Preset:
     "A generator with these channels from 4 pixels on, a discriminator with those from 8 on, both reading words."
     n, sizes = len(channels), tuple(8 * 2**i for i in range(len(channels) - 1))
     near = tuple(i in (1, 2) for i in range(n))  # 8 and 16 pixels look at words
-    g = GeneratorConfig(text_dim=256, channels=channels, bank=(1, 1, 2, 4, 8, 8, 8)[:n], checkpoint=checkpoint,
+    g = GeneratorConfig(text_dim=256, channels=channels, bank=(1, 1, 2, 4, 8, 8, 8)[:n], checkpoint=checkpoint, mapping_rate=mapping_rate,
                         self_attention=tuple(i == 1 for i in range(n)), cross_attention=near)
     d = DiscriminatorConfig(sizes, seen, tuple(s == 8 for s in sizes), text_dim=256, eyes=eyes)
     return Preset(GigaGANConfig(sizes[-1], g, d, **model), train, pictures)
@@ -250,7 +262,8 @@ GAN_GPU_TRAIN = replace(GAN_TRAIN, steps=100_000, batch_size=64, ema_decay=0.999
 GIGAGAN_PRESETS = {
     "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_TRAIN, steps=300, ema_decay=0.98, save_every=300, sample_every=0), pictures=2048),
     "cpu-16": _preset((128, 96, 48), (64, 48), GAN_TRAIN),
-    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=3000, warm_up=100, schedule="cosine"), eyes="critters-clip"),
+    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_TRAIN, steps=1700, batch_size=64, accumulation=2, warm_up=50, schedule="cosine",
+                      save_every=100, sample_every=200), eyes="critters-clip", mapping_rate=1.0, drawing=2000, lessons=100, likeness=3.0, near=0.3, clip=0.3),
     "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN, pictures=200_000),
     "gpu-256": _preset((256, 256, 256, 192, 96, 48, 24), (192, 192, 192, 96, 48, 24), replace(GAN_GPU_TRAIN, batch_size=8),
                        checkpoint=True, pictures=50_000),
@@ -298,6 +311,38 @@ def teach_reading(
     for p in taught: p.grad = None
     return losses
 
+# %% ../../nbs/17_train_gigagan.ipynb #b15af7e4
+def teach_drawing(
+    model: GigaGAN,  # its generator reads
+    data,  # captioned pictures, with `batches`
+    lessons: int = 1000,  # batches
+    batch_size: int = 32,
+    tries: int = 2,  # pictures drawn of each caption, of which the nearest to the real one learns
+    lr: float = 2e-3,  # falls to 0
+    seed: int = 0,
+) -> list[float]:  # the loss of each lesson
+    "Before the game: the generator copies the pictures that its captions belong to, by their likeness alone."
+    G, rng, unlike = model.generator, make_generator(seed, "drawing lessons"), _likeness(model)
+    if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
+    optimiser, losses = torch.optim.Adam(G.parameters(), lr, betas=(0.5, 0.99)), []
+    for k, batch in zip(show_progress(range(lessons), "drawing lessons"), Walk(data, batch_size, seed)):
+        real, text = pyramid(batch.images.to(model.device), model.config.discriminator.sizes), model.read(batch.captions)
+        z = torch.randn(tries, len(real[0]), model.config.generator.z_dim, generator=rng).to(model.device)
+        if tries > 1:
+            with torch.no_grad(): nearest = torch.stack([unlike(model.drawn(each, text), real) for each in z]).argmin(0)
+            z = z[nearest, torch.arange(len(nearest), device=z.device)][None]
+        loss = unlike(model.drawn(z[0], text), real).mean()
+        for group in optimiser.param_groups: group["lr"] = lr * min(1.0, (k + 1) / 50) * (1 + math.cos(math.pi * k / lessons)) / 2
+        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        losses.append(loss.item())
+    optimiser.zero_grad()
+    return losses
+
+def _likeness(model: GigaGAN) -> LikenessLoss:
+    "The loss of drawing lessons, on the model's device."
+    if not model.config.reads: raise UserError("a generator without text has no picture to copy; set drawing=0 and likeness=0")
+    return LikenessLoss(Clip.from_pretrained("critters-clip")).to(model.device)
+
 # %% ../../nbs/17_train_gigagan.ipynb #122cb630
 def train_gigagan(
     preset: str | Preset = "cpu-32",
@@ -311,11 +356,12 @@ def train_gigagan(
     command = named_command("gigagan", preset, overrides, data)
     return train_preset(GigaGAN, gigagan_preset(preset, overrides), data, folder, resume, command, _prepare)
 
-def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool) -> None:
-    "What a GigaGAN needs before the first step: rates, perhaps smaller weights, captions that compete."
+def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool, anew: bool) -> None:
+    "What a GigaGAN needs before the first step: rates, perhaps smaller weights and lessons, captions that compete."
     model.recipe, said = preset.train, list(dict.fromkeys(c[0] for c in getattr(data, "captions", ())))
-    if preset.start: widen(GigaGAN.from_pretrained(preset.start, "cpu"), model)
-    if preset.model.lessons: teach_reading(model, data, preset.model.lessons, seed=preset.train.seed)
+    if preset.start and anew: widen(GigaGAN.from_pretrained(preset.start, "cpu"), model)
+    if preset.model.drawing and anew: teach_drawing(model, data, preset.model.drawing, seed=preset.train.seed)
+    if preset.model.lessons and anew: teach_reading(model, data, preset.model.lessons, seed=preset.train.seed)
     if len(said) < 5000 and not (drawn or preset.model.augment):
         warnings.warn(f"with {len(said)} captions the discriminator may learn the pictures by heart; augment=true helps")
     if preset.model.clip and preset.model.reads: model.use_bank(said[:preset.model.clip_bank], stated if drawn else str)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['over_heads', 'logistic_d', 'logistic_g', 'watched', 'r1_penalty', 'lazy_weight', 'lazy_adam', 'derange',
            'nearest_wrong', 'Judged', 'judge_pairs', 'matching_aware', 'conditional_d', 'text_slopes', 'ClipLoss',
-           'relativistic_d', 'relativistic_g', 'relativistic_match', 'paired_d']
+           'LikenessLoss', 'relativistic_d', 'relativistic_g', 'relativistic_match', 'paired_d']
 
 # %% ../../nbs/16_gan_losses.ipynb #4d7a0508
 import re
@@ -222,6 +222,39 @@ class ClipLoss:
         right = self.clip.scale * (seen * own).sum(1, keepdim=True)
         others = (self.clip.scale * seen @ self.vectors.T).masked_fill(same, -torch.inf)
         return (torch.cat([right, others], 1).logsumexp(1) - right[:, 0]).mean()
+
+# %% ../../nbs/16_gan_losses.ipynb #c0dffe69
+class LikenessLoss:
+    "How little pictures look like those they should, to a frozen contrastive tower and by pixels, {eq}`eq-losses-likeness` (after Johnson et al. 2016)."
+
+    def __init__(
+        self,
+        clip: Clip,  # copied and frozen; a plain attribute here, so that it ends up in no checkpoint
+        pixels: float = 5.0,  # weight of the pixels against what the tower sees
+    ):
+        if pixels < 0: raise UserError(f"pixels must be at least 0, not {pixels}; it is a weight")
+        self.clip, self.pixels = deepcopy(clip).eval().requires_grad_(False), pixels
+
+    def to(self, device: str | torch.device) -> "LikenessLoss":
+        "The same on another device."
+        self.clip = self.clip.to(device)
+        return self
+
+    def _seen(self, images: Tensor) -> list[Tensor]:
+        "The tower's maps, at one scale."
+        return [F.group_norm(m, 1) for m in self.clip.maps(images)]
+
+    def __call__(
+        self,
+        pictures: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first; slopes flow back into them
+        real: Sequence[Float[Tensor, "b 3 _ _"]],  # at the same sizes
+    ) -> Float[Tensor, " b"]:  # 0 for the same pictures
+        "One number a pair; raises `UserError` if they are no pairs."
+        if [p.shape for p in pictures] != [p.shape for p in real]:
+            raise UserError(f"pictures of {[tuple(p.shape) for p in pictures]} and {[tuple(p.shape) for p in real]} are no pairs; see pyramid")
+        with torch.no_grad(): aims = self._seen(real[-1])
+        def apart(these, those): return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in zip(these, those)]).mean(0)
+        return apart(self._seen(pictures[-1]), aims) + self.pixels * apart(pictures, real)
 
 # %% ../../nbs/16_gan_losses.ipynb #b5ed8cdc
 def _in_lead(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
