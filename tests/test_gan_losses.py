@@ -365,6 +365,36 @@ def test_mistakes_with_the_bank(clip):
         L.ClipLoss(clip, WORDS)(critters.draw(FOUR, 32), WORDS[:1])
 
 
+# ---- likeness
+
+def sizes_of(x): return [F.avg_pool2d(x, x.shape[-1] // s) for s in (8, 16, 32)]
+
+
+def test_likeness_is_its_formula_and_nothing_for_the_same_picture(clip):
+    a, b = sizes_of(critters.draw(FOUR, 32)), sizes_of(critters.draw(FOUR[1:] + FOUR[:1], 32))
+    normal = lambda m: (m - m.mean((1, 2, 3), keepdim=True)) / (m.var((1, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+    with torch.no_grad():
+        slow = sum((normal(m) - normal(n)).square().mean((1, 2, 3)) for m, n in zip(clip.maps(a[-1]), clip.maps(b[-1]))) / 3
+        slow = slow + 2.0 * sum((m - n).square().mean((1, 2, 3)) for m, n in zip(a, b)) / 3
+        assert torch.allclose(L.LikenessLoss(clip, 2.0)(a, b), slow, atol=1e-4) and slow.min() > 0.1
+        assert L.LikenessLoss(clip)(a, a).abs().max() == 0
+
+
+def test_likeness_pulls_each_picture_alone_and_teaches_no_tower(clip):
+    loss, aim = L.LikenessLoss(clip), sizes_of(critters.draw(FOUR, 32))
+    x = [(0.1 * noise(*p.shape, name=str(p.shape))).requires_grad_() for p in aim]
+    loss(x, aim)[1].backward()
+    for p in x: assert p.grad[1].abs().max() > 0 and p.grad[[0, 2, 3]].abs().max() == 0
+    assert all(p.grad is None and not p.requires_grad for p in loss.clip.parameters()) and clip.log_scale.requires_grad
+
+
+def test_mistakes_with_likeness(clip):
+    a = sizes_of(critters.draw(FOUR, 32))
+    with pytest.raises(UserError, match="are no pairs"): L.LikenessLoss(clip)(a, [p[:2] for p in a])
+    with pytest.raises(UserError, match="are no pairs"): L.LikenessLoss(clip)(a, a[1:])
+    with pytest.raises(UserError, match="pixels must be at least 0, not -1.0"): L.LikenessLoss(clip, -1.0)
+
+
 # ---- one against one
 
 def test_relativistic_is_the_formula_and_the_sides_mirror_each_other():

@@ -113,6 +113,18 @@ def test_caption_and_chance_enter_at_one_size():
         assert 0.5 < w.square().mean().sqrt() < 2 and 0.2 < by_caption / by_z < 5, width
 
 
+def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
+    slow, fast = (MappingNetwork(16, None, 8, 2, rate) for rate in (0.01, 1.0))
+    for a, b in zip(slow.layers, fast.layers): b.weight.data.copy_(a.weight.data * 0.01)
+    z = randn(4, 16)
+    assert torch.allclose(slow(z), fast(z), atol=1e-5)
+    for m in (slow, fast): torch.optim.Adam(m.parameters(), 1e-3).zero_grad(); m(z).square().sum().backward()
+    assert 50 < fast.layers[0].weight.grad.norm() / slow.layers[0].weight.grad.norm() < 200
+    assert all(abs(l.lr_mul - 0.5) < 1e-9 for l in Generator(replace(SMALL, mapping_rate=0.5)).mapping.layers)
+    for bad in (0.0, 1.5):
+        with pytest.raises(UserError, match="mapping_rate must be above 0 and at most 1"): replace(SMALL, mapping_rate=bad)
+
+
 def test_unit_size():
     x = 7 * randn(5, 33)
     assert torch.allclose(unit_size(x).square().mean(1), torch.ones(5), atol=1e-5) and torch.allclose(unit_size(x), unit_size(0.01 * x), atol=1e-4)

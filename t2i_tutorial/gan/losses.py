@@ -247,7 +247,7 @@ class LikenessLoss:
     def __call__(
         self,
         pictures: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first; slopes flow back into them
-        real: Sequence[Float[Tensor, "b 3 _ _"]],  # at the same sizes
+        real: Sequence[Float[Tensor, "as_many 3 _ _"]],  # as many, at the same sizes
     ) -> Float[Tensor, " b"]:  # 0 for the same pictures
         "One number a pair; raises `UserError` if they are no pairs."
         if [p.shape for p in pictures] != [p.shape for p in real]:
