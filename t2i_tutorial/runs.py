@@ -24,7 +24,7 @@ from torch import Tensor
 from . import critters
 from .clip import machine, revision
 from .core import (UserError, atomic_write, check_choice, from_pil, load_json, make_generator, make_grid,
-                               save_json, seed_everything, to_pil)
+                               pick_device, save_json, seed_everything, to_pil)
 from .data import CaptionedImages, open_pictures
 from .metrics import Judge, prompt_accuracy, set_distances
 from .models import TextToImage
@@ -143,6 +143,7 @@ def train_preset(
     command: str | None = None,  # for the record, see `named_command`
     prepare: Callable | None = None,  # called with model, preset, data, whether they are the built-in creatures, whether all begins anew
     validation: int = 0,  # creatures more, for a validation loss
+    enlarge: Callable | None = None,  # takes the trained model that the preset starts from, and the new one; overwrites the new one
 ) -> tuple[TextToImage, list[dict]]:  # the model with averaged weights, in eval mode; the log
     "Train a model as a preset says; raises `UserError` for bad data, and for a folder in use before it writes to it."
     start = time.time()
@@ -151,7 +152,9 @@ def train_preset(
     model = cls(preset.model)
     if not drawn: model.sample_prompts = [c[0] for c in getattr(data, "captions", ())[:8]] or SAMPLE_PROMPTS
     trainer = Trainer(model, data, preset.train, folder, more)
-    found = trainer._find(resume)  # a folder that cannot be used is refused before anything is written, and before long preparations
+    found = trainer._find(resume)  # what cannot be used is refused before anything is written, and before long preparations
+    if preset.start and enlarge and found is None: enlarge(cls.from_pretrained(preset.start, "cpu"), model)
+    model.to(pick_device(preset.train.device))
     if folder is not None: cache_texts(model, data, Path(folder) / ".texts")
     if prepare is not None: prepare(model, preset, data, drawn, found is None)
     history = trainer.fit(resume)

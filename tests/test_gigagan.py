@@ -199,10 +199,12 @@ def test_of_several_tries_the_nearest_learns(monkeypatch):
     "The loss of a lesson is the least over its draws of chance, picture by picture."
     data, model = captioned_critters(8, 16), built()
     unlike, calls = g._likeness(model), []
-    def watching(pictures, real):
-        calls.append(unlike(pictures, real))
-        return calls[-1]
-    monkeypatch.setattr(g, "_likeness", lambda model: watching)
+    class Watching:
+        see = staticmethod(unlike.see)
+        def __call__(self, pictures, real, aims):
+            calls.append(unlike(pictures, real))
+            return calls[-1]
+    monkeypatch.setattr(g, "_likeness", lambda model: Watching())
     loss, = g.teach_drawing(model, data, lessons=1, batch_size=8, tries=3)
     assert len(calls) == 4 and loss == pytest.approx(torch.stack(calls[:3]).amin(0).mean().item(), rel=1e-4)
     assert (calls[0] - calls[1]).abs().max() > 0
@@ -223,6 +225,12 @@ def test_without_text_there_is_no_picture_to_copy(batch):
     deaf = built(reads=False, match=0.0, clip=0.0, likeness=1.0)
     with pytest.raises(UserError, match="set drawing=0 and likeness=0"): g.teach_drawing(deaf, captioned_critters(8, 16), lessons=1)
     with pytest.raises(UserError, match="set drawing=0 and likeness=0"): deaf.training_losses(batch, make_generator(0), "generator")
+
+
+@pytest.mark.parametrize("changes, message", [({"drawing": 1, "lessons": 1, "critic_reads": False}, "set lessons=0"), ({"likeness": 1.0, "reads": False}, "set drawing=0 and likeness=0")])
+def test_lessons_that_cannot_be_given_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message): g.train_gigagan(g.gigagan_preset(TINY, changes | {"match": 0.0, "clip": 0.0}), "critters", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_lessons_are_given_once_and_a_resumed_training_ends_with_the_same_bits(tmp_path, monkeypatch):

@@ -194,11 +194,7 @@ def train_imagen(
     "Train an Imagen; raises `UserError` for bad settings or data."
     overrides = read_settings(overrides)
     chosen, command = imagen_preset(preset, overrides), named_command("imagen", preset, overrides, data)
-    return train_preset(Imagen, chosen, data, folder, resume, command, _begin, validation=512)
-
-def _begin(model: Imagen, preset: Preset, data, drawn: bool, anew: bool) -> None:
-    "Grow from the trained model that the preset names, if it names one; a training that goes on has its weights."
-    if preset.start and anew: grow(Imagen.from_pretrained(preset.start, "cpu"), model)
+    return train_preset(Imagen, chosen, data, folder, resume, command, validation=512, enlarge=grow)
 
 @torch.no_grad()
 def grow(

@@ -72,10 +72,8 @@ class GigaGANConfig:
                                   ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
             value = getattr(self, name)
             if not least <= value <= most: raise UserError(f"{name} must be from {least} to {most}, not {value}")
-        for name in ("lessons", "drawing"):
-            if getattr(self, name) < 0: raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("clip_bank", "penalty_every"):
-            if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("lessons", 0), ("drawing", 0), ("clip_bank", 1), ("penalty_every", 1)):
+            if getattr(self, name) < least: raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.size != self.generator.size or self.size != self.discriminator.sizes[-1]:
             raise UserError(f"size is {self.size}, but the generator draws {self.generator.size} pixels and the discriminator "
                             f"takes {self.discriminator.sizes[-1]}; they must be equal")
@@ -118,7 +116,7 @@ class _Playing(TextToImage):
         self.generator, self.discriminator = Generator(g), Discriminator(d)
         self.register_buffer("turns", torch.zeros((), dtype=torch.long))  # of the discriminator: R1 is lazy
         self.needs_captions, self.recipe = config.reads, GAN_TRAIN
-        self.__dict__.update(clip_loss=None, likeness=None)  # made before a training; no part of the weights
+        self.__dict__.update(clip_loss=None, likeness=None)  # made for a training; no part of the weights
 
     def use_bank(self, captions: Sequence[str], says=str) -> None:
         "Build the CLIP loss, with these captions as its bank; it is no part of the weights."
@@ -211,11 +209,11 @@ class _Learning(_Playing):
         terms = {"adversarial": loss.detach()}
         if self.config.clip and text is not None:
             if self.clip_loss is None: raise UserError("the CLIP loss has no bank of captions; call use_bank, or set clip=0")
-            distance = self.clip_loss(fake[-1], captions)
+            distance = self.clip_loss.to(self.device)(fake[-1], captions)
             loss, terms["clip"] = loss + self.config.clip * distance, distance.detach()
         if self.config.likeness:
             if self.likeness is None: self.__dict__["likeness"] = _likeness(self)
-            distance = self.likeness(fake, real).mean()
+            distance = self.likeness.to(self.device)(fake, real).mean()
             loss, terms["likeness"] = loss + self.config.likeness * distance, distance.detach()
         return {"loss": loss, **terms}
 
@@ -288,12 +286,11 @@ def teach_reading(
     seed: int = 0,
 ) -> list[float]:  # the loss of each lesson
     "Before the game: what reads in the discriminator learns which caption goes with a *real* picture; its trunk is left alone."
+    _check_lessons(model.config, reading=True)
     D, rng = model.discriminator, make_generator(seed, "lessons")
-    if not D.config.text: raise UserError("this discriminator is given no text, so there is nothing to teach; set lessons=0")
-    if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
     taught = [p for part in (D.style, D.text, D.eyes) if part is not None for p in part.parameters()]
     optimiser, losses = torch.optim.Adam(taught, lr, betas=(0.0, 0.99)), []
-    for k, batch in zip(show_progress(range(lessons), "reading lessons"), Walk(data, batch_size, seed)):
+    for k, batch in _course(data, lessons, batch_size, seed, "reading lessons"):
         nearest = nearest_wrong(batch.captions)
         seen, style = D.look(pyramid(batch.images.to(model.device), D.config.sizes)), D.style(model.read(batch.captions))
         own, loss = D.judge(seen, style).logits(), 0.0
@@ -311,6 +308,17 @@ def teach_reading(
     for p in taught: p.grad = None
     return losses
 
+def _course(data, lessons: int, batch_size: int, seed: int, title: str) -> Iterable:
+    "The numbered batches of a course, smaller ones if there are not so many pictures, with a bar."
+    if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
+    return zip(show_progress(range(lessons), title), Walk(data, batch_size, seed))
+
+def _check_lessons(c: GigaGANConfig, reading: bool = False, copying: bool = False) -> None:
+    "Raise `UserError` for lessons from captions that are not read."
+    if copying and not c.reads: raise UserError("a generator without text has no picture to copy; set drawing=0 and likeness=0")
+    if reading and not (c.reads and c.critic_reads):
+        raise UserError("this discriminator is given no text, so there is nothing to teach; set lessons=0")
+
 # %% ../../nbs/17_train_gigagan.ipynb #b15af7e4
 def teach_drawing(
     model: GigaGAN,  # its generator reads
@@ -323,15 +331,16 @@ def teach_drawing(
 ) -> list[float]:  # the loss of each lesson
     "Before the game: the generator copies the pictures that its captions belong to, by their likeness alone."
     G, rng, unlike = model.generator, make_generator(seed, "drawing lessons"), _likeness(model)
-    if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
     optimiser, losses = torch.optim.Adam(G.parameters(), lr, betas=(0.5, 0.99)), []
-    for k, batch in zip(show_progress(range(lessons), "drawing lessons"), Walk(data, batch_size, seed)):
+    for k, batch in _course(data, lessons, batch_size, seed, "drawing lessons"):
         real, text = pyramid(batch.images.to(model.device), model.config.discriminator.sizes), model.read(batch.captions)
         z = torch.randn(tries, len(real[0]), model.config.generator.z_dim, generator=rng).to(model.device)
-        if tries > 1:
-            with torch.no_grad(): nearest = torch.stack([unlike(model.drawn(each, text), real) for each in z]).argmin(0)
-            z = z[nearest, torch.arange(len(nearest), device=z.device)][None]
-        loss = unlike(model.drawn(z[0], text), real).mean()
+        with torch.no_grad():
+            aims = unlike.see(real[-1])
+            if tries > 1:
+                nearest = torch.stack([unlike(model.drawn(each, text), real, aims) for each in z]).argmin(0)
+                z = z[nearest, torch.arange(len(nearest), device=z.device)][None]
+        loss = unlike(model.drawn(z[0], text), real, aims).mean()
         for group in optimiser.param_groups: group["lr"] = lr * min(1.0, (k + 1) / 50) * (1 + math.cos(math.pi * k / lessons)) / 2
         optimiser.zero_grad(); loss.backward(); optimiser.step()
         losses.append(loss.item())
@@ -340,7 +349,7 @@ def teach_drawing(
 
 def _likeness(model: GigaGAN) -> LikenessLoss:
     "The loss of drawing lessons, on the model's device."
-    if not model.config.reads: raise UserError("a generator without text has no picture to copy; set drawing=0 and likeness=0")
+    _check_lessons(model.config, copying=True)
     return LikenessLoss(Clip.from_pretrained("critters-clip")).to(model.device)
 
 # %% ../../nbs/17_train_gigagan.ipynb #122cb630
@@ -353,15 +362,16 @@ def train_gigagan(
 ) -> tuple[GigaGAN, list[dict]]:  # the model with an averaged generator, in eval mode; the log
     "Train a GigaGAN; raises `UserError` for bad settings or data."
     overrides = read_settings(overrides)
-    command = named_command("gigagan", preset, overrides, data)
-    return train_preset(GigaGAN, gigagan_preset(preset, overrides), data, folder, resume, command, _prepare)
+    chosen, command = gigagan_preset(preset, overrides), named_command("gigagan", preset, overrides, data)
+    c = chosen.model
+    _check_lessons(c, reading=c.lessons > 0, copying=c.drawing > 0 or c.likeness > 0)  # now, and not after the first course
+    return train_preset(GigaGAN, chosen, data, folder, resume, command, _prepare, enlarge=widen)
 
 def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool, anew: bool) -> None:
-    "What a GigaGAN needs before the first step: rates, perhaps smaller weights and lessons, captions that compete."
+    "What a GigaGAN needs before the first step: rates, perhaps lessons, captions that compete."
     model.recipe, said = preset.train, list(dict.fromkeys(c[0] for c in getattr(data, "captions", ())))
-    if preset.start and anew: widen(GigaGAN.from_pretrained(preset.start, "cpu"), model)
-    if preset.model.drawing and anew: teach_drawing(model, data, preset.model.drawing, seed=preset.train.seed)
-    if preset.model.lessons and anew: teach_reading(model, data, preset.model.lessons, seed=preset.train.seed)
+    if anew and preset.model.drawing: teach_drawing(model, data, preset.model.drawing, seed=preset.train.seed)
+    if anew and preset.model.lessons: teach_reading(model, data, preset.model.lessons, seed=preset.train.seed)
     if len(said) < 5000 and not (drawn or preset.model.augment):
         warnings.warn(f"with {len(said)} captions the discriminator may learn the pictures by heart; augment=true helps")
     if preset.model.clip and preset.model.reads: model.use_bank(said[:preset.model.clip_bank], stated if drawn else str)
@@ -392,7 +402,9 @@ GAN_VARIANTS = {"logistic": {}, "relativistic": _PAIRS, "rate / 2": _PAIRS | {"l
                 "batch 64, half the steps": _PAIRS | {"batch_size": 64, "steps": 200}, "nearly right captions": _PAIRS | {"near": 0.5}}
 
 GAN_LESSONS = {"the game alone": {}, "likeness in the game": {"likeness": 3.0}, "drawing lessons, one step of the game": {"drawing": 200, "steps": 1},
-               "drawing lessons": {"drawing": 200}, "both": {"drawing": 200, "likeness": 3.0}}  # for `compare_settings`, see below
+               "drawing lessons": {"drawing": 200}, "both": {"drawing": 200, "likeness": 3.0},
+               "drawing lessons, no game": {"drawing": 200, "steps": 1, "lr": 1e-6},
+               "both, the rate rising slowly": {"drawing": 200, "likeness": 3.0, "warm_up": 50}}  # for `compare_settings`, see below
 
 def compare_settings(
     path: str | os.PathLike | None = None,  # JSON, written after each run; runs that it holds are not made again

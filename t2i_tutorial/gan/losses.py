@@ -240,21 +240,23 @@ class LikenessLoss:
         self.clip = self.clip.to(device)
         return self
 
-    def _seen(self, images: Tensor) -> list[Tensor]:
-        "The tower's maps, at one scale."
+    def see(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        "The tower's maps, at one scale; of real pictures they can be made once, for many comparisons."
         return [F.group_norm(m, 1) for m in self.clip.maps(images)]
 
     def __call__(
         self,
         pictures: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first; slopes flow back into them
         real: Sequence[Float[Tensor, "as_many 3 _ _"]],  # as many, at the same sizes
+        aims: list[Tensor] | None = None,  # what `see` makes of the largest real ones, if it is known
     ) -> Float[Tensor, " b"]:  # 0 for the same pictures
         "One number a pair; raises `UserError` if they are no pairs."
         if [p.shape for p in pictures] != [p.shape for p in real]:
             raise UserError(f"pictures of {[tuple(p.shape) for p in pictures]} and {[tuple(p.shape) for p in real]} are no pairs; see pyramid")
-        with torch.no_grad(): aims = self._seen(real[-1])
+        if aims is None:
+            with torch.no_grad(): aims = self.see(real[-1])
         def apart(these, those): return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in zip(these, those)]).mean(0)
-        return apart(self._seen(pictures[-1]), aims) + self.pixels * apart(pictures, real)
+        return apart(self.see(pictures[-1]), aims) + self.pixels * apart(pictures, real)
 
 # %% ../../nbs/16_gan_losses.ipynb #b5ed8cdc
 def _in_lead(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
