@@ -29,11 +29,11 @@ def seconds(call, repeats: int) -> float:
 
 def measure(size: int, repeats: int, n: int) -> dict:
     "Speed of `sample` at one size, of the attributes and words alone, and of small batches."
-    whole = seconds(lambda: critters.sample(n, size), repeats)
+    whole = seconds(lambda: critters.sample_critters(n, size), repeats)
     generator = torch.Generator()
     at = critters.sample_attributes(n)
     pixels = seconds(lambda: critters._draw(at, size, generator.manual_seed(0)), repeats)
-    small = seconds(lambda: critters.sample(64, size), repeats)
+    small = seconds(lambda: critters.sample_critters(64, size), repeats)
     return {"size": size, "n": n, "per_second": n / whole, "per_second_in_batches_of_64": 64 / small, "share_in_pixels": min(1.0, pixels / whole)}
 
 

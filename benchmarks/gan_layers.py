@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from t2i_tutorial.core import make_generator
+from t2i_tutorial.core import seeded_generator
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
-from t2i_tutorial.gan.gigagan import RUNGS, GigaGAN, gigagan_preset, stated
-from t2i_tutorial.gan.modulation import modulated_conv
-from t2i_tutorial.runs import SAMPLE_PROMPTS, captioned_critters
+from t2i_tutorial.gan.gigagan import ABLATION_LADDER, GigaGAN, gigagan_preset, caption_attributes
+from t2i_tutorial.gan.modulation import modulated_conv2d
+from t2i_tutorial.runs import SAMPLE_PROMPTS, critters_dataset
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
 BANKS = (1, 2, 4, 8)
@@ -38,7 +38,7 @@ def loop(x, kernel, style):
     return torch.cat(out)
 
 
-def copied(x, kernel, style): return modulated_conv(x, kernel.expand(len(x), -1, -1, -1, -1), style)  # the grouped convolution
+def copied(x, kernel, style): return modulated_conv2d(x, kernel.expand(len(x), -1, -1, -1, -1), style)  # the grouped convolution
 
 
 def scaled(x, kernel, style):
@@ -50,7 +50,7 @@ def scaled(x, kernel, style):
 def n_convolutions(layer, x, w):
     "The slow road of a bank: every kernel convolves, the outputs are mixed."
     a, s = layer.selection(w), layer.style(w)
-    return sum(a[:, n, None, None, None] * modulated_conv(x, k * layer.scale, s) for n, k in enumerate(layer.weight))
+    return sum(a[:, n, None, None, None] * modulated_conv2d(x, k * layer.scale, s) for n, k in enumerate(layer.weight))
 
 
 def step(call):
@@ -91,7 +91,7 @@ def inputs(side: int, channels: int, batch: int, device: torch.device):
 def measure_ways(side: int, channels: int, batch: int, device: torch.device, repeats: int) -> dict:
     "Times of the loop, of both ways without it, and of what `modulated_conv` chooses."
     x, kernel, style = inputs(side, channels, batch, device)
-    ways = {"loop": loop, "grouped": copied, "scaled": scaled, "chosen": modulated_conv}
+    ways = {"loop": loop, "grouped": copied, "scaled": scaled, "chosen": modulated_conv2d}
     with torch.no_grad():
         truth = loop(x.double(), kernel.double(), style.double())
         error = max((way(x, kernel, style) - truth).abs().max().item() for way in ways.values())
@@ -118,18 +118,18 @@ def turn(model, batch, phase: str):
     "The slopes of one side, without the penalty, which comes every sixteenth step only."
     for name in model.phases:
         for p in model.parameters_of(name): p.requires_grad_(name == phase)
-    model.training_losses(batch, make_generator(0), phase)["loss"].backward()
+    model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
     for p in model.parameters(): p.grad = None
 
 
 def measure_rungs(preset: str, batch: int, device: torch.device, repeats: int) -> list[dict]:
     "Time and peak memory of one turn of each side, from an unconditional GAN to all parts."
-    rows, data = [], captioned_critters(256, gigagan_preset(preset).model.size)
+    rows, data = [], critters_dataset(256, gigagan_preset(preset).model_config.size)
     pictures = next(data.batches(batch, shuffle=False))
-    for name, changes in RUNGS.items():
+    for name, changes in ABLATION_LADDER.items():
         torch.manual_seed(0)
-        model = GigaGAN(gigagan_preset(preset, changes).model).to(device).eval()  # eval: no penalty
-        if model.config.clip: model.use_bank([c[0] for c in data.captions], stated)
+        model = GigaGAN(gigagan_preset(preset, changes).model_config).to(device).eval()  # eval: no penalty
+        if model.config.clip_weight: model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
         def both():
             for phase in model.phases: turn(model, pictures, phase)
             return torch.zeros(1, requires_grad=True)

@@ -1,6 +1,6 @@
 """Text to Image from Scratch: the library that the notebooks of the book export.
 
-Start with `critters.sample` for captioned creatures, `CaptionedImages` and `open_pictures` for any captioned pictures,
+Start with `critters.sample_critters` for captioned creatures, `ImageTextDataset` and `open_dataset` for any captioned pictures,
 `show_images` to look at them, `seed_everything` to see the same twice, `training.Trainer` to train, and with `Imagen.from_pretrained`
 or `GigaGAN.from_pretrained` for pictures of a prompt. Each name is loaded when it is first used, so that `import t2i_tutorial` stays light.
 """
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 from importlib import import_module
 
-_FACE = {"show_images": "core", "seed_everything": "core", "CaptionedImages": "data", "open_pictures": "data", "Imagen": "diffusion.imagen",
+_FACE = {"show_images": "core", "seed_everything": "core", "ImageTextDataset": "data", "open_dataset": "data", "Imagen": "diffusion.imagen",
          "GigaGAN": "gan.gigagan"}
 _MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "gan", "metrics", "models", "runs", "text", "training")
 __all__ = [*_FACE, *_MODULES]

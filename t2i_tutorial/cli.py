@@ -84,8 +84,8 @@ def load_model(
 ):  # an Imagen, or another family's model
     "A text-to-image model of whichever family; raises `UserError` if it cannot be had."
     from t2i_tutorial.core import UserError, load_json
-    from t2i_tutorial.models import find_model
-    folder = find_model(name)
+    from t2i_tutorial.models import resolve_model
+    folder = resolve_model(name)
     saved = load_json(folder / "config.json")
     family = saved.get("family") if isinstance(saved, dict) else None
     if family not in FAMILIES: raise UserError(f"{str(folder)!r} is of an unknown family {family!r}; this version reads {', '.join(FAMILIES)}")
@@ -168,10 +168,10 @@ def evaluate(a: argparse.Namespace) -> None:
 def _changes(config, settings: Sequence[str]) -> dict:
     "Settings as values of a dataclass's simple fields; raises `UserError` for an unknown name or a wrong type."
     from t2i_tutorial.core import check_choice
-    from t2i_tutorial.training import override, read_settings
-    words = read_settings(settings)
+    from t2i_tutorial.training import apply_overrides, parse_overrides
+    words = parse_overrides(settings)
     for name in words: check_choice("setting", name, [f.name for f in fields(config) if f.type in (int, float, str, bool)])
-    changed = override(config, words)
+    changed = apply_overrides(config, words)
     return {name: getattr(changed, name) for name in words}
 
 

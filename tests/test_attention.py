@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from t2i_tutorial.attention import CrossAttention2d, L2SelfAttention2d, MultiHeadAttention, SelfAttention2d, attention_weights, squared_distance
-from t2i_tutorial.core import UserError, make_generator
+from t2i_tutorial.attention import CrossAttention2d, L2SelfAttention2d, MultiHeadAttention, SelfAttention2d, attention_weights, pairwise_squared_distance
+from t2i_tutorial.core import UserError, seeded_generator
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test attention", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test attention", *shape))
 
 
 def awake(module, scale=0.3):
@@ -69,7 +69,7 @@ def test_begins_as_nothing():
 
 def test_permutation_equivariance_over_places():
     "JZ-1: a peer attends over the batch; shuffled places must give shuffled answers."
-    attend, x, order = awake(MultiHeadAttention(16)), randn(2, 9, 16), torch.randperm(9, generator=make_generator(0, "order"))
+    attend, x, order = awake(MultiHeadAttention(16)), randn(2, 9, 16), torch.randperm(9, generator=seeded_generator(0, "order"))
     assert torch.allclose(attend(x[:, order]), attend(x)[:, order], atol=1e-6)
     assert not torch.allclose(attend(x[:, order]), attend(x), atol=1e-3)
 
@@ -79,7 +79,7 @@ def test_self_attention_2d_mixes_places_along_both_axes():
     layer, x = awake(SelfAttention2d(16)), randn(1, 16, 3, 5)
     assert torch.allclose(layer(x.flip(2, 3)), layer(x).flip(2, 3), atol=1e-5)
     assert torch.allclose(layer(x.transpose(2, 3)), layer(x).transpose(2, 3), atol=1e-5)
-    attend, places = layer.attend, randn(1, 15, 16)
+    attend, places = layer.attn, randn(1, 15, 16)
     for j in (0, 7, 14):
         changed = places.clone(); changed[0, j] += 1
         assert ((attend(changed) - attend(places)).abs().amax(-1)[0] > 1e-4).all()
@@ -173,8 +173,8 @@ def l2(channels=16, heads=4, **options):
 def test_squared_distance_is_that_of_differences():
     q, k = randn(2, 3, 5, 8), randn(2, 3, 7, 8, seed=1)
     exact = (q.double()[..., None, :] - k.double()[..., None, :, :]).square().sum(-1)
-    assert torch.allclose(squared_distance(q, k).double(), exact, atol=1e-4)
-    assert torch.allclose(squared_distance(q, k), torch.cdist(q, k).square(), atol=1e-3)
+    assert torch.allclose(pairwise_squared_distance(q, k).double(), exact, atol=1e-4)
+    assert torch.allclose(pairwise_squared_distance(q, k), torch.cdist(q, k).square(), atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -182,7 +182,7 @@ def test_squared_distance_is_taken_in_32_bits(dtype):
     "Large terms with a small difference: in 16 bits the error would be larger than the distances."
     q = (8 + randn(9, 32)).to(dtype)
     exact = (q.double()[:, None] - q.double()).square().sum(-1)
-    with torch.autocast("cpu", torch.bfloat16): d = squared_distance(q, q)
+    with torch.autocast("cpu", torch.bfloat16): d = pairwise_squared_distance(q, q)
     assert d.dtype == torch.float32 and (d - exact).abs().max() < 0.01
     sizes = q.square().sum(-1)
     assert (sizes[:, None] + sizes - 2 * q @ q.T - exact).abs().max() > 1        # the fault itself
@@ -208,7 +208,7 @@ def l2_slowly(layer, x):
 @pytest.mark.parametrize("heads", [1, 4])
 def test_l2_attention_equals_a_slow_loop(heads):
     layer, x = l2(heads=heads), randn(2, 6, 16)
-    ours, maps = layer.attend(x), layer(rearrange(x, "b (h w) c -> b c h w", h=2))
+    ours, maps = layer.attention(x), layer(rearrange(x, "b (h w) c -> b c h w", h=2))
     with torch.no_grad():
         slow = l2_slowly(layer, x)
         assert torch.allclose(ours.double(), slow, atol=1e-5)
@@ -217,16 +217,16 @@ def test_l2_attention_equals_a_slow_loop(heads):
 
 def test_l2_attention_is_equivariant_over_places_and_independent_across_the_batch():
     "JZ-1: a peer's L2 attention takes the batch for the sequence: samples leak, places are blind."
-    layer, x, order = l2(), randn(3, 16, 3, 5), torch.randperm(15, generator=make_generator(0, "order"))
+    layer, x, order = l2(), randn(3, 16, 3, 5), torch.randperm(15, generator=seeded_generator(0, "order"))
     flat = x.flatten(2)
-    assert torch.allclose(layer.attend(flat.mT[:, order]), layer.attend(flat.mT)[:, order], atol=1e-5)
+    assert torch.allclose(layer.attention(flat.mT[:, order]), layer.attention(flat.mT)[:, order], atol=1e-5)
     assert torch.allclose(layer(x.transpose(2, 3)), layer(x).transpose(2, 3), atol=1e-5)
     other = x.clone(); other[1] = randn(16, 3, 5, seed=8)
     assert torch.allclose(layer(other)[[0, 2]], layer(x)[[0, 2]], atol=1e-6)
     assert torch.allclose(layer(x[2:])[0], layer(x)[2], atol=1e-5)
     for j in (0, 7, 14):
         changed = flat.mT.clone(); changed[0, j] += 1
-        moved = (layer.attend(changed) - layer.attend(flat.mT)).abs().amax(-1)
+        moved = (layer.attention(changed) - layer.attention(flat.mT)).abs().amax(-1)
         assert (moved[0] > 1e-6).all() and not moved[1:].any()
 
 
@@ -252,9 +252,9 @@ def test_l2_attention_has_a_second_derivative():
 def test_l2_attention_compares_by_distance():
     "GG-11: a peer's attention is a dot product unless told otherwise. A distance does not change when all places move together; a place is nearest to itself."
     layer, x, shift = l2(), randn(2, 9, 16), 3 * randn(16, seed=5)
-    w, _ = layer.compare(x)
+    w, _ = layer.logits(x)
     assert torch.allclose(w.sum(-1), torch.ones(2, 4, 9), atol=1e-5)
-    assert torch.allclose(layer.compare(x + shift)[0], w, atol=1e-4)
+    assert torch.allclose(layer.logits(x + shift)[0], w, atol=1e-4)
     assert (w.diagonal(dim1=-2, dim2=-1) >= w.amax(-1) - 1e-6).all()
     plain = MultiHeadAttention(16)
     assert not torch.allclose(attention_weights(plain, x + shift), attention_weights(plain, x), atol=1e-2)
@@ -268,14 +268,14 @@ def test_only_the_distance_bounds_the_slope():
     "Kim et al. 2021: one place at zero and the others far away break the dot product, and not the distance."
     x = randn(1, 12, 16, seed=7); x[:, 0] = 0
     layer, plain = l2(), awake(MultiHeadAttention(16))
-    dot, ours = ([steepest(f, s * x) for s in (1, 8, 64)] for f in (plain, layer.attend))
+    dot, ours = ([steepest(f, s * x) for s in (1, 8, 64)] for f in (plain, layer.attention))
     assert dot[2] > 20 * dot[1] > 20 * dot[0] and max(ours) < 20
 
 
 def test_fits_begin_with_variance_1_whatever_the_width():
     for c in (8, 32, 128):
         layer = l2(c, heads=1)
-        w, _ = layer.compare(randn(4, 64, c))
+        w, _ = layer.logits(randn(4, 64, c))
         away = w[0, 0].log()[~torch.eye(64, dtype=torch.bool)]                   # the fits, up to a number for each row
         assert 0.4 < away.std() < 2, (c, away.std())
 

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from t2i_tutorial.core import UserError, make_generator
-from t2i_tutorial.diffusion.blocks import Down, ResidualBlock, TimeEmbedding, Up, depth_to_space, sinusoids, space_to_depth
+from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.diffusion.blocks import Downsample, ResidualBlock, TimestepEmbedding, Upsample, pixel_shuffle, timestep_embedding, pixel_unshuffle
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test blocks", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test blocks", *shape))
 
 
 def awake(module, scale=0.3):
@@ -26,28 +26,28 @@ def awake(module, scale=0.3):
 def test_sinusoids_equal_a_slow_loop():
     t, d = torch.tensor([0, 1, 37, 999]), 8
     slow = [[f(int(i) * 10000 ** (-k / (d / 2))) for f in (math.cos, math.sin) for k in range(d // 2)] for i in t]
-    assert torch.allclose(sinusoids(t, d), torch.tensor(slow), atol=1e-4)
+    assert torch.allclose(timestep_embedding(t, d), torch.tensor(slow), atol=1e-4)
 
 
 @pytest.mark.parametrize("dim", [2, 32, 256])
 def test_sinusoids_equal_diffusers(dim):
     from diffusers.models.embeddings import get_timestep_embedding
     t = torch.arange(0, 1000, 7)
-    assert torch.allclose(sinusoids(t, dim), get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0), atol=1e-4)
+    assert torch.allclose(timestep_embedding(t, dim), get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0), atol=1e-4)
 
 
 def test_every_timestep_is_most_like_itself():
-    waves = sinusoids(torch.arange(1000), 64)
+    waves = timestep_embedding(torch.arange(1000), 64)
     assert torch.equal((waves @ waves.T).argmax(1), torch.arange(1000)) and torch.allclose(waves.square().sum(1), torch.tensor(32.0))
 
 
 @pytest.mark.parametrize("dim", [7, 0, -2])
 def test_sinusoids_come_in_pairs(dim):
-    with pytest.raises(UserError, match=f"even number, not {dim}"): sinusoids(torch.tensor([1]), dim)
+    with pytest.raises(UserError, match=f"even number, not {dim}"): timestep_embedding(torch.tensor([1]), dim)
 
 
 def test_time_embedding_tells_neighbours_apart():
-    e = TimeEmbedding(32)(torch.tensor([500, 501, 500]))
+    e = TimestepEmbedding(32)(torch.tensor([500, 501, 500]))
     assert e.shape == (3, 32) and torch.equal(e[0], e[2]) and not torch.allclose(e[0], e[1], atol=1e-5)
 
 
@@ -114,19 +114,19 @@ def test_gradients_reach_every_parameter_of_the_block():
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_space_to_depth_and_back_lose_nothing(factor):
     x = randn(2, 3, 8, 12)
-    deep = space_to_depth(x, factor)
+    deep = pixel_unshuffle(x, factor)
     assert torch.equal(deep, rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=factor, q=factor))
-    assert deep.shape == (2, 3 * factor**2, 8 // factor, 12 // factor) and torch.equal(depth_to_space(deep, factor), x)
+    assert deep.shape == (2, 3 * factor**2, 8 // factor, 12 // factor) and torch.equal(pixel_shuffle(deep, factor), x)
 
 
 def test_sides_that_cannot_be_cut_are_refused():
-    with pytest.raises(RuntimeError): space_to_depth(randn(1, 3, 7, 8), 2)
+    with pytest.raises(RuntimeError): pixel_unshuffle(randn(1, 3, 7, 8), 2)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_shapes_and_parameters_of_down_and_up(factor):
     "MI-3: sizes are what they say."
-    down, up = Down(16, 24, factor), Up(24, 16, factor)
+    down, up = Downsample(16, 24, factor), Upsample(24, 16, factor)
     assert down(randn(2, 16, 8, 16)).shape == (2, 24, 8 // factor, 16 // factor)
     assert up(randn(2, 24, 2, 3)).shape == (2, 16, 2 * factor, 3 * factor)
     assert sum(p.numel() for p in down.parameters()) == 16 * factor**2 * 24 + 24
@@ -134,13 +134,13 @@ def test_shapes_and_parameters_of_down_and_up(factor):
 
 
 def test_down_can_be_a_mean():
-    down, x = Down(3, 3), randn(2, 3, 8, 8)
+    down, x = Downsample(3, 3), randn(2, 3, 8, 8)
     down.conv.weight.data = repeat(torch.eye(3), "o i -> o (i four) 1 1", four=4) / 4; down.conv.bias.data.zero_()
     assert torch.allclose(down(x), F.avg_pool2d(x, 2), atol=1e-6)
 
 
 def test_down_is_a_convolution_with_stride_2():
-    down, x = Down(4, 6), randn(2, 4, 8, 8)
+    down, x = Downsample(4, 6), randn(2, 4, 8, 8)
     kernel = rearrange(down.conv.weight, "o (i p q) 1 1 -> o i p q", p=2, q=2)
     assert torch.allclose(down(x), F.conv2d(x, kernel, down.conv.bias, stride=2), atol=1e-5)
 
@@ -148,15 +148,15 @@ def test_down_is_a_convolution_with_stride_2():
 @pytest.mark.parametrize("factor", [2, 4])
 def test_up_begins_without_a_checkerboard(factor):
     "A fresh layer copies each place; the same layer with its random start prints a pattern."
-    up, x = Up(16, 8, factor), randn(2, 16, 5, 5)
+    up, x = Upsample(16, 8, factor), randn(2, 16, 5, 5)
     y = up(x)
     assert torch.equal(y, y[..., ::factor, ::factor].repeat_interleave(factor, -1).repeat_interleave(factor, -2))
     plain = nn.Conv2d(16, 8 * factor**2, 1)
     even = torch.ones(1, 16, 5, 5)
-    assert up(even).std((2, 3)).max() < 1e-6 < 0.01 < depth_to_space(plain(even), factor).std((2, 3)).max()
+    assert up(even).std((2, 3)).max() < 1e-6 < 0.01 < pixel_shuffle(plain(even), factor).std((2, 3)).max()
 
 
 def test_up_copies_differ_between_channels():
     "The cure must not make all channels one."
-    y = Up(16, 8)(randn(1, 16, 4, 4))
+    y = Upsample(16, 8)(randn(1, 16, 4, 4))
     assert (y[0, 0] - y[0, 1]).abs().max() > 1e-2

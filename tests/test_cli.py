@@ -19,7 +19,7 @@ from t2i_tutorial.gan.gigagan import GigaGAN, gigagan_preset
 def folder(tmp_path_factory):
     "A tiny untrained model, saved as any other."
     torch.manual_seed(0)
-    return Imagen(imagen_preset("tiny").model).save_pretrained(tmp_path_factory.mktemp("model") / "tiny")
+    return Imagen(imagen_preset("tiny").model_config).save_pretrained(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_draw_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
     picture = Image.open(files[0])
     assert picture.size == (3 * 64 + 4 * 8, 64 + 2 * 8)  # three pictures of 16 pixels, four times enlarged, two pixels between
     assert picture.text["prompt"] == "a blue and red dragon" and picture.text["seed"] == "7" and picture.text["steps"] == "2"
-    assert float(picture.text["text_scale"]) == imagen_preset("tiny").model.text_scale and picture.text["model"] == str(folder)
+    assert float(picture.text["text_scale"]) == imagen_preset("tiny").model_config.text_scale and picture.text["model"] == str(folder)
 
 
 def test_draw_is_the_same_for_a_seed_and_another_for_another(t2i, folder):
@@ -123,7 +123,7 @@ def test_draw_refuses_a_pickled_checkpoint(t2i, tmp_path):
 def gan(tmp_path_factory):
     "A tiny untrained GigaGAN."
     torch.manual_seed(0)
-    return GigaGAN(gigagan_preset("tiny").model).save_pretrained(tmp_path_factory.mktemp("model") / "gan")
+    return GigaGAN(gigagan_preset("tiny").model_config).save_pretrained(tmp_path_factory.mktemp("model") / "gan")
 
 
 def test_one_command_draws_with_both_families(t2i, gan, tmp_path):

@@ -87,11 +87,11 @@ def test_make_grid_places_every_image():
 
 def test_explore_links_every_stack():
     frames = torch.zeros(6, 3, 16, 16)
-    box = core.explore(frames, {"a": ["1", "2"], "b": ["x", "y", "z"]}, width=32)
+    box = core.slider_grid(frames, {"a": ["1", "2"], "b": ["x", "y", "z"]}, width=32)
     outer, a, b = box.children
     assert len(outer.children) == 2 and all(len(inner.children) == 3 for inner in outer.children)
     assert a.options == ("1", "2") and b.options == ("x", "y", "z")
-    with pytest.raises(UserError, match="6 frames for 2 x 2"): core.explore(frames, {"a": ["1", "2"], "b": ["x", "y"]})
+    with pytest.raises(UserError, match="6 frames for 2 x 2"): core.slider_grid(frames, {"a": ["1", "2"], "b": ["x", "y"]})
 
 
 def test_seed_everything_seeds_all_three():
@@ -108,15 +108,15 @@ def test_bad_seed(seed, untyped):
 
 def test_streams_are_independent_and_stable_across_processes():
     code = "import torch; from t2i_tutorial.core import make_generator as g; print(torch.rand(2, generator=g(3, 'a', 1)).tolist())"
-    here = torch.rand(2, generator=core.make_generator(3, "a", 1)).tolist()
+    here = torch.rand(2, generator=core.seeded_generator(3, "a", 1)).tolist()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == str(here)
-    seeds = {core.make_generator(*k).initial_seed() for k in [(3, "a", 1), (3, "a1"), (3, "a", 2), (4, "a", 1), (3,)]}
+    seeds = {core.seeded_generator(*k).initial_seed() for k in [(3, "a", 1), (3, "a1"), (3, "a", 2), (4, "a", 1), (3,)]}
     assert len(seeds) == 5
 
 
 @pytest.mark.parametrize("size", [0, 15, 513, 1000, -32, "64", 32.5, True, None])
 def test_bad_size(size, untyped):
-    with pytest.raises(UserError) as e: core.check_size(size)
+    with pytest.raises(UserError) as e: core.check_image_size(size)
     assert repr(size) in str(e.value) and "from 16 to 512" in str(e.value) and "\n" not in str(e.value)
 
 
@@ -127,8 +127,8 @@ def test_choice_names_the_nearest():
 
 
 def test_device_that_is_not_there():
-    assert core.pick_device("cpu").type == "cpu"
-    with pytest.raises(UserError, match="unknown device 'tpu'"): core.pick_device("tpu")
+    assert core.get_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="unknown device 'tpu'"): core.get_device("tpu")
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):

@@ -11,10 +11,10 @@ from hypothesis import given, settings, strategies as st
 from t2i_tutorial import critters
 from t2i_tutorial.core import UserError
 from t2i_tutorial.critters import (
-    ACTIONS, ATTRIBUTES, COLOURS, EYE_COLOURS, FACINGS, HELD_OUT, SIZES, SPECIES, SPLITS, VOCABULARY,
-    Critter, Points, box, caption, carve, circle, colour_shares, coverage, cut, draw, ellipse, logo, logo_rgba,
-    parse_caption, pixel_centres, polygon, sample, sample_attributes, segment, smooth_union, union)
-from t2i_tutorial.core import make_generator
+    ACTIONS, ATTRIBUTES, COLOURS, EYE_COLOURS, FACINGS, HELD_OUT_PAIRS, SIZES, SPECIES, SPLITS, VOCABULARY,
+    Critter, Coordinates, sdf_box, write_caption, sdf_difference, sdf_circle, colour_histogram, sdf_to_alpha, sdf_intersection, render, sdf_ellipse, render_logo, render_logo_rgba,
+    parse_caption, pixel_grid, sdf_polygon, sample_critters, sample_attributes, sdf_capsule, sdf_smooth_union, sdf_union)
+from t2i_tutorial.core import seeded_generator
 
 
 @st.composite
@@ -38,14 +38,14 @@ def dots(*corners, n=4001):
 
 
 def grid(n=20):
-    p = pixel_centres(n)
-    q = Points(*[c.double() for c in torch.broadcast_tensors(p.x, p.y)])
+    p = pixel_grid(n)
+    q = Coordinates(*[c.double() for c in torch.broadcast_tensors(p.x, p.y)])
     return q, torch.stack([q.x.flatten(), q.y.flatten()], 1)
 
 
 def test_pixel_centres_mirror_exactly():
     for size in (16, 17, 33, 100, 512):
-        x = pixel_centres(size).x.flatten()
+        x = pixel_grid(size).x.flatten()
         assert len(x) == size and torch.equal(x, -x.flip(0)) and x.abs().max() < 1
 
 
@@ -55,38 +55,38 @@ def test_exact_shapes_agree_with_a_search_over_their_edge():
     angle = torch.linspace(0, 2 * math.pi, 8001, dtype=torch.float64)
     ring = torch.stack([0.1 + 0.6 * angle.cos(), 0.2 + 0.6 * angle.sin()], 1)
     corners = [(0.5, 0.3), (-0.5, 0.3), (-0.5, -0.3), (0.5, -0.3), (0.5, 0.3)]
-    assert (nearest(ring) - circle(q, (0.1, 0.2), 0.6).abs()).abs().max() < 1e-4
-    assert (nearest(dots((-0.4, 0.1), (0.6, -0.7))) - 0.15 - segment(q, (-0.4, 0.1), (0.6, -0.7), 0.15)).abs().max() < 1e-4
-    assert (nearest(dots(*corners)) - box(q, (0, 0), (0.5, 0.3)).abs()).abs().max() < 1e-4
+    assert (nearest(ring) - sdf_circle(q, (0.1, 0.2), 0.6).abs()).abs().max() < 1e-4
+    assert (nearest(dots((-0.4, 0.1), (0.6, -0.7))) - 0.15 - sdf_capsule(q, (-0.4, 0.1), (0.6, -0.7), 0.15)).abs().max() < 1e-4
+    assert (nearest(dots(*corners)) - sdf_box(q, (0, 0), (0.5, 0.3)).abs()).abs().max() < 1e-4
 
 
 def test_approximate_shapes_are_right_at_the_edge_and_have_the_right_sign():
     q, _ = grid(64)
     inside = (q.x / 0.8) ** 2 + (q.y / 0.3) ** 2 < 1
-    assert torch.equal(ellipse(q, (0, 0), (0.8, 0.3)) < 0, inside)
+    assert torch.equal(sdf_ellipse(q, (0, 0), (0.8, 0.3)) < 0, inside)
     angle = torch.linspace(0, 2 * math.pi, 100, dtype=torch.float64)
-    edge = Points(0.8 * angle.cos()[None, None], 0.3 * angle.sin()[None, None])
-    assert ellipse(edge, (0, 0), (0.8, 0.3)).abs().max() < 1e-6
-    assert (ellipse(q, (0.1, 0), (0.5, 0.5)) - circle(q, (0.1, 0), 0.5)).abs().max() < 1e-3  # with equal radii it is a circle
-    square = polygon(q, (-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
+    edge = Coordinates(0.8 * angle.cos()[None, None], 0.3 * angle.sin()[None, None])
+    assert sdf_ellipse(edge, (0, 0), (0.8, 0.3)).abs().max() < 1e-6
+    assert (sdf_ellipse(q, (0.1, 0), (0.5, 0.5)) - sdf_circle(q, (0.1, 0), 0.5)).abs().max() < 1e-3  # with equal radii it is a circle
+    square = sdf_polygon(q, (-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
     assert torch.equal(square < 0, (q.x.abs() < 0.5) & (q.y.abs() < 0.5))
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_coverage_adds_up_to_the_area(size):
     radii = torch.linspace(0.3, 0.9, 20)
-    painted = coverage(circle(pixel_centres(size), (0.03, -0.01), radii[:, None, None]), 2 / size).sum((1, 2)) * (2 / size) ** 2
+    painted = sdf_to_alpha(sdf_circle(pixel_grid(size), (0.03, -0.01), radii[:, None, None]), 2 / size).sum((1, 2)) * (2 / size) ** 2
     assert ((painted / (math.pi * radii**2)) - 1).abs().max() < 0.02
 
 
 def test_joining_shapes_follows_logic():
     q, _ = grid(32)
-    a, b = circle(q, (-0.2, 0), 0.5), circle(q, (0.3, 0.1), 0.4)
-    assert torch.equal(union(a, b) < 0, (a < 0) | (b < 0))
-    assert torch.equal(cut(a, b) < 0, (a < 0) & (b < 0))
-    assert torch.equal(carve(a, b) < 0, (a < 0) & (b > 0))
-    soft = smooth_union(a, b, 0.3)
-    assert (soft <= union(a, b)).all() and (union(a, b) - soft).max() <= 0.3 / 4 + 1e-6
+    a, b = sdf_circle(q, (-0.2, 0), 0.5), sdf_circle(q, (0.3, 0.1), 0.4)
+    assert torch.equal(sdf_union(a, b) < 0, (a < 0) | (b < 0))
+    assert torch.equal(sdf_intersection(a, b) < 0, (a < 0) & (b < 0))
+    assert torch.equal(sdf_difference(a, b) < 0, (a < 0) & (b > 0))
+    soft = sdf_smooth_union(a, b, 0.3)
+    assert (soft <= sdf_union(a, b)).all() and (sdf_union(a, b) - soft).max() <= 0.3 / 4 + 1e-6
 
 
 # ---- tables
@@ -107,7 +107,7 @@ def test_colours_stay_apart_when_lit_and_shaded():
 @settings(max_examples=40, deadline=None)
 @given(any_critter(), st.integers(16, 80), st.integers(0, 2**31))
 def test_every_critter_draws_in_range_on_white(critter, size, seed):
-    image = draw([critter], size, seed)
+    image = render([critter], size, seed)
     assert image.shape == (1, 3, size, size) and image.dtype == torch.float32
     assert image.isfinite().all() and -1 <= image.min() and image.max() <= 1
     assert (image[0, :, 0, 0] == 1).all() or (image[0, :, 0, -1] == 1).all()  # props reach into one upper corner at most
@@ -116,11 +116,11 @@ def test_every_critter_draws_in_range_on_white(critter, size, seed):
 
 @pytest.mark.parametrize("size", [16, 17, 64, 255, 512])
 def test_any_size_from_16_to_512(size):
-    assert draw([Critter("snail", "red", "blue")], size).shape == (1, 3, size, size)
+    assert render([Critter("snail", "red", "blue")], size).shape == (1, 3, size, size)
 
 
 def test_sizes_show_the_same_creature():
-    small, large = (sample(40, size, seed=3) for size in (32, 128))
+    small, large = (sample_critters(40, size, seed=3) for size in (32, 128))
     assert small.captions == large.captions and small.critters == large.critters
     shrunk = torch.nn.functional.avg_pool2d(large.images, 4)
     assert (shrunk - small.images).abs().mean() < 0.05  # a wrong pose would give about 0.2
@@ -128,32 +128,32 @@ def test_sizes_show_the_same_creature():
 
 
 def test_same_seed_same_bytes_also_in_a_fresh_process():
-    here = digest(sample(96, 32, seed=5))
-    assert here == digest(sample(96, 32, seed=5)) != digest(sample(96, 32, seed=6))
+    here = digest(sample_critters(96, 32, seed=5))
+    assert here == digest(sample_critters(96, 32, seed=5)) != digest(sample_critters(96, 32, seed=6))
     code = ("import hashlib, torch; torch.rand(7); from t2i_tutorial.critters import sample; b = sample(96, 32, seed=5);"
             "print(hashlib.sha256(b.images.numpy().tobytes() + '\\n'.join(b.captions).encode()).hexdigest())")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == here
 
 
 def test_a_picture_depends_only_on_its_critter_and_place():
-    batch = sample(700, 32, seed=2)  # more than one piece of a render
-    again = draw(batch.critters, 32, seed=9)
+    batch = sample_critters(700, 32, seed=2)  # more than one piece of a render
+    again = render(batch.critters, 32, seed=9)
     for part in (batch.critters[:1], batch.critters[:37], batch.critters[:600]):
-        assert torch.equal(draw(part, 32, seed=9), again[:len(part)])
-    assert torch.equal(sample(30, 32, seed=2).images, batch.images[:30]) and sample(30, 32, seed=2).captions == batch.captions[:30]
+        assert torch.equal(render(part, 32, seed=9), again[:len(part)])
+    assert torch.equal(sample_critters(30, 32, seed=2).images, batch.images[:30]) and sample_critters(30, 32, seed=2).captions == batch.captions[:30]
 
 
 def test_global_random_state_is_left_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    sample(5, 16)
+    sample_critters(5, 16)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_facing_left_is_the_mirror_image():
     "But for the Zs of a sleeper, which stay readable."
     for action in ACTIONS:
-        left, right = (draw([Critter(s, "green", "pink", None, action, "small", f) for s in SPECIES], 48) for f in FACINGS)
+        left, right = (render([Critter(s, "green", "pink", None, action, "small", f) for s in SPECIES], 48) for f in FACINGS)
         if action == "sleeping": assert 0 < (left != right.flip(-1)).float().mean() < 0.1
         else: assert torch.equal(left, right.flip(-1)), action
 
@@ -165,29 +165,29 @@ def test_every_attribute_can_be_seen(name):
     for i, species in enumerate(SPECIES):
         fixed = dict(species=species, body="red", second="green", eyes="red", action="standing", size="large", facing="right")
         changed = {**fixed, name: SPECIES[i - 1] if name == "species" else other[name]}
-        a, b = draw([Critter(**fixed)], 32), draw([Critter(**changed)], 32)
+        a, b = render([Critter(**fixed)], 32), render([Critter(**changed)], 32)
         assert ((a - b).abs().amax(1) > 0.3).sum() >= (4 if name == "eyes" else 20), species
 
 
 def test_irises_cover_four_pixels_at_32():
     full = 2 * max(abs(a - b) for a, b in zip(EYE_COLOURS["red"], EYE_COLOURS["blue"]))
     for size in SIZES:
-        red, blue = (draw([Critter(s, "grey", "black", e, size=size) for s in SPECIES], 32, seed=4) for e in ("red", "blue"))
+        red, blue = (render([Critter(s, "grey", "black", e, size=size) for s in SPECIES], 32, seed=4) for e in ("red", "blue"))
         iris = (red - blue).abs().amax(1) / full  # how much of each pixel is iris
         assert iris.amax((1, 2)).min() > 0.7 and iris.sum((1, 2)).min() > 4, (size, iris.sum((1, 2)))
 
 
 def test_actions_look_different_from_each_other():
     for species in SPECIES:
-        images = draw([Critter(species, "blue", "orange", action=a) for a in ACTIONS], 32, seed=1)
+        images = render([Critter(species, "blue", "orange", action=a) for a in ACTIONS], 32, seed=1)
         for i in range(len(ACTIONS)):
             for j in range(i): assert ((images[i] - images[j]).abs().amax(0) > 0.3).sum() > 40, (species, ACTIONS[i], ACTIONS[j])
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_body_colour_wins_the_pixel_vote(size):
-    batch = sample(1200, size, seed=11)
-    shares = colour_shares(batch.images)
+    batch = sample_critters(1200, size, seed=11)
+    shares = colour_histogram(batch.images)
     right = shares.argmax(1) == batch.attributes["body"]
     assert right.float().mean() > 0.99
     for i, name in enumerate(SPECIES): assert right[batch.attributes["species"] == i].float().mean() > 0.93, name
@@ -199,35 +199,35 @@ def test_body_colour_wins_the_pixel_vote(size):
 
 def test_captions_state_what_they_claim_and_nothing_false():
     for split in SPLITS:
-        batch = sample(1500, 16, seed=8, split=split)
+        batch = sample_critters(1500, 16, seed=8, split=split)
         for i, (critter, text) in enumerate(zip(batch.critters, batch.captions)):
-            stated = {k: getattr(critter, k) for k in ATTRIBUTES if batch.mentioned[k][i]}
+            stated = {k: getattr(critter, k) for k in ATTRIBUTES if batch.stated[k][i]}
             assert parse_caption(text) == stated, text
 
 
 def test_the_batch_agrees_with_itself():
-    batch = sample(200, 16, seed=1)
+    batch = sample_critters(200, 16, seed=1)
     assert len(batch) == 200 == len(batch.captions) == len(batch.critters) == len(batch.images)
     for key, options in ATTRIBUTES.items():
-        assert batch.attributes[key].dtype == torch.long and batch.mentioned[key].dtype == torch.bool
+        assert batch.attributes[key].dtype == torch.long and batch.stated[key].dtype == torch.bool
         assert [options[i] for i in batch.attributes[key].tolist()] == [getattr(c, key) for c in batch.critters]
 
 
 def test_vocabulary_is_closed_and_every_word_is_used():
-    words = {w.strip(",") for text in sample(6000, 16, seed=4).captions for w in text.split()}
+    words = {w.strip(",") for text in sample_critters(6000, 16, seed=4).captions for w in text.split()}
     assert words == set(VOCABULARY)
 
 
 def test_colours_are_nearly_always_said_and_the_rest_sometimes():
-    mentioned = {k: v.float().mean().item() for k, v in sample(3000, 16).mentioned.items()}
+    mentioned = {k: v.float().mean().item() for k, v in sample_critters(3000, 16).stated.items()}
     assert mentioned["species"] == 1 and mentioned["body"] > 0.93 and mentioned["second"] > 0.75
     for key in ("eyes", "action", "size", "facing"): assert 0.2 < mentioned[key] < 0.7, key
 
 
 def test_sleepers_have_closed_eyes_and_no_caption_says_otherwise():
-    batch = sample(3000, 16, seed=6)
+    batch = sample_critters(3000, 16, seed=6)
     for critter, text in zip(batch.critters, batch.captions):
-        assert (critter.eyes == "closed") == (critter.action == "sleeping")
+        assert (critter.eye_colour == "closed") == (critter.action == "sleeping")
         if critter.action == "sleeping": assert not any(f"{c} eyes" in text for c in EYE_COLOURS), text
 
 
@@ -237,14 +237,14 @@ def test_sleepers_have_closed_eyes_and_no_caption_says_otherwise():
     ("drawing of a brown and black cat", Critter("cat", "brown", "black")),
     ("a drawing of a blue and red dragon with green eyes, breathing fire", Critter("dragon", "blue", "red", "green", "breathing fire"))])
 def test_the_prompts_of_the_report_are_captions(prompt, critter):
-    generator = make_generator(0, "prompts")
-    assert any(caption(critter, generator)[0] == prompt for _ in range(6000))
-    assert (critter.species, critter.body) not in HELD_OUT
+    generator = seeded_generator(0, "prompts")
+    assert any(write_caption(critter, generator)[0] == prompt for _ in range(6000))
+    assert (critter.species, critter.body) not in HELD_OUT_PAIRS
 
 
 def test_a_caption_is_the_same_for_the_same_generator():
     c = Critter("owl", "blue", "red")
-    assert caption(c, make_generator(1)) == caption(c, make_generator(1))
+    assert write_caption(c, seeded_generator(1)) == write_caption(c, seeded_generator(1))
 
 
 def test_parse_refuses_unknown_words():
@@ -255,19 +255,19 @@ def test_parse_refuses_unknown_words():
 # ---- splits
 
 def test_held_out_pairs_appear_in_their_own_split_only():
-    assert {s for s, _ in HELD_OUT} == set(SPECIES) and {c for _, c in HELD_OUT} == set(COLOURS)
-    assert not HELD_OUT & {("dragon", "blue"), ("dragon", "green"), ("cat", "brown")} and ("owl", "orange") in HELD_OUT
+    assert {s for s, _ in HELD_OUT_PAIRS} == set(SPECIES) and {c for _, c in HELD_OUT_PAIRS} == set(COLOURS)
+    assert not HELD_OUT_PAIRS & {("dragon", "blue"), ("dragon", "green"), ("cat", "brown")} and ("owl", "orange") in HELD_OUT_PAIRS
     for split in SPLITS:
         at = sample_attributes(20_000, seed=1, split=split)
         found = {(SPECIES[s], ATTRIBUTES["body"][b]) for s, b in zip(at["species"].tolist(), at["body"].tolist())}
-        if split == "held_out": assert found == HELD_OUT
-        else: assert found == {(s, c) for s in SPECIES for c in COLOURS} - HELD_OUT
+        if split == "held_out": assert found == HELD_OUT_PAIRS
+        else: assert found == {(s, c) for s in SPECIES for c in COLOURS} - HELD_OUT_PAIRS
         assert (at["body"] != at["second"]).all()
         for key, options in ATTRIBUTES.items(): assert set(at[key].tolist()) == set(range(len(options))), (split, key)
 
 
 def test_splits_are_different_streams():
-    batches = [sample(64, 16, seed=0, split=s) for s in SPLITS]
+    batches = [sample_critters(64, 16, seed=0, split=s) for s in SPLITS]
     assert len({digest(b) for b in batches}) == 4
     assert len({tuple(b.attributes["action"].tolist()) for b in batches}) == 4
 
@@ -285,23 +285,23 @@ def test_splits_are_different_streams():
     (lambda: Critter("dragon", "blue", "blue"), "body and second colour are both 'blue'; choose two different colours"),
     (lambda: Critter("dragon", "blue", "red", "red", "sleeping"), "a sleeping critter cannot have red eyes; leave out the eyes"),
     (lambda: Critter("dragon", "blue", "red", "closed", "running"), "a critter that is running cannot have closed eyes"),
-    (lambda: draw([]), "no critters to draw"),
-    (lambda: sample(4, split="training"), r"unknown split 'training'; did you mean 'train'\?"),
-    (lambda: sample(0), "n must be a whole number of at least 1, not 0"),
-    (lambda: sample(-3), "n must be a whole number of at least 1, not -3"),
-    *[(lambda s=s: sample(4, s), f"size must be a whole number of pixels from 16 to 512, not {s}") for s in (0, 15, 1000)],
-    *[(lambda s=s: draw([Critter("owl", "red", "blue")], s), f"size must be a whole number of pixels from 16 to 512, not {s}") for s in (0, 15, 513)],
-    (lambda: logo(8), "size must be a whole number of pixels from 16 to 512, not 8")])
+    (lambda: render([]), "no critters to draw"),
+    (lambda: sample_critters(4, split="training"), r"unknown split 'training'; did you mean 'train'\?"),
+    (lambda: sample_critters(0), "n must be a whole number of at least 1, not 0"),
+    (lambda: sample_critters(-3), "n must be a whole number of at least 1, not -3"),
+    *[(lambda s=s: sample_critters(4, s), f"size must be a whole number of pixels from 16 to 512, not {s}") for s in (0, 15, 1000)],
+    *[(lambda s=s: render([Critter("owl", "red", "blue")], s), f"size must be a whole number of pixels from 16 to 512, not {s}") for s in (0, 15, 513)],
+    (lambda: render_logo(8), "size must be a whole number of pixels from 16 to 512, not 8")])
 def test_mistakes_get_one_clear_line(call, message):
     with pytest.raises(UserError, match=message) as e: call()
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: sample(4, "64"), "size must be a whole number of pixels from 16 to 512, not '64'"),
-    (lambda: draw([Critter("owl", "red", "blue")], 32.5), "not 32.5"),
-    (lambda: sample("4"), "n must be a whole number of at least 1, not '4'"),
-    (lambda: sample(True), "n must be a whole number of at least 1, not True"),
+    (lambda: sample_critters(4, "64"), "size must be a whole number of pixels from 16 to 512, not '64'"),
+    (lambda: render([Critter("owl", "red", "blue")], 32.5), "not 32.5"),
+    (lambda: sample_critters("4"), "n must be a whole number of at least 1, not '4'"),
+    (lambda: sample_critters(True), "n must be a whole number of at least 1, not True"),
     (lambda: Critter(7, "red", "blue"), "unknown species 7")])
 def test_wrong_types_get_one_clear_line(untyped, call, message):
     with pytest.raises(UserError, match=message): call()
@@ -310,10 +310,10 @@ def test_wrong_types_get_one_clear_line(untyped, call, message):
 # ---- the logo
 
 def test_logo_is_a_dragon_that_can_lie_on_any_ground():
-    image, layers = logo(64), logo_rgba(64)
+    image, layers = render_logo(64), render_logo_rgba(64)
     assert image.shape == (3, 64, 64) and layers.shape == (4, 64, 64) and layers.dtype == torch.uint8
     assert (layers[3, 0, 0], layers[3].max()) == (0, 255)
     alpha = layers[3:].float() / 255
     on_white = layers[:3].float() / 255 * alpha + (1 - alpha)
     assert (on_white - (image + 1) / 2).abs().max() < 0.02
-    assert colour_shares(image[None]).argmax() == list(COLOURS).index("blue")
+    assert colour_histogram(image[None]).argmax() == list(COLOURS).index("blue")

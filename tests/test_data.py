@@ -15,8 +15,8 @@ from PIL import Image
 
 from t2i_tutorial import critters, data
 from t2i_tutorial.core import UserError, from_uint8, to_pil
-from t2i_tutorial.data import (Batch, CaptionedImages, PictureSet, StreamedImages, choose, clean_caption, load_picture, mirror_caption, open_pictures,
-                               prepare, read_metadata, shuffle_buffer)
+from t2i_tutorial.data import (Batch, ImageTextDataset, _InMemoryImages, StreamingImageTextDataset, sample_augmentation, clean_caption, load_image, flip_caption, open_dataset,
+                               letterbox, read_metadata, shuffle_buffer)
 
 DRAGON = "a red dragon"
 
@@ -74,34 +74,34 @@ def test_colours_are_not_stretched_mi7(low, high):
     "MI-7: a low-contrast picture keeps its levels, a picture of one colour does not become NaN."
     p = Image.new("RGB", (32, 32), (low,) * 3)
     p.paste((high,) * 3, (16, 0, 32, 32))
-    out = prepare(p, 32)
+    out = letterbox(p, 32)
     assert out.unique().tolist() == sorted({low, high}) and from_uint8(out).isfinite().all()
 
 
 @pytest.mark.parametrize("w, h", [(40, 10), (10, 40), (33, 32), (640, 480)])
 def test_not_squashed_but_padded_mi7(w, h):
     "MI-7: a picture that is not square keeps its proportions, on white."
-    inked = (prepare(Image.new("RGB", (w, h), "black"), 64) < 128).all(0)
+    inked = (letterbox(Image.new("RGB", (w, h), "black"), 64) < 128).all(0)
     rows, columns = inked.any(1).sum().item(), inked.any(0).sum().item()
     assert max(rows, columns) == 64 and abs(columns / rows - w / h) < 0.06 * w / h + 0.02
-    outside = prepare(Image.new("RGB", (w, h), "black"), 64)[:, ~inked]
+    outside = letterbox(Image.new("RGB", (w, h), "black"), 64)[:, ~inked]
     assert outside.numel() == 0 or outside.min() >= 128
     assert abs(inked.any(1).float().argmax() - (64 - rows) / 2) <= 1 and abs(inked.any(0).float().argmax() - (64 - columns) / 2) <= 1   # centred
 
 
-def test_same_size_keeps_every_bit(): assert torch.equal(prepare(picture(64, 64), 64), pixels(picture(64, 64)))
+def test_same_size_keeps_every_bit(): assert torch.equal(letterbox(picture(64, 64), 64), pixels(picture(64, 64)))
 
 
 def test_whole_enlargement_repeats_pixels():
-    assert torch.equal(prepare(picture(32, 32), 96), pixels(picture(32, 32)).repeat_interleave(3, 1).repeat_interleave(3, 2))
+    assert torch.equal(letterbox(picture(32, 32), 96), pixels(picture(32, 32)).repeat_interleave(3, 1).repeat_interleave(3, 2))
 
 
 def test_shrinking_is_antialiased_as_in_torch():
     "A fine checkerboard becomes even grey, and bytes agree with PyTorch's antialiased bicubic to one level."
     board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255).to(torch.uint8).expand(3, 96, 96)
-    assert (prepare(to_pil(from_uint8(board)), 24)[:, 4:-4, 4:-4].int() - 128).abs().max() <= 2
+    assert (letterbox(to_pil(from_uint8(board)), 24)[:, 4:-4, 4:-4].int() - 128).abs().max() <= 2
     noise = torch.randint(0, 256, (3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    ours = prepare(Image.fromarray(noise.permute(1, 2, 0).numpy()), 40)
+    ours = letterbox(Image.fromarray(noise.permute(1, 2, 0).numpy()), 40)
     theirs = torch.nn.functional.interpolate(noise[None], (40, 40), mode="bicubic", antialias=True)[0]
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
@@ -111,11 +111,11 @@ def test_transparent_pixels_become_white_whatever_colour_hides_below():
     for hidden in ((0, 0, 0), (255, 0, 255)):
         p = Image.new("RGBA", (32, 32), (*hidden, 0))
         p.paste((200, 30, 40, 255), (8, 8, 24, 24))
-        out = prepare(p, 32)
+        out = letterbox(p, 32)
         assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 16, 16].tolist() == [200, 30, 40]
-        shrunk.append(prepare(p, 16))
+        shrunk.append(letterbox(p, 16))
     assert torch.equal(*shrunk)                      # no fringe of the hidden colour after shrinking
-    half = prepare(Image.new("RGBA", (16, 16), (0, 0, 0, 128)), 16)
+    half = letterbox(Image.new("RGBA", (16, 16), (0, 0, 0, 128)), 16)
     assert half.unique().tolist() == [127]
 
 
@@ -128,36 +128,36 @@ def test_other_modes_with_alpha(mode):
     p.putalpha(solid)
     if mode in ("La", "RGBa"): p = p.convert(mode)
     assert p.mode == mode
-    out = prepare(p, 16)
+    out = letterbox(p, 16)
     assert out[:, 8, 12].tolist() == [255] * 3 and (out[:, 8, 2].int() - 100).abs().max() <= 8
 
 
 def test_palette_with_a_transparent_entry():
     p = picture(32, 32).quantize(8)
-    out = prepare(reopened(p, "png", transparency=p.getpixel((0, 0))), 32)
+    out = letterbox(reopened(p, "png", transparency=p.getpixel((0, 0))), 32)
     assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 0, 31].tolist() == list(p.convert("RGB").getpixel((31, 0)))
 
 
 def test_sixteen_bit_grey_keeps_its_levels():
     levels = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    out = prepare(reopened(Image.fromarray(levels), "png"), 32)
+    out = letterbox(reopened(Image.fromarray(levels), "png"), 32)
     assert np.abs(out[0].numpy() - levels / 257).max() <= 0.51 and torch.equal(out[0], out[2])
-    assert np.array_equal(prepare(Image.fromarray(levels.astype(np.int32)), 32)[0].numpy(), out[0].numpy())   # older Pillow: mode I
+    assert np.array_equal(letterbox(Image.fromarray(levels.astype(np.int32)), 32)[0].numpy(), out[0].numpy())   # older Pillow: mode I
 
 
 def test_one_bit_and_grey():
-    assert prepare(picture(32, 32).convert("1"), 32).unique().tolist() == [0, 255]
-    assert torch.equal(prepare(picture(32, 32).convert("L"), 32)[0], torch.from_numpy(np.array(picture(32, 32).convert("L"))))
+    assert letterbox(picture(32, 32).convert("1"), 32).unique().tolist() == [0, 255]
+    assert torch.equal(letterbox(picture(32, 32).convert("L"), 32)[0], torch.from_numpy(np.array(picture(32, 32).convert("L"))))
 
 
-def test_cmyk(): assert (prepare(reopened(picture(32, 32).convert("CMYK"), "tiff"), 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 2
+def test_cmyk(): assert (letterbox(reopened(picture(32, 32).convert("CMYK"), "tiff"), 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 2
 
 
 @pytest.mark.parametrize("format", ["gif", "webp", "png"])
 def test_animated_gives_the_first_frame(format):
     p = reopened(picture(32, 32), format, save_all=True, append_images=[Image.new("RGB", (32, 32), "black")], **({"lossless": True} if format == "webp" else {}))
     p.seek(1)                                        # whatever was looked at before
-    assert (prepare(p, 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 4
+    assert (letterbox(p, 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -168,19 +168,19 @@ def test_exif_rotation_is_undone(orientation):
     stored = {1: None, 2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}[orientation]
     p = picture(32, 16)
     p = reopened(p if stored is None else p.transpose(stored), "png", exif=exif)
-    assert torch.equal(prepare(p, 32), prepare(picture(32, 16), 32))
+    assert torch.equal(letterbox(p, 32), letterbox(picture(32, 16), 32))
 
 
 def test_one_pixel_is_enlarged(tmp_path):
     Image.new("RGB", (1, 1), (9, 8, 7)).save(tmp_path / "dot.png")
-    assert torch.equal(load_picture(tmp_path / "dot.png", 16), torch.tensor([9, 8, 7], dtype=torch.uint8)[:, None, None].expand(3, 16, 16))
+    assert torch.equal(load_image(tmp_path / "dot.png", 16), torch.tensor([9, 8, 7], dtype=torch.uint8)[:, None, None].expand(3, 16, 16))
 
 
 def test_a_line_is_refused(tmp_path):
     Image.new("RGB", (10_000, 3)).save(tmp_path / "line.png")
-    m = refusal(load_picture, tmp_path / "line.png", 64)
+    m = refusal(load_image, tmp_path / "line.png", 64)
     assert "line.png" in m and "10000 x 3" in m and "crop it" in m
-    assert prepare(Image.new("RGB", (160, 10)), 16).shape == (3, 16, 16)    # 16 to 1 still passes
+    assert letterbox(Image.new("RGB", (160, 10)), 16).shape == (3, 16, 16)    # 16 to 1 still passes
 
 
 def _png_of_size(w, h):
@@ -194,7 +194,7 @@ def _png_of_size(w, h):
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb_is_refused_by_its_header(side, tmp_path):
     (tmp_path / "bomb.png").write_bytes(_png_of_size(side, side))
-    m = refusal(load_picture, tmp_path / "bomb.png", 64)
+    m = refusal(load_image, tmp_path / "bomb.png", 64)
     assert "bomb.png" in m and "pixels" in m and "make it smaller" in m
 
 
@@ -208,10 +208,10 @@ def test_broken_files_are_named(name, content, says, tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     noise.save(tmp_path / "whole.png")
     (tmp_path / name).write_bytes(content((tmp_path / "whole.png").read_bytes()))
-    m = refusal(load_picture, tmp_path / name, 64)
+    m = refusal(load_image, tmp_path / name, 64)
     assert name in m and says in m and "take it out" in m
     (tmp_path / "metadata.jsonl").write_text(json.dumps(record(file=name)))
-    with pytest.warns(UserWarning) if says == "damaged" else _nothing(): m = refusal(CaptionedImages.from_folder, tmp_path)    # whole.png is unlisted
+    with pytest.warns(UserWarning) if says == "damaged" else _nothing(): m = refusal(ImageTextDataset.from_folder, tmp_path)    # whole.png is unlisted
     assert name in m and says in m
 
 
@@ -225,19 +225,19 @@ def test_truncated_jpeg_is_not_half_grey(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     noise.save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
-    assert "a.jpg" in (m := refusal(load_picture, tmp_path / "a.jpg", 64)) and "damaged" in m
+    assert "a.jpg" in (m := refusal(load_image, tmp_path / "a.jpg", 64)) and "damaged" in m
 
 
-def test_a_missing_file_is_named(tmp_path): assert "gone.png" in (m := refusal(load_picture, tmp_path / "gone.png", 64)) and "check the path" in m
+def test_a_missing_file_is_named(tmp_path): assert "gone.png" in (m := refusal(load_image, tmp_path / "gone.png", 64)) and "check the path" in m
 
 
-def test_floating_point_pixels_are_refused(): assert "floating-point" in refusal(prepare, Image.new("F", (8, 8)), 32)
+def test_floating_point_pixels_are_refused(): assert "floating-point" in refusal(letterbox, Image.new("F", (8, 8)), 32)
 
 
 @pytest.mark.parametrize("size", [0, 15, 1000, "64", True, 32.5])
 def test_bad_sizes(size, untyped, tmp_path):
-    for action in (lambda: prepare(picture(), size), lambda: CaptionedImages.from_folder(folder(tmp_path, record()), size=size),
-                   lambda: CaptionedImages.from_critters(2, size=size), lambda: CaptionedImages.from_hub("no/where", size=size)):
+    for action in (lambda: letterbox(picture(), size), lambda: ImageTextDataset.from_folder(folder(tmp_path, record()), size=size),
+                   lambda: ImageTextDataset.from_critters(2, size=size), lambda: ImageTextDataset.from_hub("no/where", size=size)):
         m = refusal(action)
         assert "size" in m and repr(size) in m and "16 to 512" in m
 
@@ -252,7 +252,7 @@ def test_captions_are_normalised_and_collapsed():
 @pytest.mark.parametrize("text", ["🐉 a dragon 👩\u200d🚀", "تنين أحمر", "דרקון אדום", "\u200fabc", "赤い竜", "x" * 1000])
 def test_emoji_and_other_scripts_stay(text, tmp_path):
     assert clean_caption(text) == text
-    assert CaptionedImages.from_folder(folder(tmp_path, record(text)), size=16)[0][1] == text
+    assert ImageTextDataset.from_folder(folder(tmp_path, record(text)), size=16)[0][1] == text
 
 
 @pytest.mark.parametrize("text, says", [(None, "missing"), ("", "empty"), (" \t\u3000", "empty"), (3, "not text but int"), (["x", 3], "not text but int"), ([], "missing"),
@@ -260,12 +260,12 @@ def test_emoji_and_other_scripts_stay(text, tmp_path):
 def test_bad_captions_name_file_and_line(text, says, tmp_path):
     good = [record(["x"] if isinstance(text, list) else "x")]
     path = folder(tmp_path, *good, record(text))
-    m = refusal(CaptionedImages.from_folder, path, size=16)
+    m = refusal(ImageTextDataset.from_folder, path, size=16)
     assert "metadata.jsonl', line 2:" in m and says in m and ";" in m
 
 
 def test_max_caption_can_be_raised(tmp_path):
-    assert len(CaptionedImages.from_folder(folder(tmp_path, record("x" * 10_000)), size=16, max_caption=10_000)[0][1]) == 10_000
+    assert len(ImageTextDataset.from_folder(folder(tmp_path, record("x" * 10_000)), size=16, max_caption=10_000)[0][1]) == 10_000
 
 
 # ---- left and right
@@ -280,27 +280,27 @@ def test_max_caption_can_be_raised(tmp_path):
     ("facing left, the right choice", None), ("a sign that says STOP", None), ("turning clockwise", None), ("stage left", None),
 ])
 def test_left_and_right_in_captions(before, after):
-    assert mirror_caption(before) == after
-    if after is not None: assert mirror_caption(after) == before
+    assert flip_caption(before) == after
+    if after is not None: assert flip_caption(after) == before
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from("a red cat facing looking left right Left RIGHT , . on the its wing hand side sign of -handed".split()), max_size=12))
 def test_mirroring_twice_changes_nothing(words):
     text = " ".join(words)
-    once = mirror_caption(text)
-    assert once is None or mirror_caption(once) == text
+    once = flip_caption(text)
+    assert once is None or flip_caption(once) == text
 
 
 def test_flips_keep_picture_caption_and_attribute_together():
-    d = CaptionedImages.from_critters(200, size=16, seed=2)
+    d = ImageTextDataset.from_critters(200, size=16, seed=2)
     turned = kept = 0
     for b in d.batches(64, seed=1, flip=True):
         for image, text, i, facing in zip(b.images, b.captions, b.indices.tolist(), b.attributes["facing"].tolist()):
             original, caption = d[i]
-            flip = choose(1, 0, i).flip
+            flip = sample_augmentation(1, 0, i).flip
             turned, kept = turned + flip, kept + (not flip)
-            assert torch.equal(image, original.flip(-1) if flip else original) and text == (mirror_caption(caption) if flip else caption)
+            assert torch.equal(image, original.flip(-1) if flip else original) and text == (flip_caption(caption) if flip else caption)
             assert facing == (1 - d.attributes["facing"][i] if flip else d.attributes["facing"][i])
             for direction in ("left", "right"):
                 if direction in text: assert critters.ATTRIBUTES["facing"][facing] == direction
@@ -308,7 +308,7 @@ def test_flips_keep_picture_caption_and_attribute_together():
 
 
 def test_unsure_captions_are_never_flipped(tmp_path):
-    d = CaptionedImages.from_folder(folder(tmp_path, record("what is left of a castle")), size=16)
+    d = ImageTextDataset.from_folder(folder(tmp_path, record("what is left of a castle")), size=16)
     assert all(torch.equal(b.images[0], d[0][0]) for e in range(20) for b in d.batches(1, epoch=e, flip=True))
 
 
@@ -319,25 +319,25 @@ def test_a_folder_holds_what_pillow_reads_from_its_files(tmp_path):
     files = [f"{'test' if i % 2 else 'train'}_{i}.png" for i in range(6)]       # names that `datasets` takes for splits
     path = folder(tmp_path, *[record(f"{DRAGON} {i}", f) for i, f in enumerate(files)], files=files)
     for i, f in enumerate(files): picture(20 + 4 * i, 30).save(path / f)
-    d = CaptionedImages.from_folder(path, size=32)
+    d = ImageTextDataset.from_folder(path, size=32)
     assert [t for _, t in d] == [f"{DRAGON} {i}" for i in range(6)]
-    assert all(torch.equal(d.cache[i], prepare(Image.open(path / f), 32)) for i, f in enumerate(files))
+    assert all(torch.equal(d.cache[i], letterbox(Image.open(path / f), 32)) for i, f in enumerate(files))
 
 
 @pytest.mark.parametrize("name", ["my [pics] * {x} ?", "Ünïcode ürgh", "test", "with space"])
-def test_folder_names_that_look_like_patterns(name, tmp_path): assert len(CaptionedImages.from_folder(folder(tmp_path, record(), name=name), size=16)) == 1
+def test_folder_names_that_look_like_patterns(name, tmp_path): assert len(ImageTextDataset.from_folder(folder(tmp_path, record(), name=name), size=16)) == 1
 
 
 def test_relative_folder_and_symbolic_link_to_a_folder(tmp_path, monkeypatch):
     path = folder(tmp_path, record(file="sub/a.png"), files=("sub/a.png",))
     (tmp_path / "link").symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    assert len(CaptionedImages.from_folder("pictures", size=16)) == len(CaptionedImages.from_folder(tmp_path / "link", size=16)) == 1
+    assert len(ImageTextDataset.from_folder("pictures", size=16)) == len(ImageTextDataset.from_folder(tmp_path / "link", size=16)) == 1
 
 
 def test_csv_with_commas_quotes_and_several_columns(tmp_path):
     path = folder(tmp_path, text='file_name,short,long\r\na.png,red,"a ""red"" dragon, big"\r\nb.png,,"two\nlines"\r\n', files=("a.png", "b.png"), metadata="metadata.csv")
-    d = CaptionedImages.from_folder(path, size=16, text_column=("short", "long"))
+    d = ImageTextDataset.from_folder(path, size=16, text_column=("short", "long"))
     assert d.captions == [("red", 'a "red" dragon, big'), ("two lines",)]
 
 
@@ -346,7 +346,7 @@ def test_csv_with_commas_quotes_and_several_columns(tmp_path):
     [record("one"), record("three", "b.png"), record("two")],
 ])
 def test_several_captions_as_lists_or_lines(records, tmp_path):
-    d = CaptionedImages.from_folder(folder(tmp_path, *records, files=("a.png", "b.png")), size=16)
+    d = ImageTextDataset.from_folder(folder(tmp_path, *records, files=("a.png", "b.png")), size=16)
     assert d.captions == [("one", "two"), ("three",)] and d[0][1] == "one"
     seen = {t for e in range(20) for b in d.batches(2, epoch=e) for t in b.captions}
     assert seen == {"one", "two", "three"}
@@ -354,19 +354,19 @@ def test_several_captions_as_lists_or_lines(records, tmp_path):
 
 def test_byte_order_mark_and_blank_lines(tmp_path):
     path = folder(tmp_path, text="\ufeff" + json.dumps(record()) + "\r\n\r\n" + json.dumps(record("x", "b.png")), files=("a.png", "b.png"))
-    assert len(CaptionedImages.from_folder(path, size=16)) == 2
+    assert len(ImageTextDataset.from_folder(path, size=16)) == 2
 
 
 def test_splits_in_subfolders(tmp_path):
     for split in ("train", "test"): folder(tmp_path, record(f"{DRAGON} {split}"), name=f"pictures/{split}")
-    assert CaptionedImages.from_folder(tmp_path / "pictures", size=16, split="test")[0][1] == f"{DRAGON} test"
-    m = refusal(CaptionedImages.from_folder, tmp_path / "pictures", size=16, split="tset")
+    assert ImageTextDataset.from_folder(tmp_path / "pictures", size=16, split="test")[0][1] == f"{DRAGON} test"
+    m = refusal(ImageTextDataset.from_folder, tmp_path / "pictures", size=16, split="tset")
     assert "'tset'" in m and "did you mean 'test'" in m and "train" in m
 
 
 def test_unlisted_pictures_are_spoken_of(tmp_path):
     path = folder(tmp_path, record(), files=("a.png", "b.png", "sub/c.jpg"))
-    with pytest.warns(UserWarning, match="2 pictures are not in .*the first is 'b.png'"): assert len(CaptionedImages.from_folder(path, size=16)) == 1
+    with pytest.warns(UserWarning, match="2 pictures are not in .*the first is 'b.png'"): assert len(ImageTextDataset.from_folder(path, size=16)) == 1
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -375,9 +375,9 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     (tmp_path / "t").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
     path = folder(tmp_path, record())
-    CaptionedImages.from_folder(path, size=16)
+    ImageTextDataset.from_folder(path, size=16)
     assert sorted(os.listdir(path)) == ["a.png", "metadata.jsonl"] and os.listdir(tmp_path / "t") == []
-    CaptionedImages.from_folder(path, size=16, cache_dir=tmp_path / "kept")
+    ImageTextDataset.from_folder(path, size=16, cache_dir=tmp_path / "kept")
     assert os.listdir(tmp_path / "kept")
 
 
@@ -392,7 +392,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 ])
 def test_folders_without_use(make, says, tmp_path):
     path = make(tmp_path)
-    assert says in (m := refusal(CaptionedImages.from_folder, path, size=16)) and (path.name in m or path.parent.name in m)
+    assert says in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and (path.name in m or path.parent.name in m)
 
 
 GOOD = json.dumps(record())
@@ -409,7 +409,7 @@ GOOD = json.dumps(record())
 ])
 def test_bad_metadata_lines(text, line, says, tmp_path):
     picture().save(tmp_path / "outside.png")
-    m = refusal(CaptionedImages.from_folder, folder(tmp_path, text=text, files=("a.png", "sub/c.png")), size=16)
+    m = refusal(ImageTextDataset.from_folder, folder(tmp_path, text=text, files=("a.png", "sub/c.png")), size=16)
     assert f"metadata.jsonl', line {line}:" in m and says in m
 
 
@@ -419,7 +419,7 @@ def test_bad_metadata_lines(text, line, says, tmp_path):
 ])
 def test_bad_csv_lines(text, line, says, tmp_path):
     "The last two: `datasets` reads a CSV by guessing types, so the captions null and 12 are not text any more."
-    m = refusal(CaptionedImages.from_folder, folder(tmp_path, text=text, metadata="metadata.csv"), size=16)
+    m = refusal(ImageTextDataset.from_folder, folder(tmp_path, text=text, metadata="metadata.csv"), size=16)
     assert f"metadata.csv', line {line}:" in m and says in m
 
 
@@ -427,24 +427,24 @@ def test_symbolic_links(tmp_path):
     picture().save(tmp_path / "outside.png")
     path = folder(tmp_path, record(file="link.png"))
     (path / "link.png").symlink_to(tmp_path / "outside.png")
-    assert "symbolic link that leaves the folder; copy" in (m := refusal(CaptionedImages.from_folder, path, size=16)) and "line 1" in m and "link.png" in m
+    assert "symbolic link that leaves the folder; copy" in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and "line 1" in m and "link.png" in m
     (path / "link.png").unlink()
     (path / "link.png").symlink_to("a.png")          # within the folder
-    with pytest.warns(UserWarning): assert len(CaptionedImages.from_folder(path, size=16)) == 1
+    with pytest.warns(UserWarning): assert len(ImageTextDataset.from_folder(path, size=16)) == 1
 
 
 def test_a_linked_subfolder_that_leaves(tmp_path):
     folder(tmp_path, record(), name="other")
     path = folder(tmp_path, record(file="sub/a.png"), files=())
     (path / "sub").symlink_to(tmp_path / "other")
-    assert "leaves the folder" in refusal(CaptionedImages.from_folder, path, size=16)
+    assert "leaves the folder" in refusal(ImageTextDataset.from_folder, path, size=16)
 
 
 def test_what_datasets_cannot_read_is_one_line(tmp_path):
     path = folder(tmp_path, record() | {"n": 3}, record() | {"n": "three"})
-    assert "metadata.jsonl" in (m := refusal(CaptionedImages.from_folder, path, size=16)) and "same keys and kinds" in m
+    assert "metadata.jsonl" in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and "same keys and kinds" in m
     path = folder(tmp_path, record() | {"image": "x"}, name="second")
-    assert "rename that column" in refusal(CaptionedImages.from_folder, path, size=16)
+    assert "rename that column" in refusal(ImageTextDataset.from_folder, path, size=16)
 
 
 def test_read_metadata_gives_line_numbers(tmp_path):
@@ -465,7 +465,7 @@ def eleven(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def set_of_eleven(eleven): return CaptionedImages.from_folder(eleven, size=32)
+def set_of_eleven(eleven): return ImageTextDataset.from_folder(eleven, size=32)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -504,8 +504,8 @@ def test_choices_do_not_depend_on_the_batch_size(set_of_eleven):
 
 def test_cache_or_not_gives_the_same_bits(eleven, set_of_eleven):
     "The budget is exact: n * 3 * size * size bytes are kept, one byte less is not enough."
-    without = CaptionedImages.from_folder(eleven, size=32, cache_bytes=11 * 3 * 32 * 32 - 1)
-    exact = CaptionedImages.from_folder(eleven, size=32, cache_bytes=11 * 3 * 32 * 32)
+    without = ImageTextDataset.from_folder(eleven, size=32, cache_bytes=11 * 3 * 32 * 32 - 1)
+    exact = ImageTextDataset.from_folder(eleven, size=32, cache_bytes=11 * 3 * 32 * 32)
     assert without.cache is None and exact.cache.dtype == torch.uint8
     assert same(without.batches(4, seed=3, flip=True), exact.batches(4, seed=3, flip=True)) and torch.equal(without[7][0], exact[7][0])
 
@@ -536,30 +536,30 @@ def test_places_in_the_set(set_of_eleven):
 
 def test_a_picture_that_breaks_later_is_named(tmp_path):
     path = folder(tmp_path, record())
-    d = CaptionedImages.from_folder(path, size=16, cache_bytes=0)
+    d = ImageTextDataset.from_folder(path, size=16, cache_bytes=0)
     (path / "a.png").write_bytes((path / "a.png").read_bytes()[:60])
     assert "a.png" in refusal(lambda: d[0]) and "a.png" in refusal(lambda: list(d.batches(1)))
 
 
 def test_worker_processes_and_pickling_mi9(set_of_eleven, eleven):
     "MI-9: nothing but pictures and text in `__getitem__`, so worker processes work."
-    assert torch.equal(pickle.loads(pickle.dumps(CaptionedImages.from_folder(eleven, size=32, cache_bytes=0)))[3][0], set_of_eleven[3][0])
+    assert torch.equal(pickle.loads(pickle.dumps(ImageTextDataset.from_folder(eleven, size=32, cache_bytes=0)))[3][0], set_of_eleven[3][0])
     images = torch.cat([x for x, _ in torch.utils.data.DataLoader(set_of_eleven, batch_size=4, num_workers=2)])
     assert torch.equal(images, torch.stack([x for x, _ in set_of_eleven]))
 
 
 def test_batch_to_moves_everything():
-    b = next(CaptionedImages.from_critters(4, size=16).batches(4)).to("meta")
+    b = next(ImageTextDataset.from_critters(4, size=16).batches(4)).to("meta")
     assert isinstance(b, Batch) and {b.images.device.type, b.indices.device.type, *(v.device.type for v in b.attributes.values())} == {"meta"} and len(b) == 4
     with pytest.raises(AttributeError): b.captions = []
 
 
 def test_critters_come_as_drawn():
-    drawn, d = critters.sample(20, size=32, seed=6, split="val"), CaptionedImages.from_critters(20, size=32, seed=6, split="val")
+    drawn, d = critters.sample_critters(20, size=32, seed=6, split="val"), ImageTextDataset.from_critters(20, size=32, seed=6, split="val")
     for b in d.batches(8):
         assert (b.images - drawn.images[b.indices]).abs().max() <= 1 / 255 + 1e-6 and b.captions == [drawn.captions[i] for i in b.indices.tolist()]
         assert all(torch.equal(v, drawn.attributes[k][b.indices]) for k, v in b.attributes.items())
-    assert "did you mean 'held_out'" in refusal(CaptionedImages.from_critters, 2, split="heldout")
+    assert "did you mean 'held_out'" in refusal(ImageTextDataset.from_critters, 2, split="heldout")
 
 
 # ---- hub
@@ -589,15 +589,15 @@ def hub(parquet, tmp_path_factory): return dict(dataset_id=str(parquet), image_c
 
 
 def test_hub_pictures_pass_through_the_same_door(hub):
-    d = CaptionedImages.from_hub(**hub)
-    assert [t for _, t in d] == [f"dragon {i}" for i in range(11)] and torch.equal(d.cache[3], prepare(picture(23, 30), 32))
-    assert torch.equal(d.cache[9], prepare(picture(32, 16), 32)) and d.cache[10].min() == 255
-    assert same(d.batches(4), CaptionedImages.from_hub(**hub, cache_bytes=0).batches(4))
+    d = ImageTextDataset.from_hub(**hub)
+    assert [t for _, t in d] == [f"dragon {i}" for i in range(11)] and torch.equal(d.cache[3], letterbox(picture(23, 30), 32))
+    assert torch.equal(d.cache[9], letterbox(picture(32, 16), 32)) and d.cache[10].min() == 255
+    assert same(d.batches(4), ImageTextDataset.from_hub(**hub, cache_bytes=0).batches(4))
 
 
 def test_streaming_gives_the_same_pictures(hub):
-    d, s = CaptionedImages.from_hub(**hub), CaptionedImages.from_hub(**hub, streaming=True, buffer=4)
-    assert isinstance(s, StreamedImages) and same(d.batches(4, shuffle=False, flip=True), s.batches(4, shuffle=False, flip=True))
+    d, s = ImageTextDataset.from_hub(**hub), ImageTextDataset.from_hub(**hub, streaming=True, buffer=4)
+    assert isinstance(s, StreamingImageTextDataset) and same(d.batches(4, shuffle=False, flip=True), s.batches(4, shuffle=False, flip=True))
     whole = list(s.batches(4, seed=2, epoch=1))
     assert sorted(i for b in whole for i in b.indices.tolist()) == list(range(11)) and [i for b in whole for i in b.indices.tolist()] != list(range(11))
     assert same(s.batches(4, seed=2, epoch=1), whole) and same(s.batches(4, seed=2, epoch=1, start=1), whole[1:]) and not same(s.batches(4, seed=2, epoch=2), whole)
@@ -606,7 +606,7 @@ def test_streaming_gives_the_same_pictures(hub):
 
 
 def test_streaming_with_workers_shows_each_row_once(hub):
-    s = CaptionedImages.from_hub(**hub, streaming=True)
+    s = ImageTextDataset.from_hub(**hub, streaming=True)
     seen = [t for _, texts in torch.utils.data.DataLoader(s, batch_size=2, num_workers=2) for t in texts]
     assert sorted(seen) == sorted(f"dragon {i}" for i in range(11))
 
@@ -617,11 +617,11 @@ def test_streaming_with_workers_shows_each_row_once(hub):
     (dict(split="trian"), "did you mean 'train'"),
 ])
 def test_hub_columns_and_splits(hub, change, says, streaming):
-    m = refusal(CaptionedImages.from_hub, **hub | change, streaming=streaming)
+    m = refusal(ImageTextDataset.from_hub, **hub | change, streaming=streaming)
     assert says in m and hub["dataset_id"] in m
 
 
-def test_hub_column_without_pictures(hub): assert "name another image_column" in refusal(CaptionedImages.from_hub, **hub | {"image_column": "more"})
+def test_hub_column_without_pictures(hub): assert "name another image_column" in refusal(ImageTextDataset.from_hub, **hub | {"image_column": "more"})
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -630,7 +630,7 @@ def test_hub_rows_that_are_broken_are_numbered(streaming, tmp_path, tmp_path_fac
     cache = tmp_path_factory.mktemp("cache")
     rows = {"image": [{"bytes": b"not a picture", "path": None}, None], "text": ["x", "y"]}
     datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})).to_parquet(tmp_path / "train.parquet")
-    def walk(): return list(CaptionedImages.from_hub(str(tmp_path), streaming=streaming, size=16, cache_dir=cache).batches(1, shuffle=False))
+    def walk(): return list(ImageTextDataset.from_hub(str(tmp_path), streaming=streaming, size=16, cache_dir=cache).batches(1, shuffle=False))
     assert "row 0" in (m := refusal(walk)) and "not a picture" in m
     datasets.Dataset.from_dict({"image": rows["image"], "text": ["x", ""]}, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})).to_parquet(tmp_path / "train.parquet")
     if not streaming: assert "row 1: the caption is empty" in refusal(walk)
@@ -645,7 +645,7 @@ def test_no_network_is_one_line_at_once(streaming, monkeypatch, tmp_path):
     for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(k, raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     before, start = datasets.config.HF_HUB_OFFLINE, time.monotonic()
-    m = refusal(CaptionedImages.from_hub, "lambdalabs/naruto-blip-captions", streaming=streaming, cache_dir=tmp_path)
+    m = refusal(ImageTextDataset.from_hub, "lambdalabs/naruto-blip-captions", streaming=streaming, cache_dir=tmp_path)
     assert "'lambdalabs/naruto-blip-captions'" in m and "connect to the network" in m
     assert time.monotonic() - start < 5 and datasets.config.HF_HUB_OFFLINE == before
 
@@ -655,13 +655,13 @@ def test_unknown_hub_id(monkeypatch):
     def missing(*_, **__): raise datasets.exceptions.DatasetNotFoundError("Dataset 'no/body' doesn't exist\non the Hub")
     monkeypatch.setattr(datasets, "load_dataset", missing)
     monkeypatch.setattr(data, "_online", lambda: True)
-    assert "'no/body'" in (m := refusal(CaptionedImages.from_hub, "no/body")) and "https://huggingface.co/datasets" in m
+    assert "'no/body'" in (m := refusal(ImageTextDataset.from_hub, "no/body")) and "https://huggingface.co/datasets" in m
 
 
 def test_progress_bars_of_datasets_are_put_back(eleven):
     import datasets
     before = datasets.are_progress_bars_disabled()
-    CaptionedImages.from_folder(eleven, size=16)
+    ImageTextDataset.from_folder(eleven, size=16)
     assert datasets.are_progress_bars_disabled() == before
 
 
@@ -676,16 +676,16 @@ def test_shuffle_buffer_keeps_every_item_once_and_looks_no_further_than_it_holds
 
 
 def test_open_pictures_decides(eleven, parquet, hub, tmp_path):
-    assert len(open_pictures("critters", size=16, n=5)) == 5 and len(open_pictures(eleven, size=16)) == 11
-    assert len(open_pictures(parquet, size=16, **{k: hub[k] for k in ("image_column", "text_column", "cache_dir")})) == 11
-    assert isinstance(open_pictures(eleven, size=16), PictureSet)
+    assert len(open_dataset("critters", size=16, n=5)) == 5 and len(open_dataset(eleven, size=16)) == 11
+    assert len(open_dataset(parquet, size=16, **{k: hub[k] for k in ("image_column", "text_column", "cache_dir")})) == 11
+    assert isinstance(open_dataset(eleven, size=16), _InMemoryImages)
 
 
 @pytest.mark.parametrize("source, says", [("crittters", "did you mean 'critters'"), ("./nowhere", "check the path"), ("a/b/c", "check the path"), ("", "choose from")])
-def test_open_pictures_says_when_it_cannot(source, says): assert says in refusal(open_pictures, source)
+def test_open_pictures_says_when_it_cannot(source, says): assert says in refusal(open_dataset, source)
 
 
-def test_open_pictures_of_a_file(eleven): assert "is a file, not a folder" in refusal(open_pictures, eleven / "0.png")
+def test_open_pictures_of_a_file(eleven): assert "is a file, not a folder" in refusal(open_dataset, eleven / "0.png")
 
 
 def test_import_is_light():
@@ -697,7 +697,7 @@ def test_import_is_light():
 
 def test_real_pictures(pictures_folder):
     "A real folder opens whole: as many pictures as lines, each with a caption, none blank."
-    d = open_pictures(pictures_folder, size=32)
+    d = open_dataset(pictures_folder, size=32)
     lines = [l for l in (pictures_folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines() if l.strip()]
     assert len(d) == len({json.loads(l)["file_name"] for l in lines}) and all(t for texts in d.captions for t in texts)
     if pictures_folder.name == "crawl_tiles": assert len(d) == 1035

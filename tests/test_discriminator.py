@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i_tutorial.core import UserError, make_generator
-from t2i_tutorial.gan.discriminator import Discriminator, DiscriminatorConfig, Stage, TextHead, interplay, pyramid
-from t2i_tutorial.gan.modulation import leaky
+from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.gan.discriminator import Discriminator, DiscriminatorConfig, DiscriminatorBlock, TextHead, interaction_residual, image_pyramid
+from t2i_tutorial.gan.modulation import scaled_leaky_relu
 from t2i_tutorial.text import TextEmbedding
 
-SMALL = DiscriminatorConfig(sizes=(8, 16), channels=(16, 8), attention=(True, False), text_dim=12, style=16)
+SMALL = DiscriminatorConfig(sizes=(8, 16), channels=(16, 8), attention=(True, False), text_dim=12, style_dim=16)
 ONE = replace(SMALL, multi_scale=False)
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test discriminator", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test discriminator", *shape))
 
 
 def texts(b, seed=0, dim=12):
@@ -41,7 +41,7 @@ def tables(D, levels, text):
 def test_pyramid_takes_means_of_squares():
     "GG-12: a peer takes the nearest pixel; a pixel that it skips has no influence. Here each has the same."
     x = randn(2, 3, 16, 16).requires_grad_()
-    small, same = pyramid(x, (4, 16))
+    small, same = image_pyramid(x, (4, 16))
     assert torch.equal(same, x) and small.shape == (2, 3, 4, 4)
     assert torch.allclose(small.double(), x.double().view(2, 3, 4, 4, 4, 4).mean((3, 5)), atol=1e-6)
     grad, = torch.autograd.grad(small.sum(), x)
@@ -50,23 +50,23 @@ def test_pyramid_takes_means_of_squares():
 
 def test_pyramid_keeps_range_and_white():
     x = torch.ones(1, 3, 32, 32)
-    assert all(torch.equal(p, torch.ones_like(p)) for p in pyramid(x, (4, 8, 16)))
-    assert all(p.abs().max() <= 1 for p in pyramid(randn(2, 3, 32, 32).clamp(-1, 1), (2, 8)))
+    assert all(torch.equal(p, torch.ones_like(p)) for p in image_pyramid(x, (4, 8, 16)))
+    assert all(p.abs().max() <= 1 for p in image_pyramid(randn(2, 3, 32, 32).clamp(-1, 1), (2, 8)))
 
 
 @pytest.mark.parametrize("size", [24, 64, 0])
 def test_pyramid_refuses_sizes_that_do_not_divide(size):
-    with pytest.raises(UserError, match=f"no squares for {size} pixels"): pyramid(torch.zeros(1, 3, 32, 32), (8, size))
+    with pytest.raises(UserError, match=f"no squares for {size} pixels"): image_pyramid(torch.zeros(1, 3, 32, 32), (8, size))
 
 
 # ---- in at every size, out at every stage
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_there_are_L_L_plus_1_halves_scores(n):
-    config = DiscriminatorConfig(tuple(4 * 2**i for i in range(n)), (8,) * n, (False,) * n, text_dim=12, style=8)
+    config = DiscriminatorConfig(tuple(4 * 2**i for i in range(n)), (8,) * n, (False,) * n, text_dim=12, style_dim=8)
     scores = critic(config)(pictures(2, config), texts(2))
     assert len(scores.text) == len(scores.plain) == len(scores.logits()) == len(scores.where) == len(set(scores.where)) == n * (n + 1) // 2
-    assert scores.where == config.where and all(map < picture for picture, map in scores.where)
+    assert scores.where == config.head_names and all(map < picture for picture, map in scores.where)
     assert all(s.shape == (2,) for s in scores.text + scores.plain) and scores.mean().shape == (2,)
 
 
@@ -74,7 +74,7 @@ def as_drawn(D, levels, text):
     "One picture after the other through its own stages, without a stack."
     found = {}
     for i, picture in zip(D.config.sizes, levels):
-        h = leaky(D.from_rgb[str(i)](picture))
+        h = scaled_leaky_relu(D.from_rgb[str(i)](picture))
         for j in reversed([s for s in D.config.sizes if s <= i]):
             h = D.stages[str(j)](h)
             found[i, j // 2] = D.text[str(j)](h, D.style(text)), D.plain[str(j)](h).mean((1, 2, 3))
@@ -83,7 +83,7 @@ def as_drawn(D, levels, text):
 
 def test_stacked_equals_one_by_one():
     "GG-1: a peer scores real pictures with other pictures' captions. Here each score is that of its own pair, computed alone."
-    config = DiscriminatorConfig((4, 8, 16), (8, 8, 8), (False, True, False), text_dim=12, style=8)
+    config = DiscriminatorConfig((4, 8, 16), (8, 8, 8), (False, True, False), text_dim=12, style_dim=8)
     D, levels, text = critic(config), pictures(3, config), texts(3)
     with torch.no_grad():
         scores = D(levels, text)
@@ -123,26 +123,26 @@ def test_borrowed_eyes_are_lent():
     D = critic(LENT)
     assert not any("clip" in name for name, _ in [*D.named_parameters(), *D.state_dict().items()])
     x = [p.requires_grad_() for p in pictures(2, LENT)]
-    lent = D.judge(D.look(x), texts(2)).logits()[-3:]
+    lent = D.score(D.features(x), texts(2)).logits()[-3:]
     slopes = torch.autograd.grad(sum(s.sum() for s in lent), x, allow_unused=True)
     assert slopes[0] is None and (slopes[1].flatten(1).abs().amax(1) > 0).all()  # they see the largest picture
-    assert all(p.grad is None and not p.requires_grad for p in D.eyes.clip.parameters())
-    assert all(p.dtype == torch.float64 for p in D.double().eyes.clip.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in D.vision_aided.clip.parameters())
+    assert all(p.dtype == torch.float64 for p in D.double().vision_aided.clip.parameters())
 
 
 def test_borrowed_eyes_change_no_other_score():
     D, plain, levels, text = critic(LENT), critic(SMALL), pictures(3), texts(3)
     plain.load_state_dict({k: v for k, v in D.state_dict().items() if "eyes" not in k})
     with torch.no_grad(): a, b = D(levels, text), plain(levels, text)
-    assert a.where == b.where + [("eyes", 1), ("eyes", 2), ("eyes", 3)] == LENT.where
+    assert a.where == b.where + [("eyes", 1), ("eyes", 2), ("eyes", 3)] == LENT.head_names
     for s, t in zip(a.logits(), b.logits()): assert torch.equal(s, t)
 
 
 def test_a_style_is_as_good_as_its_text():
     D, levels, text = critic(LENT), pictures(3), texts(3)
     with torch.no_grad():
-        seen, style = D.look(levels), D.style(text)
-        assert torch.equal(D.judge(seen, style).mean(), D.judge(seen, text).mean())
+        seen, style = D.features(levels), D.text_to_style(text)
+        assert torch.equal(D.score(seen, style).mean(), D.score(seen, text).mean())
 
 
 # ---- does every head read?
@@ -160,32 +160,32 @@ def test_every_head_reads_at_the_start(config):
     D, levels, text = critic(config), pictures(4), texts(4)
     assert len(slopes(D, levels, text)) == len(config.where)
     for s in slopes(D, levels, text): assert (s > 1e-3).all()
-    for t in tables(D, levels, text): assert interplay(t).abs().max() > 1e-3        # and compares it with the picture
+    for t in tables(D, levels, text): assert interaction_residual(t).abs().max() > 1e-3        # and compares it with the picture
 
 
 def test_every_head_reads_after_a_short_training():
     "GG-3, PR-1: no head may fall silent, and each must have learned which text belongs to which picture."
-    D, text, rng = critic(), texts(4), make_generator(0, "short")
+    D, text, rng = critic(), texts(4), seeded_generator(0, "short")
     colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
-    def draw(i, generator): return pyramid((colours[i][:, :, None, None] + 0.5 * torch.randn(len(i), 3, 16, 16, generator=generator)).clamp(-1, 1), SMALL.sizes)
+    def draw(i, generator): return image_pyramid((colours[i][:, :, None, None] + 0.5 * torch.randn(len(i), 3, 16, 16, generator=generator)).clamp(-1, 1), SMALL.sizes)
     optimiser = torch.optim.Adam(D.parameters(), 0.01, betas=(0.5, 0.99))
     for _ in range(40):
         i = torch.randperm(4, generator=rng).repeat(4)
         levels = draw(i, rng)
         loss = sum((F.softplus(-a) + F.softplus(b)).mean() for a, b in zip(D(levels, text[i]).logits(), D(levels, text[(i + 1) % 4]).logits()))
         optimiser.zero_grad(); loss.backward(); optimiser.step()
-    levels = draw(torch.arange(4), make_generator(1, "short"))
+    levels = draw(torch.arange(4), seeded_generator(1, "short"))
     for s in slopes(D, levels, text): assert (s > 1e-3).all()
     for t in tables(D, levels, text):
-        assert interplay(t).abs().max() > 0.1 and (t.diagonal() > t.roll(-1, 1).diagonal()).float().mean() >= 0.75
+        assert interaction_residual(t).abs().max() > 0.1 and (t.diagonal() > t.roll(-1, 1).diagonal()).float().mean() >= 0.75
 
 
 def test_interplay_sees_through_a_sum():
     "GG-3: a score that adds picture and caption moves with the caption, and can never tell right pairs from wrong ones."
     picture, caption, both = randn(5), randn(4, seed=1), randn(5, 4, seed=2)
     added = picture[:, None] + caption[None]
-    assert interplay(added).abs().max() < 1e-5 and torch.allclose(interplay(added + both), interplay(both), atol=1e-5)
-    assert interplay(both).abs().max() > 0.1
+    assert interaction_residual(added).abs().max() < 1e-5 and torch.allclose(interaction_residual(added + both), interaction_residual(both), atol=1e-5)
+    assert interaction_residual(both).abs().max() > 0.1
     square = added[:4]
     assert torch.allclose(square.diagonal().mean(), square.roll(1, 1).diagonal().mean(), atol=1e-6)
 
@@ -229,7 +229,7 @@ def test_scores_have_one_size_at_every_width():
     "GG-7: a peer's scale depends on the width of its layers."
     sizes = []
     for c in (16, 64, 128):
-        config = DiscriminatorConfig((8, 16), (c, c), (True, False), text_dim=12, style=c)
+        config = DiscriminatorConfig((8, 16), (c, c), (True, False), text_dim=12, style_dim=c)
         with torch.no_grad(): scores = critic(config)(pictures(16), texts(16))
         sizes.append(torch.stack(scores.logits()).square().mean().sqrt().item())
     assert max(sizes) < 4 * min(sizes) and 0.1 < min(sizes) and max(sizes) < 10, sizes
@@ -245,7 +245,7 @@ def test_a_large_map_is_not_louder():
 def test_a_stage_halves_the_sides_and_keeps_the_size():
     torch.manual_seed(0)
     for heads in (0, 4):
-        out = Stage(16, 24, heads)(randn(4, 16, 8, 6))
+        out = DiscriminatorBlock(16, 24, heads)(randn(4, 16, 8, 6))
         assert out.shape == (4, 24, 4, 3) and 0.4 < out.std() < 1.6
 
 
@@ -253,7 +253,7 @@ def test_a_stage_halves_the_sides_and_keeps_the_size():
 
 def test_a_critic_is_built_from_numbers_alone_and_holds_no_encoder():
     "GG-6: a peer's `Discriminator(text_dim=...)` asks an encoder that is not there. GG-12: a peer stores its text model inside."
-    D = critic(DiscriminatorConfig(SMALL.sizes, SMALL.channels, SMALL.attention, text_dim=20, style=8))
+    D = critic(DiscriminatorConfig(SMALL.sizes, SMALL.channels, SMALL.attention, text_dim=20, style_dim=8))
     assert D(pictures(2), texts(2, dim=20)).mean().shape == (2,)
     assert {n.split(".")[0] for n, _ in D.named_parameters()} == {"from_rgb", "stages", "plain", "style", "text"} and not list(D.buffers())
     twin = critic(D.config, seed=1); twin.load_state_dict(D.state_dict())

@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i_tutorial.core import UserError, make_generator, seed_everything
-from t2i_tutorial.gan.filter_bank import FilterBankConv2d, bank_use
-from t2i_tutorial.gan.modulation import ModulatedConv2d, modulated_conv
+from t2i_tutorial.core import UserError, seeded_generator, seed_everything
+from t2i_tutorial.gan.filter_bank import FilterBankConv2d, effective_num_kernels
+from t2i_tutorial.gan.modulation import ModulatedConv2d, modulated_conv2d
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test bank", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test bank", *shape))
 
 
 def make(bank, c_in=6, c_out=5, kernel=3, seed=0):
@@ -30,16 +30,16 @@ def plain_with(layer, n):
 def test_a_bank_of_one_equals_the_plain_layer(side):
     layer, x, w = make(1), randn(3, 6, side, side).double(), randn(3, 8).double()
     assert torch.equal(layer(x, w), plain_with(layer, 0)(x, w))
-    assert torch.equal(layer.selection(w), torch.ones(3, 1, dtype=torch.float64))
+    assert torch.equal(layer.kernel_weights(w), torch.ones(3, 1, dtype=torch.float64))
     assert {n for n, _ in layer.named_parameters()} == {n for n, _ in plain_with(layer, 0).named_parameters()}
 
 
 @pytest.mark.parametrize("side", [2, 9])
 def test_a_certain_choice_equals_that_kernel(side):
     layer, x, w = make(4), randn(3, 6, side, side).double(), randn(3, 8).double()
-    layer.select.weight.data.zero_()
+    layer.kernel_selector.weight.data.zero_()
     for n in range(4):
-        layer.select.bias.data = 1e4 * F.one_hot(torch.tensor(n), 4).double()
+        layer.kernel_selector.bias.data = 1e4 * F.one_hot(torch.tensor(n), 4).double()
         assert (layer(x, w) - plain_with(layer, n)(x, w)).abs().max() < 1e-12
 
 
@@ -58,8 +58,8 @@ def test_equals_n_convolutions_mixed_and_demodulated_last():
     "The activation road, written out: mixed outputs over the expected size of the *mixed* kernel, in float64."
     layer, x, w = make(3), randn(2, 6, 7, 5).double(), 2 * randn(2, 8).double()
     layer.bias.data = randn(5).double()
-    a, s, bank = torch.softmax(w @ layer.select.weight.T / math.sqrt(8) + layer.select.bias, 1), layer.style(w), layer.weight / math.sqrt(6 * 9)
-    assert torch.allclose(layer.selection(w), a, atol=1e-12)
+    a, s, bank = torch.softmax(w @ layer.kernel_selector.weight.T / math.sqrt(8) + layer.kernel_selector.bias, 1), layer.style(w), layer.weight / math.sqrt(6 * 9)
+    assert torch.allclose(layer.kernel_weights(w), a, atol=1e-12)
     for i in range(2):
         y = sum(a[i, n] * F.conv2d(x[i:i + 1] * s[i][None, :, None, None], bank[n], padding=1) for n in range(3))
         kernel = sum(a[i, n] * bank[n] for n in range(3)) * s[i][None, :, None, None]
@@ -70,14 +70,14 @@ def test_equals_n_convolutions_mixed_and_demodulated_last():
 def test_demodulating_before_mixing_is_something_else():
     layer, x, w = make(8, 16, 16), randn(2, 16, 12, 12).double(), 0.1 * randn(2, 8).double()
     first = layer.weight / layer.weight.square().sum((2, 3, 4), keepdim=True).sqrt()
-    early = modulated_conv(x, torch.einsum("bn,noikl->boikl", layer.selection(w), first), layer.style(w), demodulate=False)
+    early = modulated_conv2d(x, torch.einsum("bn,noikl->boikl", layer.kernel_weights(w), first), layer.style(w), demodulate=False)
     size = lambda y: y[..., 1:-1, 1:-1].square().mean().sqrt().item()
     assert abs(size(layer(x, w)) - 1) < 0.15 and size(early) < 0.6
 
 
 def test_selection_is_positive_adds_up_to_one_and_depends_on_the_style():
     layer, w = make(4), randn(64, 8).double()
-    a = layer.selection(w)
+    a = layer.kernel_weights(w)
     assert a.shape == (64, 4) and (a > 0).all() and torch.allclose(a.sum(1), torch.ones(64, dtype=torch.float64))
     assert a.std(0).min() > 0.05 and a.mean(0).min() > 0.1        # a style matters, and no kernel is left out at the start
 
@@ -102,7 +102,7 @@ def train(bank, steps=150):
     for _ in range(steps):
         loss = (layer(torch.cat([x, x]), words.repeat_interleave(2, 0)) - expected).square().mean()
         optimiser.zero_grad(); loss.backward(); optimiser.step()
-    return loss.item(), bank_use(layer.selection(words).detach())
+    return loss.item(), effective_num_kernels(layer.kernel_weights(words).detach())
 
 
 def test_a_bank_learns_two_tasks_that_one_kernel_cannot():
@@ -112,10 +112,10 @@ def test_a_bank_learns_two_tasks_that_one_kernel_cannot():
 
 def test_bank_use_counts_kernels():
     even, decided = torch.full((5, 4), 0.25), torch.eye(4)
-    assert bank_use(even) == pytest.approx({"each": 4, "all": 4}, abs=1e-4)
-    assert bank_use(decided) == pytest.approx({"each": 1, "all": 4}, abs=1e-4)
-    assert bank_use(decided[:1].expand(7, 4)) == pytest.approx({"each": 1, "all": 1}, abs=1e-4)
-    assert bank_use(torch.tensor([[0.5, 0.5, 0.0]]))["each"] == pytest.approx(2, abs=1e-4)
+    assert effective_num_kernels(even) == pytest.approx({"each": 4, "all": 4}, abs=1e-4)
+    assert effective_num_kernels(decided) == pytest.approx({"each": 1, "all": 4}, abs=1e-4)
+    assert effective_num_kernels(decided[:1].expand(7, 4)) == pytest.approx({"each": 1, "all": 1}, abs=1e-4)
+    assert effective_num_kernels(torch.tensor([[0.5, 0.5, 0.0]]))["each"] == pytest.approx(2, abs=1e-4)
 
 
 def test_parameters_are_counted_by_hand():
@@ -123,4 +123,4 @@ def test_parameters_are_counted_by_hand():
 
 
 def test_an_empty_bank_is_refused():
-    with pytest.raises(UserError, match="at least one kernel, not 0"): FilterBankConv2d(4, 4, 3, 8, bank=0)
+    with pytest.raises(UserError, match="at least one kernel, not 0"): FilterBankConv2d(4, 4, 3, 8, num_kernels=0)

@@ -6,20 +6,20 @@ import torch
 import torch.nn.functional as F
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, make_generator
+from t2i_tutorial.core import UserError, seeded_generator
 from t2i_tutorial.gan import first as G
 
 
-def noise(*shape, name="x"): return torch.randn(*shape, generator=make_generator(0, "first", name, *shape))
+def noise(*shape, name="x"): return torch.randn(*shape, generator=seeded_generator(0, "first", name, *shape))
 
 
-def rng(name="rng"): return make_generator(0, "first", name)
+def rng(name="rng"): return seeded_generator(0, "first", name)
 
 
 @pytest.fixture
 def pair():
     torch.manual_seed(0)
-    return G.FirstGenerator(channels=8), G.FirstDiscriminator(channels=8)
+    return G.ToyGenerator(channels=8), G.ToyDiscriminator(channels=8)
 
 
 # ---- losses
@@ -28,22 +28,22 @@ def test_losses_are_the_logistic_ones():
     real, fake = 3 * noise(64), 3 * noise(64, name="fake")
     bce = F.binary_cross_entropy_with_logits
     both = bce(real, torch.ones(64)) + bce(fake, torch.zeros(64))
-    assert torch.allclose(G.discriminator_loss(real, fake), both, atol=1e-6)
-    assert torch.allclose(G.generator_loss(fake), bce(fake, torch.ones(64)), atol=1e-6)
-    assert torch.allclose(G.minimax_loss(fake), -bce(fake, torch.zeros(64)), atol=1e-6)
+    assert torch.allclose(G.logistic_d_loss(real, fake), both, atol=1e-6)
+    assert torch.allclose(G.nonsaturating_g_loss(fake), bce(fake, torch.ones(64)), atol=1e-6)
+    assert torch.allclose(G.minimax_g_loss(fake), -bce(fake, torch.zeros(64)), atol=1e-6)
 
 
 @pytest.mark.parametrize("score", [-1e4, -100.0, 0.0, 100.0, 1e4])
 def test_losses_and_slopes_are_finite_far_out(score):
     "GG-4: a loss written as log(1 + exp(-x)) is infinite at x = -100."
     s = torch.full((2,), score, requires_grad=True)
-    total = G.discriminator_loss(s, s) + G.generator_loss(s) + G.minimax_loss(s)
+    total = G.logistic_d_loss(s, s) + G.nonsaturating_g_loss(s) + G.minimax_g_loss(s)
     slope, = torch.autograd.grad(total, s)
     assert total.isfinite() and slope.isfinite().all()
 
 
 def test_nobody_can_tell_is_two_log_two():
-    assert G.discriminator_loss(torch.zeros(3), torch.zeros(5)).item() == pytest.approx(2 * math.log(2))
+    assert G.logistic_d_loss(torch.zeros(3), torch.zeros(5)).item() == pytest.approx(2 * math.log(2))
 
 
 def test_best_score_is_the_log_ratio_of_densities():
@@ -57,13 +57,13 @@ def test_best_score_is_the_log_ratio_of_densities():
     assert torch.allclose(score.float(), (p / q).log(), atol=1e-5)
     counts = [(s, int(1000 * a), int(1000 * b)) for s, a, b in zip(score.float(), p, q)]
     real, fake = (torch.cat([s.expand(c[i]) for s, *c in counts]) for i in (0, 1))
-    best = G.discriminator_loss(real, fake)
-    assert all(G.discriminator_loss(real + e, fake + e) > best for e in (-0.3, 0.3))
+    best = G.logistic_d_loss(real, fake)
+    assert all(G.logistic_d_loss(real + e, fake + e) > best for e in (-0.3, 0.3))
 
 
 def test_minimax_is_silent_where_the_generator_is_seen_through():
     s = torch.tensor([-12.0], requires_grad=True)
-    silent, loud = (torch.autograd.grad(f(s), s)[0].abs().item() for f in (G.minimax_loss, G.generator_loss))
+    silent, loud = (torch.autograd.grad(f(s), s)[0].abs().item() for f in (G.minimax_g_loss, G.nonsaturating_g_loss))
     assert silent < 1e-4 and loud > 0.99
 
 
@@ -71,7 +71,7 @@ def test_minimax_is_silent_where_the_generator_is_seen_through():
 
 def test_gradient_penalty_on_a_quadratic():
     a, x = torch.tensor(3.0, requires_grad=True), noise(32, 3, 4, 4)
-    penalty = G.gradient_penalty(lambda x: a * x.square().sum((1, 2, 3)) / 2, x)
+    penalty = G.r1_gradient_penalty(lambda x: a * x.square().sum((1, 2, 3)) / 2, x)
     size = x.square().sum((1, 2, 3)).mean()
     assert torch.allclose(penalty, 9 * size)
     slope, = torch.autograd.grad(penalty, a)
@@ -80,18 +80,18 @@ def test_gradient_penalty_on_a_quadratic():
 
 def test_gradient_penalty_leaves_its_input_alone():
     x = noise(4, 2)
-    G.gradient_penalty(lambda x: x.square().sum(1), x)
+    G.r1_gradient_penalty(lambda x: x.square().sum(1), x)
     assert not x.requires_grad and x.grad is None
 
 
 def test_r1_makes_the_score_flatter_at_real_pictures():
-    data, steep = critters.sample(64, 16, seed=0).images, []
+    data, steep = critters.sample_critters(64, 16, seed=0).images, []
     for gamma in (0.0, 5.0):
         torch.manual_seed(0)
-        g, d = G.FirstGenerator(channels=8), G.FirstDiscriminator(channels=8)
+        g, d = G.ToyGenerator(channels=8), G.ToyDiscriminator(channels=8)
         optimiser = torch.optim.Adam(d.parameters(), 2e-3, betas=(0.0, 0.99))
         for _ in range(25): G.discriminator_step(g, d, optimiser, data, rng(), gamma)
-        steep.append(G.gradient_penalty(d, data).item())
+        steep.append(G.r1_gradient_penalty(d, data).item())
     assert steep[1] < 0.5 * steep[0]
 
 
@@ -107,7 +107,7 @@ def test_each_step_touches_its_own_network_only(pair):
     (g, d), real = pair, noise(8, 3, 16, 16).clamp(-1, 1)
     g_opt, d_opt = (torch.optim.Adam(m.parameters(), 1e-2) for m in pair)
     w, v = weights(g), weights(d)
-    said = G.discriminator_step(g, d, d_opt, real, rng(), gamma=1.0)
+    said = G.discriminator_step(g, d, d_opt, real, rng(), r1_gamma=1.0)
     assert same(g, w) and not same(d, v) and all(p.grad is None for p in g.parameters())
     assert set(said) == {"real", "fake"} and all(math.isfinite(s) for s in said.values())
     v = weights(d)
@@ -117,7 +117,7 @@ def test_each_step_touches_its_own_network_only(pair):
 
 def test_steps_go_where_they_should(pair):
     "A few steps of D open a gap between the scores; a few of G close it."
-    (g, d), real = pair, critters.sample(64, 16, seed=0).images
+    (g, d), real = pair, critters.sample_critters(64, 16, seed=0).images
     g_opt, d_opt = (torch.optim.Adam(m.parameters(), 2e-3, betas=(0.0, 0.99)) for m in pair)
     r = rng()
     gaps = [s["real"] - s["fake"] for s in (G.discriminator_step(g, d, d_opt, real, r) for _ in range(20))]
@@ -133,10 +133,10 @@ def test_what_d_sees_is_changed_alike_on_both_sides(pair):
         calls.append(x.detach().clone())
         return torch.zeros_like(x) + 0 * x
     optimisers = [torch.optim.SGD(m.parameters(), 0.0) for m in pair]
-    said = G.discriminator_step(g, d, optimisers[1], real, rng(), gamma=1.0, augment=change)
+    said = G.discriminator_step(g, d, optimisers[1], real, rng(), r1_gamma=1.0, diff_augment_images=change)
     assert len(calls) == 2 and torch.equal(calls[0], real) and not torch.equal(calls[1], real)
     assert said["real"] == pytest.approx(said["fake"])          # everything was made alike, so D saw no difference
-    G.generator_step(g, d, optimisers[0], 4, rng(), augment=change)
+    G.generator_step(g, d, optimisers[0], 4, rng(), diff_augment_images=change)
     assert len(calls) == 3
 
 
@@ -192,7 +192,7 @@ def test_slopes_come_back_through_it():
 
 def test_colours_are_left_alone():
     "No colour jitter: a caption that says red must stay true. Every pixel is an old one, paper, or the hole."
-    drawn = critters.draw([critters.Critter("dragon", "red", "blue")], 16)
+    drawn = critters.render([critters.Critter("dragon", "red", "blue")], 16)
     old = {tuple(p) for p in drawn[0].flatten(1).T.tolist()} | {(1.0,) * 3, (0.0,) * 3}
     assert {tuple(p) for p in G.diff_augment(drawn, rng())[0].flatten(1).T.tolist()} <= old
 
@@ -221,7 +221,7 @@ def test_shapes_range_and_independence(pair):
 
 def test_every_weight_gets_a_slope_in_the_first_step(pair):
     g, d = pair
-    G.generator_loss(d(g(noise(8, 32)))).backward()
+    G.nonsaturating_g_loss(d(g(noise(8, 32)))).backward()
     assert all(p.grad.abs().max() > 0 for m in pair for p in m.parameters())
 
 

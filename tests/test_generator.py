@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from t2i_tutorial.attention import L2SelfAttention2d
-from t2i_tutorial.core import UserError, make_generator, seed_everything
-from t2i_tutorial.gan.generator import Generator, GeneratorConfig, MappingNetwork, SynthesisBlock, TextLayers, arc, double, selections, unit_size
-from t2i_tutorial.models import from_values
+from t2i_tutorial.core import UserError, seeded_generator, seed_everything
+from t2i_tutorial.gan.generator import Generator, GeneratorConfig, MappingNetwork, SynthesisBlock, TextAttentionLayers, slerp, upsample2x, kernel_weights_by_layer, normalize_2nd_moment
+from t2i_tutorial.models import dataclass_from_dict
 from t2i_tutorial.text import TextEmbedding
 
-SMALL = GeneratorConfig(z_dim=16, text_dim=24, style_dim=32, mapping_layers=2, channels=(16, 16, 8), bank=(1, 2, 4),
+SMALL = GeneratorConfig(z_dim=16, text_dim=24, style_dim=32, mapping_layers=2, channels=(16, 16, 8), num_kernels=(1, 2, 4),
                         self_attention=(False, True, False), cross_attention=(False, True, True))
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test generator", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test generator", *shape))
 
 
 def texts(b=3, n=5, d=24, seed=0):
@@ -47,34 +47,34 @@ def test_a_pyramid_smallest_first(smallest, sizes):
 
 def test_each_picture_is_the_smaller_one_doubled_plus_colours():
     g, z, text, added = make(replace(SMALL, smallest=4)), randn(3, 16), texts(), []
-    for layer in g.colours: layer.register_forward_hook(lambda m, i, o: added.append(o))
+    for layer in g.to_rgb: layer.register_forward_hook(lambda m, i, o: added.append(o))
     small, middle, large = g(z, text)
-    assert torch.equal(small, added[0]) and torch.equal(middle, double(small) + added[1]) and torch.equal(large, double(middle) + added[2])
+    assert torch.equal(small, added[0]) and torch.equal(middle, upsample2x(small) + added[1]) and torch.equal(large, upsample2x(middle) + added[2])
 
 
 def test_double_is_the_1331_filter():
     x, taps = randn(2, 3, 9, 9), torch.tensor([1.0, 3, 3, 1]) / 4
     filtered = F.conv_transpose2d(x, (taps[:, None] * taps).expand(3, 1, 4, 4), stride=2, padding=1, groups=3)
-    assert torch.allclose(double(x)[..., 2:-2, 2:-2], filtered[..., 2:-2, 2:-2], atol=1e-5)
-    assert torch.allclose(double(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 8, 8))
+    assert torch.allclose(upsample2x(x)[..., 2:-2, 2:-2], filtered[..., 2:-2, 2:-2], atol=1e-5)
+    assert torch.allclose(upsample2x(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 8, 8))
 
 
 def test_blocks_go_in_the_papers_order():
     "GG-11: a peer's generator attends by dot product unless told otherwise; places here attend by distance."
     seed_everything(0)
     block, order = SynthesisBlock(1, SMALL), []
-    for name, part in (("conv 0", block.convs[0]), ("conv 1", block.convs[1]), ("places", block.places), ("words", block.words)):
+    for name, part in (("conv 0", block.convs[0]), ("conv 1", block.convs[1]), ("places", block.self_attn), ("words", block.cross_attn)):
         part.register_forward_hook(lambda *_, name=name: order.append(name))
     block(randn(3, 16, 4, 4), randn(3, 32), texts())
     assert order == ["conv 0", "conv 1", "places", "words"]
-    assert isinstance(block.places, L2SelfAttention2d)
+    assert isinstance(block.self_attn, L2SelfAttention2d)
     first = SynthesisBlock(0, SMALL)
     assert len(first.convs) == 1 and first(randn(3, 16, 4, 4), randn(3, 32)).shape == (3, 16, 4, 4)
 
 
 def test_without_text():
     g = make(replace(SMALL, text_dim=None))
-    assert all(block.words is None for block in g.blocks) and g.listen is None
+    assert all(block.words is None for block in g.blocks) and g.text_layers is None
     assert g(randn(2, 16))[-1].shape == (2, 3, 16, 16) and g(randn(2, 16), truncation=0.5)[-1].isfinite().all()
     with pytest.raises(UserError, match="knows no text; leave it out"): g(randn(3, 16), texts())
     with pytest.raises(UserError, match="listens to text; give one for each picture"): make()(randn(3, 16))
@@ -127,8 +127,8 @@ def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
 
 def test_unit_size():
     x = 7 * randn(5, 33)
-    assert torch.allclose(unit_size(x).square().mean(1), torch.ones(5), atol=1e-5) and torch.allclose(unit_size(x), unit_size(0.01 * x), atol=1e-4)
-    assert not unit_size(torch.zeros(1, 4)).isnan().any()
+    assert torch.allclose(normalize_2nd_moment(x).square().mean(1), torch.ones(5), atol=1e-5) and torch.allclose(normalize_2nd_moment(x), normalize_2nd_moment(0.01 * x), atol=1e-4)
+    assert not normalize_2nd_moment(torch.zeros(1, 4)).isnan().any()
 
 
 def test_every_parameter_learns_by_the_second_step():
@@ -158,30 +158,30 @@ def test_checkpointing_changes_memory_and_nothing_else():
 
 def test_truncation_moves_towards_the_mean_of_the_same_caption():
     g, z, text = make(awake=True), randn(4, 16), texts()[[0, 0, 1, 1]]
-    heard = g.read(text)
-    w, half, mean = (g.style(z, heard, psi) for psi in (1.0, 0.5, 0.0))
+    heard = g.encode_text(text)
+    w, half, mean = (g.map_style(z, heard, psi) for psi in (1.0, 0.5, 0.0))
     assert torch.allclose(mean[0], mean[1], atol=1e-5) and torch.allclose(mean[2], mean[3], atol=1e-5)
     assert (mean[0] - mean[2]).abs().max() > 0.1         # not one mean for all captions
     assert torch.allclose(half, (w + mean) / 2, atol=1e-5)
-    many = g.style(randn(4096, 16), g.read(text[[0] * 4096]), 1.0)
+    many = g.map_style(randn(4096, 16), g.encode_text(text[[0] * 4096]), 1.0)
     assert (many.mean(0) - mean[0]).norm() < 0.3 * (many - many.mean(0)).norm(dim=1).mean()     # it is that mean, by 64 draws
 
 
 def test_truncation_of_one_is_exact_and_fixed_chance_is_no_weight():
     g, z, text = make(), randn(3, 16), texts()
-    assert far(g(z, text, 1.0), g.synthesise(g.mapping(z, g.read(text).pooled), g.read(text))) == 0
+    assert far(g(z, text, 1.0), g.synthesise(g.mapping(z, g.encode_text(text).pooled), g.encode_text(text))) == 0
     assert far(make()(z, text, 0.3), g(z, text, 0.3)) == 0 and "probes" not in g.state_dict()
 
 
 def test_selections_name_every_bank():
     g = make()
-    shares = selections(g, randn(5, 32))
+    shares = kernel_weights_by_layer(g, randn(5, 32))
     assert {k: v.shape[1] for k, v in shares.items()} == {"8 px, 0": 2, "8 px, 1": 2, "16 px, 0": 4, "16 px, 1": 4}
     assert all(torch.allclose(v.sum(1), torch.ones(5)) for v in shares.values())
 
 
 def test_text_layers_begin_by_changing_only_the_size():
-    ear, text = TextLayers(24, 2), texts()
+    ear, text = TextAttentionLayers(24, 2), texts()
     heard = ear(text)
     assert torch.allclose(heard.pooled, F.layer_norm(text.pooled, (24,)), atol=1e-5) and torch.equal(heard.mask, text.mask)
     assert torch.allclose(heard.tokens[text.mask], F.layer_norm(text.tokens, (24,))[text.mask], atol=1e-5)
@@ -189,12 +189,12 @@ def test_text_layers_begin_by_changing_only_the_size():
 
 def test_arc_has_equal_angles_and_meets_its_ends():
     a, b = randn(32), 2 * randn(32, seed=1)
-    points = arc(a, b, 9)
+    points = slerp(a, b, 9)
     assert torch.allclose(points[[0, -1]], torch.stack([a, b]), atol=1e-4)
     angles = F.cosine_similarity(points[1:], points[:-1]).acos()
     assert torch.allclose(angles, angles.mean().expand(8), atol=1e-3)
     assert torch.allclose(points.norm(dim=1), torch.linspace(a.norm(), b.norm(), 9), atol=1e-3)
-    assert torch.allclose(arc(a, a, 5), a.expand(5, -1), atol=1e-2)
+    assert torch.allclose(slerp(a, a, 5), a.expand(5, -1), atol=1e-2)
 
 
 def test_same_seed_same_bits():
@@ -202,7 +202,7 @@ def test_same_seed_same_bits():
 
 
 def test_config_survives_json():
-    assert from_values(GeneratorConfig, json.loads(json.dumps(asdict(SMALL)))) == SMALL
+    assert dataclass_from_dict(GeneratorConfig, json.loads(json.dumps(asdict(SMALL)))) == SMALL
     assert GeneratorConfig(channels=[8, 8, 8, 8]) == GeneratorConfig(channels=(8, 8, 8, 8))
 
 

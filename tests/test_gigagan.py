@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, make_generator
-from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.gan import gigagan as g
-from t2i_tutorial.gan.discriminator import DiscriminatorConfig, pyramid
+from t2i_tutorial.gan.discriminator import DiscriminatorConfig, image_pyramid
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig
-from t2i_tutorial.gan.losses import text_slopes
-from t2i_tutorial.metrics import Judge, prompt_accuracy
-from t2i_tutorial.models import RECORDED_FOLDER, TextToImage
-from t2i_tutorial.runs import captioned_critters, exchanged
+from t2i_tutorial.gan.losses import text_gradient_per_head
+from t2i_tutorial.metrics import AttributeClassifier, prompt_accuracy
+from t2i_tutorial.models import BUNDLED_DIR, TextToImage
+from t2i_tutorial.runs import critters_dataset, swap_attribute
 from t2i_tutorial.text import full_caption
 from t2i_tutorial.training import Trainer
 
-SMALL = g.GigaGANConfig(16, GeneratorConfig(z_dim=8, text_dim=256, style_dim=16, mapping_layers=2, channels=(16, 16, 8), bank=(1, 2, 2),
+SMALL = g.GigaGANConfig(16, GeneratorConfig(z_dim=8, text_dim=256, style_dim=16, mapping_layers=2, channels=(16, 16, 8), num_kernels=(1, 2, 2),
                                             self_attention=(False, True, False), cross_attention=(False, True, False)),
-                        DiscriminatorConfig((8, 16), (16, 8), (True, False), text_dim=256, style=16))
-TINY = g.Preset(SMALL, replace(g.GAN_TRAIN, steps=4, batch_size=4, save_every=2, sample_every=0, tracker="none", ema_decay=0.9), pictures=32)
+                        DiscriminatorConfig((8, 16), (16, 8), (True, False), text_dim=256, style_dim=16))
+TINY = g.Preset(SMALL, replace(g.GAN_CPU_TRAIN_CONFIG, steps=4, batch_size=4, save_every=2, sample_every=0, tracker="none", ema_decay=0.9), num_images=32)
 
 
 def built(seed=0, **changes):
@@ -31,7 +31,7 @@ def built(seed=0, **changes):
 
 
 @pytest.fixture(scope="module")
-def batch(): return next(captioned_critters(6, 16).batches(6, shuffle=False))
+def batch(): return next(critters_dataset(6, 16).batches(6, shuffle=False))
 
 
 # ---- one configuration
@@ -51,15 +51,15 @@ def test_an_encoder_of_another_width_is_refused():
 
 
 @pytest.mark.parametrize("loss", g.GAN_LOSSES)
-@pytest.mark.parametrize("changes", [*g.RUNGS.values(), {"critic_reads": False}, {"attention": False}, {"augment": True}], ids=[*g.RUNGS, "deaf critic", "no attention", "augmented"])
+@pytest.mark.parametrize("changes", [*g.ABLATION_LADDER.values(), {"critic_reads": False}, {"attention": False}, {"augment": True}], ids=[*g.ABLATION_LADDER, "deaf critic", "no attention", "augmented"])
 def test_every_switch_leaves_two_losses_that_reach_their_own_side(changes, loss, batch):
     """Each rung trains both sides in its own turn, and no turn touches the other side.
 
     GG-5: a peer's trainer hands its network an argument that was renamed; here every switch goes through the real Trainer.
     """
     model = built(loss=loss, **changes).train()
-    if model.config.clip: model.use_bank(["a red cat", "a blue fish", "a green owl"])
-    trainer = Trainer(model, captioned_critters(8, 16), replace(TINY.train, steps=1))
+    if model.config.clip_weight: model.set_clip_negatives(["a red cat", "a blue fish", "a green owl"])
+    trainer = Trainer(model, critters_dataset(8, 16), replace(TINY.train_config, steps=1))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trainer.fit()
     moved = {name.split(".")[0] for name, v in model.state_dict().items() if not torch.equal(v, before[name])}
@@ -67,22 +67,22 @@ def test_every_switch_leaves_two_losses_that_reach_their_own_side(changes, loss,
     for phase in model.phases:
         model.zero_grad()
         trainer._focus(phase)
-        model.training_losses(batch, make_generator(0), phase)["loss"].backward()
+        model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
         reached = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         assert reached == {phase}
     trainer._focus(None)
 
 
 def test_switches_leave_out_what_they_say():
-    g0, d0 = replace(SMALL, reads=False).parts()
-    assert g0.text_dim is None and not d0.text
-    assert replace(SMALL, critic_reads=False).parts()[0].text_dim == 256 and not replace(SMALL, critic_reads=False).parts()[1].text
-    assert set(replace(SMALL, bank=False).parts()[0].bank) == {1}
-    off = replace(SMALL, attention=False).parts()
+    g0, d0 = replace(SMALL, reads=False).network_configs()
+    assert g0.text_dim is None and not d0.text_conditional
+    assert replace(SMALL, critic_reads=False).network_configs()[0].text_dim == 256 and not replace(SMALL, critic_reads=False).network_configs()[1].text_conditional
+    assert set(replace(SMALL, bank=False).network_configs()[0].num_kernels) == {1}
+    off = replace(SMALL, attention=False).network_configs()
     assert not any(off[0].self_attention + off[0].cross_attention + off[1].attention)
-    one = replace(SMALL, multi_scale=False).parts()
-    assert one[0].sizes == (16,) and len(one[1].where) == 1
-    assert SMALL.parts() == (SMALL.generator, SMALL.discriminator)
+    one = replace(SMALL, multi_scale=False).network_configs()
+    assert one[0].sizes == (16,) and len(one[1].head_names) == 1
+    assert SMALL.network_configs() == (SMALL.generator, SMALL.discriminator)
 
 
 # ---- who is told what
@@ -100,8 +100,8 @@ def spy(model, monkeypatch):
 def test_real_pictures_are_judged_under_their_own_captions_and_under_wrong_ones(monkeypatch, batch):
     "GG-1, GG-2: a peer judges real pictures by another batch's captions, and takes the right captions for wrong ones."
     model = built(clip=0.0).eval()
-    seen, own = spy(model, monkeypatch), model.discriminator.style(model.encode(batch.captions))
-    model.training_losses(batch, make_generator(0), "discriminator")
+    seen, own = spy(model, monkeypatch), model.discriminator.text_to_style(model.encode_prompts(batch.captions))
+    model.training_losses(batch, seeded_generator(0), "discriminator")
     (real, right), (fake, told), (again, wrong), (fakes, others) = seen
     assert torch.equal(right, own) and torch.equal(told, own) and torch.equal(wrong, others)
     for maps, source, texts in ((again, real, wrong), (fakes, fake, others)):
@@ -115,8 +115,8 @@ def test_the_generators_turn_tells_both_sides_the_same(monkeypatch, batch):
     "PR-1: the predecessor's discriminator was given no text."
     model = built(clip=0.0).eval()
     seen = spy(model, monkeypatch)
-    model.training_losses(batch, make_generator(0), "generator")
-    own = model.discriminator.style(model.encode(batch.captions))
+    model.training_losses(batch, seeded_generator(0), "generator")
+    own = model.discriminator.text_to_style(model.encode_prompts(batch.captions))
     assert len(seen) == 2 and all(torch.equal(style, own) for _, style in seen)
 
 
@@ -125,17 +125,17 @@ def test_the_score_of_every_head_depends_on_the_text(name, batch):
     "GG-3, PR-1: at the start and after the recorded training."
     model = built() if name == "start" else recorded()
     images = F.interpolate(batch.images, (model.config.size,) * 2)
-    slopes = text_slopes(lambda x, t: model.discriminator(x, t).logits(), pyramid(images, model.config.discriminator.sizes), model.encode(batch.captions))
-    assert len(slopes) == len(model.config.discriminator.where) and (slopes > 1e-5).all()
+    slopes = text_gradient_per_head(lambda x, t: model.discriminator(x, t).logits(), image_pyramid(images, model.config.discriminator.sizes), model.encode_prompts(batch.captions))
+    assert len(slopes) == len(model.config.discriminator.head_names) and (slopes > 1e-5).all()
 
 
 def test_a_deaf_critic_is_deaf(batch):
     "PR-1: the switch that repeats the predecessor's fault really does."
     model = built(critic_reads=False, clip=0.0).eval()
     other = replace(batch, captions=batch.captions[::-1])
-    a, b = (model.discriminator(pyramid(x.images, (8, 16)), model.told(model.read(x.captions))).mean() for x in (batch, other))
-    assert torch.equal(a, b) and set(g.discerning(model, ("body",), n=16).values()) == {0.5}
-    assert "wrong" not in model.training_losses(batch, make_generator(0), "discriminator")
+    a, b = (model.discriminator(image_pyramid(x.images, (8, 16)), model.discriminator_text(model.encode_captions(x.captions))).mean() for x in (batch, other))
+    assert torch.equal(a, b) and set(g.text_discrimination_accuracy(model, ("body",), n=16).values()) == {0.5}
+    assert "wrong" not in model.training_losses(batch, seeded_generator(0), "discriminator")
 
 
 # ---- borrowed eyes, and lessons
@@ -145,67 +145,67 @@ EYES = replace(SMALL.discriminator, eyes="critters-clip", eyes_channels=8)
 
 def test_eyes_are_a_switch(batch):
     with_eyes = g.GigaGAN(replace(SMALL, discriminator=EYES))
-    assert [w for w in with_eyes.discriminator.config.where if w[0] == "eyes"] == [("eyes", 1), ("eyes", 2), ("eyes", 3)]
-    assert replace(SMALL, discriminator=EYES, eyes=False).parts()[1] == replace(SMALL.discriminator, eyes_channels=8)
-    with_eyes.use_bank(["a red cat", "an owl"])
+    assert [w for w in with_eyes.discriminator.config.head_names if w[0] == "eyes"] == [("eyes", 1), ("eyes", 2), ("eyes", 3)]
+    assert replace(SMALL, discriminator=EYES, eyes=False).network_configs()[1] == replace(SMALL.discriminator, eyes_channels=8)
+    with_eyes.set_clip_negatives(["a red cat", "an owl"])
     for phase in with_eyes.phases:
         with_eyes.zero_grad()
-        with_eyes.training_losses(batch, make_generator(0), phase)["loss"].backward()
-    assert all(p.grad is None for p in with_eyes.discriminator.eyes.clip.parameters())
+        with_eyes.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
+    assert all(p.grad is None for p in with_eyes.discriminator.vision_aided.clip.parameters())
 
 
 def test_lessons_teach_reading_and_leave_the_rest_alone():
-    data = captioned_critters(256, 16)
+    data = critters_dataset(256, 16)
     model = g.GigaGAN(replace(SMALL, discriminator=EYES)).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    losses = g.teach_reading(model, data, lessons=30, batch_size=32, lr=5e-3)
+    losses = g.pretrain_discriminator_text(model, data, num_steps=30, batch_size=32, lr=5e-3)
     assert len(losses) == 30 and sum(losses[-5:]) < 0.95 * sum(losses[:5])
     moved = {".".join(k.split(".")[:2]) for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {"discriminator.style", "discriminator.text", "discriminator.eyes"}
     assert all(p.grad is None for p in model.parameters())
     again = g.GigaGAN(replace(SMALL, discriminator=EYES)).eval()
     again.load_state_dict(before)
-    assert g.teach_reading(again, data, lessons=30, batch_size=32, lr=5e-3) == losses
+    assert g.pretrain_discriminator_text(again, data, num_steps=30, batch_size=32, lr=5e-3) == losses
 
 
 def test_lessons_need_captions_that_differ():
-    data = CaptionedImages(lambda i: torch.zeros(3, 16, 16, dtype=torch.uint8), [("a red cat",)] * 8, 16)
-    with pytest.raises(UserError, match="nothing to read; set lessons=0"): g.teach_reading(built(), data, lessons=1, batch_size=4)
-    with pytest.raises(UserError, match="nothing to teach; set lessons=0"): g.teach_reading(built(critic_reads=False), data, lessons=1)
+    data = ImageTextDataset(lambda i: torch.zeros(3, 16, 16, dtype=torch.uint8), [("a red cat",)] * 8, 16)
+    with pytest.raises(UserError, match="nothing to read; set lessons=0"): g.pretrain_discriminator_text(built(), data, num_steps=1, batch_size=4)
+    with pytest.raises(UserError, match="nothing to teach; set lessons=0"): g.pretrain_discriminator_text(built(critic_reads=False), data, num_steps=1)
     with pytest.raises(UserError, match="lessons must be at least 0, not -1"): replace(SMALL, lessons=-1)
 
 
 def test_a_training_begins_with_its_lessons(tmp_path):
     settings = {"lessons": 2, "clip": 0.0, "steps": 1}
-    few = captioned_critters(32, 16)
+    few = critters_dataset(32, 16)
     taught, plain = (g.train_gigagan(g.gigagan_preset(TINY, settings | {"lessons": n}), few)[0] for n in (2, 0))
-    assert not torch.equal(taught.discriminator.style.first.weight, plain.discriminator.style.first.weight)
-    assert taught.config.lessons == 2
+    assert not torch.equal(taught.discriminator.text_to_style.linear1.weight, plain.discriminator.text_to_style.linear1.weight)
+    assert taught.config.discriminator_pretrain_steps == 2
 
 
 def test_drawing_lessons_teach_the_generator_and_leave_the_rest_alone():
-    data, model = captioned_critters(128, 16), built()
+    data, model = critters_dataset(128, 16), built()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    losses = g.teach_drawing(model, data, lessons=30, batch_size=16, lr=1e-2)
+    losses = g.pretrain_generator(model, data, num_steps=30, batch_size=16, lr=1e-2)
     assert len(losses) == 30 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])} == {"generator"}
     assert all(p.grad is None for p in model.parameters())
     again = built()
     again.load_state_dict(before)
-    assert g.teach_drawing(again, data, lessons=30, batch_size=16, lr=1e-2) == losses
+    assert g.pretrain_generator(again, data, num_steps=30, batch_size=16, lr=1e-2) == losses
 
 
 def test_of_several_tries_the_nearest_learns(monkeypatch):
     "The loss of a lesson is the least over its draws of chance, picture by picture."
-    data, model = captioned_critters(8, 16), built()
-    unlike, calls = g._likeness(model), []
+    data, model = critters_dataset(8, 16), built()
+    unlike, calls = g._perceptual_loss(model), []
     class Watching:
-        see = staticmethod(unlike.see)
+        see = staticmethod(unlike.features)
         def __call__(self, pictures, real, aims):
             calls.append(unlike(pictures, real))
             return calls[-1]
     monkeypatch.setattr(g, "_likeness", lambda model: Watching())
-    loss, = g.teach_drawing(model, data, lessons=1, batch_size=8, tries=3)
+    loss, = g.pretrain_generator(model, data, num_steps=1, batch_size=8, num_candidates=3)
     assert len(calls) == 4 and loss == pytest.approx(torch.stack(calls[:3]).amin(0).mean().item(), rel=1e-4)
     assert (calls[0] - calls[1]).abs().max() > 0
 
@@ -213,9 +213,9 @@ def test_of_several_tries_the_nearest_learns(monkeypatch):
 def test_likeness_is_a_term_of_the_generators_turn_and_no_part_of_the_model(batch):
     plain, alike = built(clip=0.0).eval(), built(clip=0.0, likeness=2.0).eval()
     names = set(alike.state_dict())
-    a, b = (m.training_losses(batch, make_generator(0), "generator") for m in (plain, alike))
+    a, b = (m.training_losses(batch, seeded_generator(0), "generator") for m in (plain, alike))
     assert (b["loss"] - a["loss"]).item() == pytest.approx(2 * b["likeness"].item(), rel=1e-4) and "likeness" not in a
-    c, d = (m.training_losses(batch, make_generator(0), "discriminator")["loss"] for m in (plain, alike))
+    c, d = (m.training_losses(batch, seeded_generator(0), "discriminator")["loss"] for m in (plain, alike))
     assert c == d and set(alike.state_dict()) == names
 
 
@@ -223,8 +223,8 @@ def test_without_text_there_is_no_picture_to_copy(batch):
     with pytest.raises(UserError, match="drawing must be at least 0, not -2"): replace(SMALL, drawing=-2)
     with pytest.raises(UserError, match="likeness must be from 0"): replace(SMALL, likeness=-1.0)
     deaf = built(reads=False, match=0.0, clip=0.0, likeness=1.0)
-    with pytest.raises(UserError, match="set drawing=0 and likeness=0"): g.teach_drawing(deaf, captioned_critters(8, 16), lessons=1)
-    with pytest.raises(UserError, match="set drawing=0 and likeness=0"): deaf.training_losses(batch, make_generator(0), "generator")
+    with pytest.raises(UserError, match="set drawing=0 and likeness=0"): g.pretrain_generator(deaf, critters_dataset(8, 16), num_steps=1)
+    with pytest.raises(UserError, match="set drawing=0 and likeness=0"): deaf.training_losses(batch, seeded_generator(0), "generator")
 
 
 @pytest.mark.parametrize("changes, message", [({"drawing": 1, "lessons": 1, "critic_reads": False}, "set lessons=0"), ({"likeness": 1.0, "reads": False}, "set drawing=0 and likeness=0")])
@@ -251,30 +251,30 @@ def test_lessons_are_given_once_and_a_resumed_training_ends_with_the_same_bits(t
 
 def test_the_penalty_is_lazy_and_covers_all_sizes(monkeypatch, batch):
     "GG-11: a peer's penalty watches the largest picture only. Here all sizes, of real pictures, and with pairs of generated ones too; never in eval mode."
-    calls, plain = [], g.r1_penalty
+    calls, plain = [], g.zero_centered_gradient_penalty
     monkeypatch.setattr(g, "r1_penalty", lambda score, inputs: calls.append([x.shape[-1] for x in inputs]) or plain(score, inputs))
     for loss, kinds in (("logistic", 1), ("relativistic", 2)):
         calls.clear()
         model = built(loss=loss, penalty_every=3).train()
-        for k in range(4): model.training_losses(batch, make_generator(k), "discriminator")
+        for k in range(4): model.training_losses(batch, seeded_generator(k), "discriminator")
         assert calls == [[8, 16]] * kinds * 2 and model.turns.item() == 4
-        model.eval().training_losses(batch, make_generator(0), "discriminator")
+        model.eval().training_losses(batch, seeded_generator(0), "discriminator")
         assert len(calls) == 2 * kinds and model.turns.item() == 4
 
 
 def test_gamma_is_made_up_for_the_steps_between(batch):
     plain, lazy = built(gamma=0.0).train(), built(gamma=2.0, penalty_every=4).train()
-    a, b = (m.training_losses(batch, make_generator(0), "discriminator")["loss"] for m in (plain, lazy))
-    once = built(gamma=2.0, penalty_every=1).train().training_losses(batch, make_generator(0), "discriminator")["loss"]
+    a, b = (m.training_losses(batch, seeded_generator(0), "discriminator")["loss"] for m in (plain, lazy))
+    once = built(gamma=2.0, penalty_every=1).train().training_losses(batch, seeded_generator(0), "discriminator")["loss"]
     assert (b - a).item() == pytest.approx(4 * (once - a).item(), rel=1e-3) and b > a
 
 
 def test_rates_of_the_two_sides():
     model = built(lr_ratio=2.0, penalty_every=16)
-    model.recipe = replace(TINY.train, lr=1e-3, betas=(0.0, 0.99))
+    model.train_config = replace(TINY.train_config, lr=1e-3, betas=(0.0, 0.99))
     c = 16 / 17
-    assert model.optimiser_options("generator")["lr"] == 1e-3
-    assert model.optimiser_options("discriminator")["lr"] == pytest.approx(2e-3 * c) and model.optimiser_options("discriminator")["betas"] == pytest.approx((0.0, 0.99**c))
+    assert model.optimizer_kwargs("generator")["lr"] == 1e-3
+    assert model.optimizer_kwargs("discriminator")["lr"] == pytest.approx(2e-3 * c) and model.optimizer_kwargs("discriminator")["betas"] == pytest.approx((0.0, 0.99**c))
 
 
 # ---- CLIP
@@ -283,25 +283,25 @@ def test_clip_is_no_part_of_the_model(tmp_path):
     "GG-12: a peer stores CLIP in generator, discriminator and average."
     model = built()
     before = set(model.state_dict())
-    model.use_bank(["a red cat", "a blue fish"])
+    model.set_clip_negatives(["a red cat", "a blue fish"])
     assert set(model.state_dict()) == before and not any("clip" in k for k in before)
     assert all("clip" not in n for n, _ in model.named_parameters())
 
 
 def test_a_clip_loss_without_a_bank_is_refused(batch):
-    with pytest.raises(UserError, match="call use_bank, or set clip=0"): built().training_losses(batch, make_generator(0), "generator")
+    with pytest.raises(UserError, match="call use_bank, or set clip=0"): built().training_losses(batch, seeded_generator(0), "generator")
 
 
 def test_clip_pulls_at_the_picture_and_weighs_what_it_should(batch):
     "PR-2: both vectors from one contrastive model; its slope reaches the generator."
     quiet, loud = built(clip=0.0, loss="logistic").eval(), built(clip=0.5, loss="logistic").eval()
-    loud.use_bank(["a red cat", "a blue fish", "a green owl"])
-    a, b = (m.training_losses(batch, make_generator(0), "generator") for m in (quiet, loud))
+    loud.set_clip_negatives(["a red cat", "a blue fish", "a green owl"])
+    a, b = (m.training_losses(batch, seeded_generator(0), "generator") for m in (quiet, loud))
     assert (b["loss"] - a["loss"]).item() == pytest.approx(0.5 * b["clip"].item(), rel=1e-4)
 
 
 def test_captions_that_state_the_same_are_the_same():
-    assert g.stated("a red and blue cat") == g.stated("A red and blue cat.") != g.stated("a blue and red cat")
+    assert g.caption_attributes("a red and blue cat") == g.caption_attributes("A red and blue cat.") != g.caption_attributes("a blue and red cat")
 
 
 # ---- training
@@ -322,15 +322,15 @@ def test_same_seed_same_bits_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_few_pictures_without_captions_of_creatures_train_too():
     "GG-13: a peer asserts more than a hundred pictures. Here few are allowed, with a warning that says what helps."
-    data = captioned_critters(10, 16)
+    data = critters_dataset(10, 16)
     with pytest.warns(UserWarning, match="augment=true helps"):
         model, _ = g.train_gigagan(g.gigagan_preset(TINY, {"clip": 0.0, "steps": 1}), data)
     assert model.sample_prompts == [c[0] for c in data.captions[:8]]
 
 
 def test_only_the_generator_is_averaged():
-    model, data = built(clip=0.0), captioned_critters(8, 16)
-    trainer = Trainer(model, data, replace(TINY.train, steps=2))
+    model, data = built(clip=0.0), critters_dataset(8, 16)
+    trainer = Trainer(model, data, replace(TINY.train_config, steps=2))
     trainer.fit()
     assert trainer.ema and all(name.startswith("generator.") for name in trainer.ema.average)
 
@@ -338,7 +338,7 @@ def test_only_the_generator_is_averaged():
 def test_a_batch_in_pieces_and_a_file_that_is_cut(tmp_path):
     "GG-9: a peer's networks lose their attributes when they are wrapped for several pieces or processes, and its loader fails while it reports that it fails."
     model = built(clip=0.0)
-    history = Trainer(model, captioned_critters(8, 16), replace(TINY.train, steps=2, accumulation=2)).fit()
+    history = Trainer(model, critters_dataset(8, 16), replace(TINY.train_config, steps=2, accumulation=2)).fit()
     assert model.turns.item() == 4 and history[-1]["step"] == 2  # each piece is a turn
     model.save_pretrained(tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
@@ -348,21 +348,21 @@ def test_a_batch_in_pieces_and_a_file_that_is_cut(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_training():
     "GG-11: a peer skips a penalty that is NaN in the log and adds it to the loss."
-    model, data = built(clip=0.0), captioned_critters(8, 16)
+    model, data = built(clip=0.0), critters_dataset(8, 16)
     with torch.no_grad(): model.discriminator.from_rgb["16"].weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="'discriminator/loss' is nan"): Trainer(model, data, TINY.train).fit()
+    with pytest.raises(UserError, match="'discriminator/loss' is nan"): Trainer(model, data, TINY.train_config).fit()
 
 
 def test_settings_by_name():
     changed = g.gigagan_preset("cpu-32", ["steps=700", "match=0.25", "reads=false", "start=somewhere"])
-    assert (changed.train.steps, changed.model.match, changed.model.reads, changed.start) == (700, 0.25, False, "somewhere")
+    assert (changed.train_config.max_steps, changed.model_config.match, changed.model_config.reads, changed.init_from) == (700, 0.25, False, "somewhere")
     with pytest.raises(UserError, match="did you mean 'cpu-32'"): g.gigagan_preset("cpu32")
     with pytest.raises(UserError, match="did you mean 'multi_scale'"): g.gigagan_preset("tiny", ["multiscale=false"])
 
 
 @pytest.mark.parametrize("name", list(g.GIGAGAN_PRESETS))
 def test_every_preset_fits_together(name):
-    c = g.GIGAGAN_PRESETS[name].model
+    c = g.GIGAGAN_PRESETS[name].model_config
     from torch._subclasses.fake_tensor import FakeTensorMode
     eyeless = replace(c, eyes=False)  # borrowed eyes come from a file, with numbers
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers
@@ -383,19 +383,19 @@ def hollow_text(b):
 def test_widening_keeps_what_was_learned():
     big = replace(SMALL, size=32, generator=replace(SMALL.generator, channels=(16, 16, 8, 8), bank=(1, 2, 2, 2), self_attention=(False, True, False, False),
                                                     cross_attention=(False, True, False, False)),
-                  discriminator=DiscriminatorConfig((8, 16, 32), (16, 8, 8), (True, False, False), text_dim=256, style=16))
+                  discriminator=DiscriminatorConfig((8, 16, 32), (16, 8, 8), (True, False, False), text_dim=256, style_dim=16))
     small, model = built(seed=1).eval(), g.GigaGAN(big).eval()
     with torch.no_grad(): small.turns.fill_(7)
-    g.widen(small, model)
-    z, text = torch.randn(3, 8, generator=make_generator(0)), small.encode(["a red cat", "a blue fish", "an owl"])
+    g.init_gigagan_from_smaller(small, model)
+    z, text = torch.randn(3, 8, generator=seeded_generator(0)), small.encode_prompts(["a red cat", "a blue fish", "an owl"])
     with torch.no_grad():
         for a, b in zip(small.generator(z, text), model.generator(z, text)): assert torch.equal(a, b)
     assert model.turns.item() == 7
-    images = pyramid(torch.rand(3, 3, 32, 32) * 2 - 1, (8, 16, 32))
+    images = image_pyramid(torch.rand(3, 3, 32, 32) * 2 - 1, (8, 16, 32))
     with torch.no_grad(): a, b = small.discriminator(images[:2], text), model.discriminator(images, text)
     old = dict(zip(b.where, b.logits()))
     for place, score in zip(a.where, a.logits()): assert torch.allclose(old[place], score, atol=1e-5)
-    with pytest.raises(UserError, match="cannot start from this model of 32 pixels"): g.widen(model, small)
+    with pytest.raises(UserError, match="cannot start from this model of 32 pixels"): g.init_gigagan_from_smaller(model, small)
 
 
 # ---- the face
@@ -410,10 +410,10 @@ def test_alone_or_in_company_and_again():
 
 def test_truncation_zero_leaves_one_picture_a_prompt():
     model = built().eval()
-    same = model.sample(["a red cat"] * 3, truncation=0.0)
+    same = model.sample(["a red cat"] * 3, truncation_psi=0.0)
     assert torch.allclose(same[0], same[1], atol=1e-5) and not torch.allclose(model.sample(["a red cat"] * 2)[0], same[0], atol=1e-3)
     for bad in (-0.1, 1.5, float("nan")):
-        with pytest.raises(UserError, match="truncation must be from 0 to 1"): model.sample(["a red cat"], truncation=bad)
+        with pytest.raises(UserError, match="truncation must be from 0 to 1"): model.sample(["a red cat"], truncation_psi=bad)
 
 
 def test_a_saved_model_draws_the_same(tmp_path):
@@ -434,16 +434,16 @@ def test_an_unconditional_model_draws_too():
 # ---- measures
 
 def test_in_proportion_counts_what_is_missing():
-    judge, group = Judge.from_pretrained(), critters.sample(128, 32, seed=2, split="test")
-    whole = g.in_proportion(judge, group.images, group.critters)
+    judge, group = AttributeClassifier.from_pretrained(), critters.sample_critters(128, 32, seed=2, split="test")
+    whole = g.class_coverage(judge, group.images, group.critters)
     assert whole["share"] > 0.95 and sum(c["asked"] for c in whole["classes"] if c["attribute"] == "species") == 128
-    collapsed = g.in_proportion(judge, group.images[:1].expand(128, -1, -1, -1), group.critters)
+    collapsed = g.class_coverage(judge, group.images[:1].expand(128, -1, -1, -1), group.critters)
     assert collapsed["share"] < 0.15
 
 
 def test_discerning_is_chance_at_the_start_and_high_after_the_recorded_training():
-    assert all(0.2 < v < 0.8 for v in g.discerning(built().eval(), n=48).values())
-    assert g.discerning(recorded(), ("body",), n=48)["body"] > 0.8
+    assert all(0.2 < v < 0.8 for v in g.text_discrimination_accuracy(built().eval(), n=48).values())
+    assert g.text_discrimination_accuracy(recorded(), ("body",), n=48)["body"] > 0.8
 
 
 # ---- the recorded model
@@ -452,14 +452,14 @@ def recorded(): return g.GigaGAN.from_pretrained("critters-32-gigagan", "cpu")
 
 
 def test_the_recorded_model_draws_what_it_is_asked_for():
-    asked = critters.sample(64, 32, seed=77, split="test")
-    found = prompt_accuracy(Judge.from_pretrained(), recorded().sample([full_caption(c) for c in asked.critters]), asked.critters)
-    report = json.loads((RECORDED_FOLDER / "critters-32-gigagan" / "evaluation-test.json").read_text())
+    asked = critters.sample_critters(64, 32, seed=77, split="test")
+    found = prompt_accuracy(AttributeClassifier.from_pretrained(), recorded().sample([full_caption(c) for c in asked.critters]), asked.critters)
+    report = json.loads((BUNDLED_DIR / "critters-32-gigagan" / "evaluation-test.json").read_text())
     for key in ("body", "species"): assert found[key].value > report["measures"][key]["value"] - 0.2
 
 
 def test_the_record_is_whole():
-    folder = RECORDED_FOLDER / "critters-32-gigagan"
+    folder = BUNDLED_DIR / "critters-32-gigagan"
     assert (folder / "model.safetensors").stat().st_size <= 12e6
     alone = json.loads((folder / "without-drawing.json").read_text())
     runs = [json.loads((folder / f"{name}.json").read_text()) for name in ("first-half", "run")] + alone["runs"]
@@ -472,8 +472,8 @@ def test_the_record_is_whole():
 
 def test_compare_settings_goes_on_from_its_file(tmp_path):
     path, preset = tmp_path / "s.json", g.gigagan_preset(TINY, {"clip": 0.0, "steps": 1})
-    g.compare_settings(path, {"as it is": {}}, preset, n=16)
-    both = g.compare_settings(path, {"as it is": {}, "other": {"lr": 1e-4}}, preset, n=16)
+    g.run_gigagan_ablation(path, {"as it is": {}}, preset, num_images=16)
+    both = g.run_gigagan_ablation(path, {"as it is": {}, "other": {"lr": 1e-4}}, preset, num_images=16)
     assert list(both["runs"]) == ["as it is", "other"] and both["runs"]["other"]["changes"] == {"lr": 1e-4}
     assert {"discriminator/loss", "generator/loss"} <= set(both["runs"]["other"])
-    with pytest.raises(UserError, match="was measured with n=16"): g.compare_settings(path, {}, preset, n=32)
+    with pytest.raises(UserError, match="was measured with n=16"): g.run_gigagan_ablation(path, {}, preset, num_images=32)

@@ -6,17 +6,17 @@ import torch
 from diffusers import DDPMScheduler
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, make_generator
-from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.diffusion import guidance as G
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
-from t2i_tutorial.diffusion.noise import make_schedule, to_eps, to_x0
-from t2i_tutorial.text import NullText, TextEmbedding
+from t2i_tutorial.diffusion.noise import make_noise_schedule, eps_from_x0, x0_from_prediction
+from t2i_tutorial.text import NullTextEmbedding, TextEmbedding
 
-SCHEDULE = make_schedule("cosine", 1000)
+SCHEDULE = make_noise_schedule("cosine", 1000)
 
 
-def noise(*shape, name="x"): return torch.randn(*shape, generator=make_generator(0, "guidance", name))
+def noise(*shape, name="x"): return torch.randn(*shape, generator=seeded_generator(0, "guidance", name))
 
 
 def texts(b, n=5, d=8):
@@ -41,12 +41,12 @@ class Listener(torch.nn.Module):
 @pytest.fixture
 def null_text():
     torch.manual_seed(0)
-    return NullText(8)
+    return NullTextEmbedding(8)
 
 
 def denoise(net, text, null_text, xt, t=400, target="v", **how):
     how = {"threshold": "none"} | how
-    with torch.no_grad(): return G.guided_denoiser(net, text, null_text, SCHEDULE, target, G.Guidance(**how))(xt, t)
+    with torch.no_grad(): return G.guided_denoiser(net, text, null_text, SCHEDULE, target, G.GuidanceConfig(**how))(xt, t)
 
 
 # ---- identities
@@ -56,7 +56,7 @@ def denoise(net, text, null_text, xt, t=400, target="v", **how):
 def test_identities_for_batches_of_one_two_and_three(b, target, null_text):
     "Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked, silently wrong for two pictures."
     net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
-    with torch.no_grad(): c, u = (to_x0(target, net(xt, t, e), xt, t, SCHEDULE) for e in (text, null_text.like(text)))
+    with torch.no_grad(): c, u = (x0_from_prediction(target, net(xt, t, e), xt, t, SCHEDULE) for e in (text, null_text.like(text)))
     assert (c - u).abs().min() > 1e-3
     assert torch.equal(denoise(net, text, null_text, xt, target=target, scale=1.0), c)
     assert torch.equal(denoise(net, text, null_text, xt, target=target, scale=0.0), u)
@@ -75,15 +75,15 @@ def test_each_picture_is_guided_by_its_own_text(null_text):
 def test_guiding_the_target_equals_guiding_the_picture(target):
     xt, t = noise(2, 3, 4, 4), torch.tensor([200, 700])
     a, b = noise(2, 3, 4, 4, name="a"), noise(2, 3, 4, 4, name="b")
-    late = to_x0(target, G.guide(a, b, 3.0), xt, t, SCHEDULE)
-    early = G.guide(to_x0(target, a, xt, t, SCHEDULE), to_x0(target, b, xt, t, SCHEDULE), 3.0)
+    late = x0_from_prediction(target, G.apply_cfg(a, b, 3.0), xt, t, SCHEDULE)
+    early = G.apply_cfg(x0_from_prediction(target, a, xt, t, SCHEDULE), x0_from_prediction(target, b, xt, t, SCHEDULE), 3.0)
     assert torch.allclose(late, early, atol=1e-4)
-    assert torch.allclose(to_eps(early, xt, t, SCHEDULE), G.guide(*(to_eps(to_x0(target, o, xt, t, SCHEDULE), xt, t, SCHEDULE) for o in (a, b)), 3.0), atol=1e-4)
+    assert torch.allclose(eps_from_x0(early, xt, t, SCHEDULE), G.apply_cfg(*(eps_from_x0(x0_from_prediction(target, o, xt, t, SCHEDULE), xt, t, SCHEDULE) for o in (a, b)), 3.0), atol=1e-4)
 
 
 def test_scale_is_that_of_ho_and_salimans_plus_one():
     c, u = noise(2, 4, name="c"), noise(2, 4, name="u")
-    assert torch.allclose(G.guide(c, u, 3.0), (1 + 2.0) * c - 2.0 * u, atol=1e-6)
+    assert torch.allclose(G.apply_cfg(c, u, 3.0), (1 + 2.0) * c - 2.0 * u, atol=1e-6)
 
 
 # ---- both branches
@@ -93,19 +93,19 @@ def test_one_pass_equals_two(b, null_text):
     net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.arange(b) * 100
     null = null_text.like(text)
     with torch.no_grad():
-        c, u = G.both_branches(net, xt, t, text, null)
+        c, u = G.predict_cond_uncond(net, xt, t, text, null)
         assert net.calls == [2 * b]
         assert torch.allclose(c, net(xt, t, text), atol=1e-6) and torch.allclose(u, net(xt, t, null), atol=1e-6)
 
 
 def test_one_pass_equals_two_in_the_real_unet():
     torch.manual_seed(0)
-    model = Imagen(IMAGEN_PRESETS["tiny"].model).eval()
+    model = Imagen(IMAGEN_PRESETS["tiny"].model_config).eval()
     with torch.no_grad():
         for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
-        text, xt, t = model.encode(["a red cat", "a blue and green owl, sleeping"]), noise(2, 3, 16, 16), torch.tensor([300, 600])
-        null = model.null_text.like(text)
-        c, u = G.both_branches(model.unet, xt, t, text, null)
+        text, xt, t = model.encode_prompts(["a red cat", "a blue and green owl, sleeping"]), noise(2, 3, 16, 16), torch.tensor([300, 600])
+        null = model.null_text.expand_as(text)
+        c, u = G.predict_cond_uncond(model.unet, xt, t, text, null)
         assert torch.allclose(c, model.unet(xt, t, text), atol=1e-5) and torch.allclose(u, model.unet(xt, t, null), atol=1e-5)
     assert (c - u).abs().max() > 1e-3
 
@@ -131,15 +131,15 @@ def test_null_text_reaches_tokens_and_pooled(hears, null_text):
 
 def test_captions_are_dropped_in_training_only():
     torch.manual_seed(0)
-    config = IMAGEN_PRESETS["tiny"].model
+    config = IMAGEN_PRESETS["tiny"].model_config
     model, always = Imagen(config), None
     with torch.no_grad():
         for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
-    batch = next(CaptionedImages.from_critters(4, size=config.size).batches(4))
+    batch = next(ImageTextDataset.from_critters(4, size=config.size).batches(4))
     def loss(drop, train):
         model.config = replace(config, caption_drop=drop)
         model.train(train)
-        with torch.no_grad(): return model.training_losses(batch, make_generator(0, "drop"))["loss"]
+        with torch.no_grad(): return model.training_losses(batch, seeded_generator(0, "drop"))["loss"]
     assert torch.equal(loss(1.0, False), loss(0.0, False))
     always, never = loss(1.0, True), loss(0.0, True)
     assert not torch.equal(always, never)
@@ -182,9 +182,9 @@ def test_white_pages_turn_grey_at_high_percentiles():
 
 
 def test_rendered_creature_on_white():
-    c = critters.draw([critters.Critter("dragon", "red", "blue", "green")])
-    u = critters.sample(64, size=32, seed=0).images.mean(0, keepdim=True)
-    x = G.guide((c + u) / 2, u, 3.0)
+    c = critters.render([critters.Critter("dragon", "red", "blue", "green")])
+    u = critters.sample_critters(64, size=32, seed=0).images.mean(0, keepdim=True)
+    x = G.apply_cfg((c + u) / 2, u, 3.0)
     corner = [f(x)[0, :, 0, 0].mean().item() for f in (G.static_threshold, lambda x: G.dynamic_threshold(x, 0.5), G.dynamic_threshold)]
     assert corner[0] == 1 and 1 > corner[1] > corner[2] and corner[2] < 0.8
 
@@ -202,21 +202,21 @@ def test_large_batches_have_a_percentile():
 def test_rescale_moves_the_spread(phi):
     c, g = noise(3, 3, 8, 8, name="c"), 4 * noise(3, 3, 8, 8, name="g")
     std = lambda x: x.flatten(1).std(dim=1)
-    out = G.rescale(g, c, phi)
+    out = G.rescale_cfg(g, c, phi)
     assert torch.allclose(std(out), phi * std(c) + (1 - phi) * std(g), rtol=1e-4)
     assert torch.allclose(out / g, (out / g).flatten(1)[:, :1, None, None], rtol=1e-3)  # one factor a picture
 
 
 def test_rescale_of_a_flat_guess_is_finite():
     flat = torch.ones(1, 3, 4, 4)
-    assert G.rescale(flat, flat, 0.7).isfinite().all() and G.rescale(0 * flat, noise(1, 3, 4, 4)).isfinite().all()
+    assert G.rescale_cfg(flat, flat, 0.7).isfinite().all() and G.rescale_cfg(0 * flat, noise(1, 3, 4, 4)).isfinite().all()
 
 
 def test_rescale_is_applied_before_the_threshold(null_text):
     net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
     c, x = (denoise(net, text, null_text, xt, scale=w) for w in (1.0, 5.0))
     out = denoise(net, text, null_text, xt, scale=5.0, rescale=0.7, threshold="static")
-    assert torch.allclose(out, G.rescale(x, c, 0.7).clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(out, G.rescale_cfg(x, c, 0.7).clamp(-1, 1), atol=1e-5)
 
 
 # ---- settings
@@ -228,12 +228,12 @@ def test_rescale_is_applied_before_the_threshold(null_text):
     ({"rescale": -1}, "rescale"), ({"interval": (0.8, 0.2)}, "in order"), ({"interval": (0.0, 2.0)}, "from 0 to 1"), ({"interval": (0.5,)}, "two numbers"),
     ({"interval": (float("nan"), 1.0)}, "interval"), ({"threshold": "dynamics"}, "did you mean 'dynamic'")])
 def test_settings_that_make_no_sense_get_one_line(untyped, setting, message):
-    with pytest.raises(UserError, match=message) as e: G.Guidance(**setting)
+    with pytest.raises(UserError, match=message) as e: G.GuidanceConfig(**setting)
     assert "\n" not in str(e.value)
 
 
 def test_interval_guides_inside_and_is_plain_outside(null_text):
-    how = G.Guidance(scale=4.0, interval=(0.2, 0.7))
+    how = G.GuidanceConfig(guidance_scale=4.0, guidance_interval=(0.2, 0.7))
     assert [how.scale_at(t, 1000) for t in (0, 199, 200, 450, 700, 701, 999)] == [1, 1, 4, 4, 4, 1, 1]
     net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
     for t, scale in ((100, 1.0), (450, 4.0), (900, 1.0)):

@@ -174,9 +174,9 @@ def test_toc_lists_every_chapter_and_only_those():
 def test_the_logo_is_what_the_critters_chapter_draws():
     from PIL import Image
     from t2i_tutorial.core import from_pil, to_uint8
-    from t2i_tutorial.critters import logo
+    from t2i_tutorial.critters import render_logo
     kept = Image.open(ROOT / "_static" / "logo.png")
-    drawn = logo(kept.width)
+    drawn = render_logo(kept.width)
     difference = (to_uint8(from_pil(kept)).int() - to_uint8(drawn[:3]).int()).abs()
     assert difference.max() <= 2
 

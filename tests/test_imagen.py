@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, make_generator, to_pil
-from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.core import UserError, seeded_generator, to_pil
+from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.diffusion import imagen as I
-from t2i_tutorial.diffusion.guidance import Guidance
+from t2i_tutorial.diffusion.guidance import GuidanceConfig
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, ImagenConfig, imagen_preset, train_imagen
-from t2i_tutorial.diffusion.noise import add_noise, make_target
-from t2i_tutorial.diffusion.samplers import sample
-from t2i_tutorial.models import bundled_models, draw_noise, prompt_streams
-from t2i_tutorial.runs import SAMPLE_PROMPTS, captioned_critters
+from t2i_tutorial.diffusion.noise import add_noise, prediction_target
+from t2i_tutorial.diffusion.samplers import run_sampler
+from t2i_tutorial.models import bundled_models, randn_per_prompt, prompt_generators
+from t2i_tutorial.runs import SAMPLE_PROMPTS, critters_dataset
 from t2i_tutorial.text import TextEmbedding, full_caption
 from t2i_tutorial.training import Trainer, find_checkpoint, load_checkpoint
 
-TINY = IMAGEN_PRESETS["tiny"].model
+TINY = IMAGEN_PRESETS["tiny"].model_config
 FEW = {"steps": 4, "warm_up": 1, "batch_size": 8, "pictures": 32, "save_every": 2, "tracker": "none"}
 PROMPTS = ["a blue and red dragon", "a small yellow and purple cat with green eyes, sleeping", "a fish", "a blue and red dragon"]
 
@@ -43,7 +43,7 @@ def model() -> Imagen:
 
 @pytest.fixture(scope="module")
 def batch():
-    return next(CaptionedImages.from_critters(8, 16).batches(8, shuffle=False))
+    return next(ImageTextDataset.from_critters(8, 16).batches(8, shuffle=False))
 
 
 def same(a, b) -> bool:
@@ -85,18 +85,18 @@ def test_bad_overrides(words, message):
 
 def test_overrides_reach_their_part():
     p = imagen_preset("cpu-32", ["steps=700", "caption-drop=0.2", "pictures=99", "start=none"])
-    assert (p.train.steps, p.model.caption_drop, p.pictures, p.start) == (700, 0.2, 99, None)
-    assert p.model.unet == IMAGEN_PRESETS["cpu-32"].model.unet and IMAGEN_PRESETS["cpu-32"].train.steps != 700
+    assert (p.train_config.max_steps, p.model_config.caption_drop, p.num_images, p.init_from) == (700, 0.2, 99, None)
+    assert p.model_config.unet == IMAGEN_PRESETS["cpu-32"].model_config.unet and IMAGEN_PRESETS["cpu-32"].train_config.max_steps != 700
     with pytest.raises(UserError, match="did you mean 'cpu-32'"): imagen_preset("cpu32")
 
 
 @pytest.mark.parametrize("name", IMAGEN_PRESETS)
 def test_a_preset_builds_what_it_says(name):
     "MI-3: the peer's test preset builds 1,618 million parameters, since its class reads another's defaults."
-    config = IMAGEN_PRESETS[name].model
+    config = IMAGEN_PRESETS[name].model_config
     with torch.device("meta"): unet = I.UNet(config.unet)
     n = sum(p.numel() for p in unet.parameters()) + 2 * config.unet.text_dim
-    assert unet.stem.in_channels == 3 * config.unet.patch**2 and unet.stem.out_channels == config.unet.channels[0]
+    assert unet.conv_in.in_channels == 3 * config.unet.patch**2 and unet.conv_in.out_channels == config.unet.channels[0]
     if name == "tiny": assert n <= 0.3e6
     if name.startswith("cpu"): assert 2 * n <= 12e6
     if name == "seed-64": assert (config.timesteps, config.unet.channels[0], config.unet.heads, config.unet.text_dim) == (1000, 128, 8, 512)
@@ -104,14 +104,14 @@ def test_a_preset_builds_what_it_says(name):
 
 def test_presets_hear_the_text():
     "MI-14: the peer's example configuration has no cross-attention; text enters only through a diluted mean."
-    for p in IMAGEN_PRESETS.values(): assert any(p.model.unet.cross_attention)
+    for p in IMAGEN_PRESETS.values(): assert any(p.model_config.unet.cross_attention)
 
 
 def test_defaults_are_the_modern_ones():
     "MI-13: linear schedule, noise as target, no average, a low percentile, a thousand ancestral steps."
-    c, t = IMAGEN_PRESETS["cpu-32"].model, IMAGEN_PRESETS["cpu-32"].train
+    c, t = IMAGEN_PRESETS["cpu-32"].model_config, IMAGEN_PRESETS["cpu-32"].train_config
     assert (c.schedule, c.target, c.zero_terminal, c.percentile) == ("cosine", "v", True, 0.995)
-    assert t.ema_decay and t.schedule == "cosine" and t.warm_up
+    assert t.ema_decay and t.lr_schedule == "cosine" and t.warmup_steps
 
 
 # ---- timesteps and the loss
@@ -119,40 +119,40 @@ def test_defaults_are_the_modern_ones():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 64), st.integers(2, 1000), st.integers(0, 2**31))
 def test_timesteps_leave_no_gap(b, T, seed):
-    t = I.spread_timesteps(b, T, make_generator(seed)).sort().values
+    t = I.stratified_timesteps(b, T, seeded_generator(seed)).sort().values
     assert t.min() >= 0 and t.max() < T
     edges = torch.arange(b) * T / b
     assert (t >= edges.floor() - 1).all() and (t <= (edges + T / b).ceil()).all()
 
 
 def test_all_timesteps_are_equally_likely():
-    g = make_generator(0)
-    counts = torch.bincount(torch.cat([I.spread_timesteps(7, 10, g) for _ in range(6000)]), minlength=10)
+    g = seeded_generator(0)
+    counts = torch.bincount(torch.cat([I.stratified_timesteps(7, 10, g) for _ in range(6000)]), minlength=10)
     assert ((counts / counts.sum() - 0.1).abs() < 0.005).all()
 
 
 def test_the_loss_is_the_formula(model, batch):
     "By hand, with the same noise: weights times the mean square of the difference to v."
-    found, g, s = model.training_losses(batch, make_generator(3)), make_generator(3), model.schedule
-    t, eps = I.spread_timesteps(8, 1000, g), torch.randn(batch.images.shape, generator=g)
+    found, g, s = model.training_losses(batch, seeded_generator(3)), seeded_generator(3), model.schedule
+    t, eps = I.stratified_timesteps(8, 1000, g), torch.randn(batch.images.shape, generator=g)
     with torch.no_grad(): out = model.unet(add_noise(batch.images, t, s, eps)[0], t, model.encode(batch.captions))
-    error = (out - make_target("v", batch.images, eps, t, s)).square().mean((1, 2, 3))
+    error = (out - prediction_target("v", batch.images, eps, t, s)).square().mean((1, 2, 3))
     snr = s.snr[t]
     weighted = (error * ((snr + 1).clamp(max=5) / (snr + 1)).float()).mean()
     assert torch.allclose(found["error"], error.mean()) and torch.allclose(found["loss"], weighted)
-    assert torch.equal(found["loss"], model.training_losses(batch, make_generator(3))["loss"])
+    assert torch.equal(found["loss"], model.training_losses(batch, seeded_generator(3))["loss"])
 
 
 def test_captions_are_dropped_in_training_only(batch):
     "Caption dropout is 0 in eval mode; with a share of 1 no caption is heard in training."
     model = shaken(replace(TINY, caption_drop=1.0))
     other = replace(batch, captions=["a red cat"] * 8)
-    def loss(b): return model.training_losses(b, make_generator(0))["loss"].item()
+    def loss(b): return model.training_losses(b, seeded_generator(0))["loss"].item()
     model.train()
     assert loss(batch) == loss(other)
     model.eval()
     assert loss(batch) != loss(other)
-    assert loss(batch) == shaken(replace(TINY, caption_drop=0.0)).training_losses(batch, make_generator(0))["loss"].item()
+    assert loss(batch) == shaken(replace(TINY, caption_drop=0.0)).training_losses(batch, seeded_generator(0))["loss"].item()
 
 
 def test_half_of_the_captions_are_dropped_if_asked_for(model, batch, monkeypatch):
@@ -160,13 +160,13 @@ def test_half_of_the_captions_are_dropped_if_asked_for(model, batch, monkeypatch
     def watch(self, text, keep): kept.append(keep); return drop(self, text, keep)
     monkeypatch.setattr(type(model.null_text), "drop", watch)
     loose = shaken(replace(TINY, caption_drop=0.5)).train()
-    for k in range(60): loose.training_losses(batch, make_generator(k))
+    for k in range(60): loose.training_losses(batch, seeded_generator(k))
     assert 0.4 < torch.cat(kept).float().mean() < 0.6
 
 
 def test_gradients_reach_every_parameter(batch):
     model = shaken().train()
-    total = sum(model.training_losses(batch, make_generator(k))["loss"] for k in range(6))  # some captions dropped, some not
+    total = sum(model.training_losses(batch, seeded_generator(k))["loss"] for k in range(6))  # some captions dropped, some not
     total.backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not any(p.requires_grad for p in model.encoder.parameters())
@@ -174,7 +174,7 @@ def test_gradients_reach_every_parameter(batch):
 
 def test_text_enters_by_words_and_by_their_mean(model):
     "MI-14: each of the two ways alone changes the prediction."
-    xt, t, text = torch.randn(1, 3, 16, 16, generator=make_generator(1)), torch.tensor([500]), model.encode(["a blue cat"])
+    xt, t, text = torch.randn(1, 3, 16, 16, generator=seeded_generator(1)), torch.tensor([500]), model.encode(["a blue cat"])
     with torch.no_grad():
         out = model.unet(xt, t, text)
         assert not torch.allclose(out, model.unet(xt, t, replace(text, pooled=-text.pooled)), atol=1e-4)
@@ -199,7 +199,7 @@ class Padded:
 
     def encode(self, texts):
         e = self.inner.encode(texts)
-        more = 9 * torch.randn(len(texts), self.junk, self.dim, generator=make_generator(5))
+        more = 9 * torch.randn(len(texts), self.junk, self.dim, generator=seeded_generator(5))
         return TextEmbedding(torch.cat([e.tokens, more], 1), F.pad(e.mask, (0, self.junk)), e.pooled)
 
     def unknown_words(self, texts): return self.inner.unknown_words(texts)
@@ -208,10 +208,10 @@ class Padded:
 def test_padding_changes_nothing(batch):
     "MI-4: padding has no vote, in the loss and in pictures, in the guided and in the null branch."
     plain, padded = shaken(), shaken()
-    padded.use_encoder(Padded(plain.encoder, 7))
-    losses = [m.training_losses(batch, make_generator(0))["loss"] for m in (plain, padded)]
+    padded.set_text_encoder(Padded(plain.encoder, 7))
+    losses = [m.training_losses(batch, seeded_generator(0))["loss"] for m in (plain, padded)]
     assert torch.allclose(*losses, atol=1e-5)
-    assert torch.allclose(*(m.sample(PROMPTS, steps=3) for m in (plain, padded)), atol=1e-4)
+    assert torch.allclose(*(m.sample(PROMPTS, num_steps=3) for m in (plain, padded)), atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -222,10 +222,10 @@ def test_scales_0_and_1_are_the_branches(model, n):
     def walk(text):
         def denoise(x, t):
             times = torch.full((n,), t)
-            return Guidance(1.0, model.config.threshold).clip(clean(model, x, times, text))
-        with torch.no_grad(): return sample(denoise, lambda: draw_noise(streams, (3, 16, 16)), model.schedule, 4).clamp(-1, 1)
+            return GuidanceConfig(1.0, model.config.threshold).apply_threshold(clean(model, x, times, text))
+        with torch.no_grad(): return run_sampler(denoise, lambda: randn_per_prompt(streams, (3, 16, 16)), model.schedule, 4).clamp(-1, 1)
     for scale, words in ((1.0, text), (0.0, model.null_text.like(text))):
-        streams = prompt_streams(prompts)
+        streams = prompt_generators(prompts)
         assert torch.allclose(walk(words), model.sample(prompts, text_scale=scale, steps=4), atol=1e-5)
 
 
@@ -253,8 +253,8 @@ def test_pictures_are_in_range_whatever_the_scale(model):
 
 
 def test_the_sample_grid_is_always_the_same(model):
-    a, captions = model.sample_grid(make_generator(0))
-    b, _ = model.sample_grid(make_generator(1))
+    a, captions = model.sample_grid(seeded_generator(0))
+    b, _ = model.sample_grid(seeded_generator(1))
     assert torch.equal(a, b) and captions == list(SAMPLE_PROMPTS) and len(a) == 8
     assert not model.encoder.unknown_words(captions)
 
@@ -294,7 +294,7 @@ def test_what_is_returned_and_saved_is_the_average(trained):
     now = dict(a.named_parameters())
     assert saved["average"].keys() == now.keys() and all(torch.equal(v, now[k]) for k, v in saved["average"].items())
     assert any(not torch.equal(v, saved["model"][k]) for k, v in saved["average"].items()) and not a.training
-    assert (Imagen.from_pretrained(folder / "a" / "model", "cpu").sample(["a cat"], steps=2) - a.sample(["a cat"], steps=2)).abs().max() < 0.05
+    assert (Imagen.from_pretrained(folder / "a" / "model", "cpu").sample(["a cat"], num_steps=2) - a.sample(["a cat"], steps=2)).abs().max() < 0.05
 
 
 def test_the_record_says_how_it_was_made(trained):
@@ -307,14 +307,14 @@ def test_the_record_says_how_it_was_made(trained):
 
 def test_clipping_and_averaging_see_all_parameters(model, batch):
     "MI-1: after the peer's first forward pass there are no parameters left to clip."
-    data = CaptionedImages.from_critters(16, 16)
+    data = ImageTextDataset.from_critters(16, 16)
     fresh = shaken().train()
-    trainer = Trainer(fresh, data, replace(IMAGEN_PRESETS["tiny"].train, **{k: v for k, v in FEW.items() if k != "pictures"}))
+    trainer = Trainer(fresh, data, replace(IMAGEN_PRESETS["tiny"].train_config, **{k: v for k, v in FEW.items() if k != "pictures"}))
     before = {k: v.clone() for k, v in fresh.state_dict().items()}
     trainer.fit()
     names = {n for n, _ in fresh.named_parameters()}
     assert set(trainer.parameters["model"]) == names == set(trainer.ema.average)
-    assert sum(p.numel() for g in trainer.optimisers["model"].param_groups for p in g["params"]) == sum(p.numel() for p in fresh.parameters())
+    assert sum(p.numel() for g in trainer.optimizers["model"].param_groups for p in g["params"]) == sum(p.numel() for p in fresh.parameters())
     assert all(not torch.equal(before[n], p) for n, p in fresh.named_parameters())
 
 
@@ -327,8 +327,8 @@ def test_a_training_that_breaks_says_so():
 def test_validation_is_repeatable_and_leaves_no_trace(batch):
     "MI-6: the peer validates with gradients on and fresh noise, and stays in eval mode."
     model = shaken().train()
-    val = captioned_critters(16, 16, split="val")
-    trainer = Trainer(model, val, replace(IMAGEN_PRESETS["tiny"].train, steps=2, warm_up=0, batch_size=8), validation=val)
+    val = critters_dataset(16, 16, split="val")
+    trainer = Trainer(model, val, replace(IMAGEN_PRESETS["tiny"].train_config, steps=2, warm_up=0, batch_size=8), validation=val)
     trainer.fit()
     weights, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     assert trainer.validate() == trainer.validate()
@@ -338,11 +338,11 @@ def test_validation_is_repeatable_and_leaves_no_trace(batch):
 
 def test_each_caption_is_encoded_once(tmp_path, monkeypatch):
     "MI-9: the peer runs its text encoder for each sample, every time. Ours does it once for all trainings in a folder."
-    from t2i_tutorial.clip import ClipTextEncoder
-    asked, encode = [], ClipTextEncoder.encode
+    from t2i_tutorial.clip import CLIPTextEncoder
+    asked, encode = [], CLIPTextEncoder.encode
     def count(self, texts): asked.extend(texts); return encode(self, texts)
-    monkeypatch.setattr(ClipTextEncoder, "encode", count)
-    data = CaptionedImages.from_critters(16, 16)
+    monkeypatch.setattr(CLIPTextEncoder, "encode", count)
+    data = ImageTextDataset.from_critters(16, 16)
     train_imagen("tiny", data, tmp_path / "run", FEW | {"steps": 8, "save_every": 8})
     captions = {c for group in data.captions for c in group}
     assert captions <= set(asked) and max(asked.count(c) for c in captions) == 1
@@ -356,8 +356,8 @@ def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_folder_of_pictures_in_one_line(tmp_path):
     lines = []
-    for k, c in enumerate(critters.sample(9, 20, seed=3).critters):
-        to_pil(critters.draw([c], 20)[0]).save(tmp_path / f"{k}.png")
+    for k, c in enumerate(critters.sample_critters(9, 20, seed=3).critters):
+        to_pil(critters.render([c], 20)[0]).save(tmp_path / f"{k}.png")
         lines.append(json.dumps({"file_name": f"{k}.png", "text": f"number {k}: {full_caption(c)}"}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     model, log = train_imagen("tiny", tmp_path, overrides=FEW | {"batch_size": 4})
@@ -384,29 +384,29 @@ def test_it_learns():
 def test_a_grown_model_does_on_squares_what_the_small_one_did_on_pixels(patch):
     size = 16 * patch
     small = shaken(replace(TINY, size=size, unet=replace(TINY.unet, patch=patch)))
-    large = I.grow(small, Imagen(replace(TINY, size=2 * size, unet=replace(TINY.unet, patch=2 * patch)))).eval()
-    x, t, text = torch.randn(3, 3, 2 * size, 2 * size, generator=make_generator(1)), torch.tensor([0, 500, 999]), small.encode(PROMPTS[:3])
+    large = I.init_imagen_from_smaller(small, Imagen(replace(TINY, size=2 * size, unet=replace(TINY.unet, patch=2 * patch)))).eval()
+    x, t, text = torch.randn(3, 3, 2 * size, 2 * size, generator=seeded_generator(1)), torch.tensor([0, 500, 999]), small.encode_prompts(PROMPTS[:3])
     with torch.no_grad(): a, b = F.avg_pool2d(large.unet(x, t, text), 2), small.unet(F.avg_pool2d(x, 2), t, text)
     assert b.abs().max() > 0.1 and (a - b).abs().max() < 1e-5 * max(1, b.abs().max().item())
 
 
 def test_what_does_not_fit_cannot_grow(model):
     for config in (replace(TINY, size=32), replace(TINY, size=32, unet=replace(TINY.unet, patch=2, channels=(16, 40)))):
-        with pytest.raises(UserError, match="cannot grow from 16 pixels with"): I.grow(model, Imagen(config))
+        with pytest.raises(UserError, match="cannot grow from 16 pixels with"): I.init_imagen_from_smaller(model, Imagen(config))
 
 
 def test_new_words_say_nothing_at_first():
     "The words' half of each text vector is read by zeros: what the small model did stays, but for the norms."
     small = shaken(TINY)
     config = replace(TINY, text=TINY.text + "+words", unet=replace(TINY.unet, text_dim=256))
-    large = I.grow(small, Imagen(config)).eval()
-    x, t = torch.randn(3, 3, 16, 16, generator=make_generator(1)), torch.tensor([0, 500, 999])
-    made, beside = small.encode(PROMPTS[:3]), large.encode(PROMPTS[:3])
+    large = I.init_imagen_from_smaller(small, Imagen(config)).eval()
+    x, t = torch.randn(3, 3, 16, 16, generator=seeded_generator(1)), torch.tensor([0, 500, 999])
+    made, beside = small.encode_prompts(PROMPTS[:3]), large.encode_prompts(PROMPTS[:3])
     assert torch.equal(made.tokens, beside.tokens[..., :128]) and beside.tokens.shape[-1] == beside.pooled.shape[-1] == 256
     with torch.no_grad():
         a, b = small.unet(x, t, made), large.unet(x, t, beside)
-        null = small.unet(x, t, small.null_text.like(made)) - large.unet(x, t, large.null_text.like(beside))
-        for p in (large.unet.text[1].weight, *(m.attend.kv.weight for n, m in large.unet.named_modules() if n.endswith(".words") and m is not None)):
+        null = small.unet(x, t, small.null_text.expand_as(made)) - large.unet(x, t, large.null_text.expand_as(beside))
+        for p in (large.unet.text_proj[1].weight, *(m.attend.kv.weight for n, m in large.unet.named_modules() if n.endswith(".words") and m is not None)):
             assert (p[:, 128:] == 0).all()
             p[:, 128:] = 1.0
         c = large.unet(x, t, beside)
@@ -415,30 +415,30 @@ def test_new_words_say_nothing_at_first():
 
 def test_the_presets_that_grow_fit():
     for p in IMAGEN_PRESETS.values():
-        if p.start: assert p.start == "critters-32" and I._fits(IMAGEN_PRESETS["cpu-32"].model, p.model) == 2
-    assert I._fits(IMAGEN_PRESETS["cpu-32-first"].model, IMAGEN_PRESETS["cpu-32"].model) == 1
+        if p.init_from: assert p.init_from == "critters-32" and I._fits(IMAGEN_PRESETS["cpu-32"].model_config, p.model_config) == 2
+    assert I._fits(IMAGEN_PRESETS["cpu-32-first"].model_config, IMAGEN_PRESETS["cpu-32"].model_config) == 1
 
 
 # ---- records
 
 def test_samplers_are_compared_and_gone_on_from(model, tmp_path, monkeypatch):
     few = {"dpm": (2,), "ddim": (2,)}
-    first = I.compare_samplers(model, 16, few, folder=tmp_path)
+    first = I.run_sampler_sweep(model, 16, few, folder=tmp_path)
     assert set(first["runs"]) == {"dpm 2", "ddim 2"} and {"kid", "all", "seconds"} <= first["runs"]["dpm 2"].keys()
     assert all(r["kid"]["real"] is not None and r["kid"]["spread"] is not None for r in first["runs"].values())
     monkeypatch.setattr(I, "score_samples", lambda *a, **k: pytest.fail("measured again"))
-    assert I.compare_samplers(model, 16, few, folder=tmp_path) == first
-    with pytest.raises(UserError, match="was measured with n=16, not 32"): I.compare_samplers(model, 32, few, folder=tmp_path)
+    assert I.run_sampler_sweep(model, 16, few, folder=tmp_path) == first
+    with pytest.raises(UserError, match="was measured with n=16, not 32"): I.run_sampler_sweep(model, 32, few, folder=tmp_path)
 
 
 def test_weightings_differ_in_nothing_else(tmp_path):
     p = imagen_preset("tiny", FEW)
-    variants = {k: I.VARIANTS[k] for k in ("v, uniform", "eps, uniform")}
-    found = I.compare_weightings(tmp_path / "w.json", variants, p, n=16)
+    variants = {k: I.LOSS_ABLATIONS[k] for k in ("v, uniform", "eps, uniform")}
+    found = I.run_loss_ablation(tmp_path / "w.json", variants, p, n=16)
     assert list(found["runs"]) == list(variants) and found["preset"]["train"]["steps"] == 4
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "w.json").read_text())
     assert found["runs"]["v, uniform"]["loss"] != found["runs"]["eps, uniform"]["loss"]
-    for changes in I.VARIANTS.values(): imagen_preset(I.SHORT, changes)  # each of them is possible
+    for changes in I.LOSS_ABLATIONS.values(): imagen_preset(I.IMAGEN_ABLATION_PRESET, changes)  # each of them is possible
 
 
 # ---- the recorded model
@@ -449,7 +449,7 @@ def recorded(request) -> Imagen:
 
 
 def test_the_recorded_model_is_the_preset(recorded):
-    config = IMAGEN_PRESETS[f"cpu-{recorded.config.size}"].model
+    config = IMAGEN_PRESETS[f"cpu-{recorded.config.size}"].model_config
     assert replace(recorded.config, text_scale=config.text_scale, threshold=config.threshold, percentile=config.percentile) == config
     folder = bundled_models()[f"critters-{config.size}"]
     assert (folder / "model.safetensors").stat().st_size <= 12e6
@@ -457,9 +457,9 @@ def test_the_recorded_model_is_the_preset(recorded):
 
 def test_the_recorded_model_draws_what_it_is_asked(recorded):
     "A few prompts, few steps: far above chance, and not the same for other prompts."
-    from t2i_tutorial.metrics import Judge, prompt_accuracy
-    asked = critters.sample(24, recorded.config.size, seed=11, split="test")
+    from t2i_tutorial.metrics import AttributeClassifier, prompt_accuracy
+    asked = critters.sample_critters(24, recorded.config.size, seed=11, split="test")
     images = recorded.sample([full_caption(c) for c in asked.critters], steps=8)
-    right = prompt_accuracy(Judge.from_pretrained(), images, asked.critters)
-    wrong = prompt_accuracy(Judge.from_pretrained(), images, asked.critters[1:] + asked.critters[:1])
+    right = prompt_accuracy(AttributeClassifier.from_pretrained(), images, asked.critters)
+    wrong = prompt_accuracy(AttributeClassifier.from_pretrained(), images, asked.critters[1:] + asked.critters[:1])
     for k in ("species", "body"): assert right[k].value > 0.75 and wrong[k].value < 0.5

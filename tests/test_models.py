@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import nn
 
 from t2i_tutorial import models as M
-from t2i_tutorial.core import UserError, load_json, load_tensors, make_generator, save_json, save_tensors
+from t2i_tutorial.core import UserError, load_json, load_tensors, seeded_generator, save_json, save_tensors
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
 
 PROMPTS = ["a blue and red dragon", "a red cat, sleeping", "a red cat, sleeping", "a green owl"]
@@ -36,9 +36,9 @@ class Toy(M.TextToImage):
 
     @torch.no_grad()
     def sample(self, prompts, seed=0):
-        prompts = self.checked(prompts)
-        noise = M.draw_noise(M.prompt_streams(prompts, seed), (3, self.config.size, self.config.size), self.device)
-        return rearrange(self.colour(self.encode(prompts).pooled), "b c -> b c 1 1") + noise
+        prompts = self.validate_prompts(prompts)
+        noise = M.randn_per_prompt(M.prompt_generators(prompts, seed), (3, self.config.size, self.config.size), self.device)
+        return rearrange(self.colour(self.encode_prompts(prompts).pooled), "b c -> b c 1 1") + noise
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def toy():
 def imagen():
     "The tiny preset with random weights everywhere, so that the text and every layer matter."
     torch.manual_seed(0)
-    model = Imagen(IMAGEN_PRESETS["tiny"].model)
+    model = Imagen(IMAGEN_PRESETS["tiny"].model_config)
     with torch.no_grad():
         for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
     return model.eval()
@@ -92,21 +92,21 @@ def test_prompts_lose_outer_white_space_only():
 
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 1.0, "0", None])
 def test_bad_seeds_get_one_line(untyped, seed):
-    with pytest.raises(UserError, match="seed must be a whole number from 0"): M.prompt_streams(["a"], seed)
+    with pytest.raises(UserError, match="seed must be a whole number from 0"): M.prompt_generators(["a"], seed)
 
 
 def test_a_stream_depends_on_seed_prompt_and_occurrence_only():
-    def noise(*prompts, seed=0): return M.draw_noise(M.prompt_streams(prompts, seed), (4,))
+    def noise(*prompts, seed=0): return M.randn_per_prompt(M.prompt_generators(prompts, seed), (4,))
     a = noise("x", "y", "x")
     assert torch.equal(a[0], noise("x")[0]) and torch.equal(a[2], noise("z", "x", "x", "y")[2]) and torch.equal(a[1], noise("y")[0])
     rows = [*a, *noise("x", "y", seed=1)]
     assert len({tuple(r.tolist()) for r in rows}) == 5
-    assert torch.equal(a[2], torch.randn(4, generator=make_generator(0, "prompt", "x", 2)))  # what recorded pictures rest on
+    assert torch.equal(a[2], torch.randn(4, generator=seeded_generator(0, "prompt", "x", 2)))  # what recorded pictures rest on
 
 
 def test_noise_is_standard_normal_and_a_stream_goes_on():
-    streams = M.prompt_streams([str(i) for i in range(50)])
-    a, b = M.draw_noise(streams, (3, 16, 16)), M.draw_noise(streams, (3, 16, 16))
+    streams = M.prompt_generators([str(i) for i in range(50)])
+    a, b = M.randn_per_prompt(streams, (3, 16, 16)), M.randn_per_prompt(streams, (3, 16, 16))
     assert not torch.equal(a, b) and abs(a.mean()) < 0.02 and abs(a.std() - 1) < 0.02
     assert abs((a * b).mean()) < 0.02
 
@@ -116,7 +116,7 @@ def test_noise_is_standard_normal_and_a_stream_goes_on():
 def test_narrow_halves_and_never_makes_infinite():
     w = {"a": torch.tensor([0.1, 65504.0]), "b": torch.tensor([1e5]), "c": torch.tensor([70_000]), "d": torch.tensor([True]),
          "e": torch.ones(2, dtype=torch.bfloat16)}
-    n = M.narrow(w)
+    n = M.cast_to_half(w)
     assert [n[k].dtype for k in w] == [torch.float16, torch.float32, torch.int64, torch.bool, torch.float16]
     assert all(torch.isfinite(v.float()).all() for v in n.values()) and n["c"].item() == 70_000
     assert abs(n["a"][0].item() - 0.1) / 0.1 <= 2**-11
@@ -126,9 +126,9 @@ def test_narrow_halves_and_never_makes_infinite():
 
 def test_encoders_by_name_and_by_folder(tmp_path):
     ours = M.load_text_encoder("critters-clip")
-    saved = M.Clip.from_pretrained("critters-clip").save_pretrained(tmp_path / "mine")
+    saved = M.CLIP.from_pretrained("critters-clip").save_pretrained(tmp_path / "mine")
     mine = M.load_text_encoder(str(saved))
-    assert isinstance(mine, M.ClipTextEncoder) and torch.equal(mine.encode([LONG]).pooled, ours.encode([LONG]).pooled)
+    assert isinstance(mine, M.CLIPTextEncoder) and torch.equal(mine.encode([LONG]).pooled, ours.encode([LONG]).pooled)
     assert M.load_text_encoder(f"{saved}+words").dim == 2 * ours.dim
     with pytest.raises(UserError, match="'google-t5/t5-small' is none; leave it out"): M.load_text_encoder("google-t5/t5-small+words")
 
@@ -152,14 +152,14 @@ def test_bundled_models_are_whole_and_of_a_family(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(M, "RECORDED_FOLDER", tmp_path)
     (tmp_path / "half").mkdir(); shutil.copy(folder / "config.json", tmp_path / "half")
     assert M.bundled_models() == {"toy": folder}
-    assert M.find_model("toy") == folder and torch.equal(Toy.from_pretrained("toy", "cpu").count, torch.tensor(70_000))
-    with pytest.raises(UserError, match=r"unknown model 'toi'; did you mean 'toy'\?"): M.find_model("toi")
+    assert M.resolve_model("toy") == folder and torch.equal(Toy.from_pretrained("toy", "cpu").count, torch.tensor(70_000))
+    with pytest.raises(UserError, match=r"unknown model 'toi'; did you mean 'toy'\?"): M.resolve_model("toi")
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such", "a/b/c", "~/no-such-folder/x", "/no/such", "owner/", "/x"])
 def test_unknown_names_get_one_line(name, monkeypatch):
     monkeypatch.setattr(M, "_download", lambda r: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="unknown model") as e: M.find_model(name)
+    with pytest.raises(UserError, match="unknown model") as e: M.resolve_model(name)
     assert "\n" not in str(e.value)
 
 
@@ -176,7 +176,7 @@ def test_folder_holds_two_files_no_pickle_and_no_encoder(toy, folder):
     assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors"}
     weights, _ = load_tensors(folder / "model.safetensors")
     assert set(weights) == {"colour.weight", "colour.bias", "count"} and weights["colour.weight"].dtype == torch.float16
-    assert load_json(folder / "config.json") == {"family": "toy", "format": M.FORMAT, "size": 8, "text": "critters-clip"}
+    assert load_json(folder / "config.json") == {"family": "toy", "format": M.MODEL_VERSION, "size": 8, "text": "critters-clip"}
     assert not any("encoder" in n for n, _ in toy.named_modules()) and len(list(toy.parameters())) == 2
 
 
@@ -285,7 +285,7 @@ def test_half_a_download_is_fetched_again(folder, tmp_path, monkeypatch):
     (half := tmp_path / "half").mkdir(); shutil.copy(folder / "config.json", half)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _, local_files_only=False, **__: str(half if local_files_only else folder))
     monkeypatch.setattr(M, "_online", lambda: True)
-    assert M.find_model("owner/name") == folder
+    assert M.resolve_model("owner/name") == folder
 
 
 def test_the_hub_offline_or_without_the_model(monkeypatch):
@@ -295,7 +295,7 @@ def test_the_hub_offline_or_without_the_model(monkeypatch):
     def missing(*_, **__): raise RuntimeError("404\nnot found")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     monkeypatch.setattr(M, "_online", lambda: True)
-    with pytest.raises(UserError, match="cannot get 'owner/none-of-ours' from the hub .404 not found.; check the name"): M.find_model("owner/none-of-ours")
+    with pytest.raises(UserError, match="cannot get 'owner/none-of-ours' from the hub .404 not found.; check the name"): M.resolve_model("owner/none-of-ours")
 
 
 def test_import_touches_no_network():
@@ -326,7 +326,7 @@ def test_imagen_saved_and_loaded(imagen, tmp_path):
     folder = imagen.save_pretrained(tmp_path / "imagen")
     loaded = Imagen.from_pretrained(folder, "cpu")
     assert loaded.config == imagen.config and not loaded.training
-    assert (loaded.sample(PROMPTS[:2], steps=3) - imagen.sample(PROMPTS[:2], steps=3)).abs().max() < 0.05
+    assert (loaded.sample(PROMPTS[:2], num_steps=3) - imagen.sample(PROMPTS[:2], steps=3)).abs().max() < 0.05
     with pytest.raises(UserError, match="holds no toy model .its family is 'imagen'."): Toy.from_pretrained(folder)
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i_tutorial.core import UserError, make_generator, seed_everything
-from t2i_tutorial.gan.modulation import EqualConv2d, EqualLinear, ModulatedConv2d, ToRGB, leaky, modulated_conv
+from t2i_tutorial.core import UserError, seeded_generator, seed_everything
+from t2i_tutorial.gan.modulation import EqualConv2d, EqualLinear, ModulatedConv2d, ToRGB, scaled_leaky_relu, modulated_conv2d
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test modulation", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test modulation", *shape))
 
 
 def slowly(x, kernel, style, demodulate=True):
@@ -34,8 +34,8 @@ def test_equals_the_formula_in_float64(sides, kernel, demodulate):
     x, k, style = randn(3, 4, *sides), randn(2, 4, kernel, kernel), 1 + 0.5 * randn(3, 4)
     for weight in (k, randn(3, 2, 4, kernel, kernel, seed=1)):
         expected = slowly(x, weight, style, demodulate)
-        assert (modulated_conv(x.double(), weight.double(), style.double(), demodulate) - expected).abs().max() < 1e-12
-        assert (modulated_conv(x, weight, style, demodulate) - expected).abs().max() < 1e-5
+        assert (modulated_conv2d(x.double(), weight.double(), style.double(), demodulate) - expected).abs().max() < 1e-12
+        assert (modulated_conv2d(x, weight, style, demodulate) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("side", [2, 12])
@@ -44,39 +44,39 @@ def test_both_ways_have_the_same_gradients(side):
     def gradients(spread):
         inputs = [t.clone().requires_grad_() for t in (x, k, style)]
         kernel = inputs[1].expand(3, -1, -1, -1, -1) if spread else inputs[1]
-        return torch.autograd.grad(modulated_conv(inputs[0], kernel, inputs[2]).pow(3).sum(), inputs)
+        return torch.autograd.grad(modulated_conv2d(inputs[0], kernel, inputs[2]).pow(3).sum(), inputs)
     for a, b in zip(gradients(False), gradients(True)): assert torch.allclose(a, b, atol=1e-9)
-    assert torch.autograd.gradcheck(modulated_conv, tuple(t[:2].clone().requires_grad_() for t in (x, k, style)))
+    assert torch.autograd.gradcheck(modulated_conv2d, tuple(t[:2].clone().requires_grad_() for t in (x, k, style)))
 
 
 @pytest.mark.parametrize("side", [2, 12])
 def test_samples_are_independent(side):
     "JZ-1 has no place here: the batch lies beside the channels for a moment, and must come apart again as it was."
     x, k, style = randn(4, 6, side, side), randn(8, 6, 3, 3), 1 + 0.5 * randn(4, 6)
-    together = modulated_conv(x, k, style)
-    alone = torch.cat([modulated_conv(x[n:n + 1], k, style[n:n + 1]) for n in range(4)])
+    together = modulated_conv2d(x, k, style)
+    alone = torch.cat([modulated_conv2d(x[n:n + 1], k, style[n:n + 1]) for n in range(4)])
     assert torch.allclose(together, alone, atol=1e-5)
     other, said = x.clone(), style.clone()
     other[1], said[1] = 5, -2
-    assert torch.equal(modulated_conv(other, k, said)[[0, 2, 3]], together[[0, 2, 3]])
+    assert torch.equal(modulated_conv2d(other, k, said)[[0, 2, 3]], together[[0, 2, 3]])
 
 
 def test_only_the_balance_of_a_demodulated_style_counts():
     x, k, style = randn(2, 6, 8, 8), randn(4, 6, 3, 3), 1 + 0.5 * randn(2, 6)
-    assert torch.allclose(modulated_conv(x, k, 7 * style), modulated_conv(x, k, style), atol=1e-5)
-    assert torch.allclose(modulated_conv(x, k, -style), -modulated_conv(x, k, style), atol=1e-6)
-    assert torch.allclose(modulated_conv(x, k, 7 * style, demodulate=False), 7 * modulated_conv(x, k, style, demodulate=False), atol=1e-4)
+    assert torch.allclose(modulated_conv2d(x, k, 7 * style), modulated_conv2d(x, k, style), atol=1e-5)
+    assert torch.allclose(modulated_conv2d(x, k, -style), -modulated_conv2d(x, k, style), atol=1e-6)
+    assert torch.allclose(modulated_conv2d(x, k, 7 * style, demodulate=False), 7 * modulated_conv2d(x, k, style, demodulate=False), atol=1e-4)
 
 
 @pytest.mark.parametrize("loudness", [0.01, 1.0, 100.0])
 def test_size_is_steady_whatever_the_style(loudness):
-    y = modulated_conv(randn(16, 64, 16, 16), randn(32, 64, 3, 3), loudness * (1 + 0.5 * randn(16, 64)))
+    y = modulated_conv2d(randn(16, 64, 16, 16), randn(32, 64, 3, 3), loudness * (1 + 0.5 * randn(16, 64)))
     assert 0.85 < y[..., 1:-1, 1:-1].square().mean().sqrt() < 1.15
 
 
 def test_a_style_of_zeros_gives_zeros_and_finite_gradients():
     style = torch.zeros(2, 4, requires_grad=True)
-    y = modulated_conv(randn(2, 4, 5, 5), randn(3, 4, 3, 3), style)
+    y = modulated_conv2d(randn(2, 4, 5, 5), randn(3, 4, 3, 3), style)
     y.sum().backward()
     assert not y.any() and style.grad.isfinite().all()
 
@@ -88,7 +88,7 @@ def test_output_of_a_mapping_network_does_not_depend_on_its_width(lr_mul):
     sizes = {}
     for c in (64, 512):
         x = randn(256, c)
-        for _ in range(8): x = leaky(EqualLinear(c, c, lr_mul=lr_mul)(x))
+        for _ in range(8): x = scaled_leaky_relu(EqualLinear(c, c, lr_mul=lr_mul)(x))
         sizes[c] = x.square().mean().sqrt().item()
     assert all(0.5 < s < 2 for s in sizes.values()), sizes
 
@@ -120,7 +120,7 @@ def test_layers_equal_torch_with_scaled_weights():
 
 
 def test_leaky_keeps_the_mean_square():
-    assert abs(leaky(randn(100_000)).square().mean() - 1) < 0.02 and torch.equal(leaky(torch.tensor([1.0])), -5 * leaky(torch.tensor([-1.0])))
+    assert abs(scaled_leaky_relu(randn(100_000)).square().mean() - 1) < 0.02 and torch.equal(scaled_leaky_relu(torch.tensor([1.0])), -5 * scaled_leaky_relu(torch.tensor([-1.0])))
 
 
 def test_layer_starts_with_every_channel_heard_and_listens_to_its_style():
@@ -146,7 +146,7 @@ def test_to_rgb_is_not_demodulated():
     (lambda: ModulatedConv2d(4, 4, 2, 8), "kernel must be an odd number of pixels, not 2"),
     (lambda: EqualConv2d(4, 4, 0), "kernel must be an odd number of pixels, not 0"),
     (lambda: EqualLinear(4, 4, lr_mul=0.0), "lr_mul must be more than 0, not 0.0"),
-    (lambda: modulated_conv(randn(2, 4, 5, 5), randn(3, 6, 3, 3), randn(2, 4)), "made for 6 channels, the features have 4"),
+    (lambda: modulated_conv2d(randn(2, 4, 5, 5), randn(3, 6, 3, 3), randn(2, 4)), "made for 6 channels, the features have 4"),
 ])
 def test_mistakes_are_named(untyped, call, message):
     with pytest.raises(UserError, match=message): call()

@@ -10,14 +10,14 @@ from hypothesis import given, settings, strategies as st
 from t2i_tutorial.core import UserError
 from t2i_tutorial.diffusion import noise as N
 
-ALL = [(name, ends) for name in N.SCHEDULES for ends in (False, True)]
+ALL = [(name, ends) for name in N.NOISE_SCHEDULES for ends in (False, True)]
 
 
 def randn(*shape, seed=0, dtype=torch.float64): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.fixture(params=ALL, ids=lambda p: f"{p[0]}{'-zero' if p[1] else ''}")
-def schedule(request): return N.make_schedule(request.param[0], zero_terminal=request.param[1])
+def schedule(request): return N.make_noise_schedule(request.param[0], zero_terminal_snr=request.param[1])
 
 
 # ---- tables
@@ -36,7 +36,7 @@ def test_cosine_table_equals_diffusers():
 @pytest.mark.parametrize("name, kind", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 def test_zero_terminal_table_equals_diffusers(name, kind):
     theirs = diffusers.DDIMScheduler(beta_schedule=kind, rescale_betas_zero_snr=True).alphas_cumprod
-    assert torch.allclose(N.make_schedule(name).alpha_bar.float(), theirs, atol=2e-6)
+    assert torch.allclose(N.make_noise_schedule(name).alpha_bar.float(), theirs, atol=2e-6)
 
 
 def test_tables_are_in_float64_and_float32_would_lose_digits(schedule):
@@ -46,19 +46,19 @@ def test_tables_are_in_float64_and_float32_would_lose_digits(schedule):
 
 
 @pytest.mark.parametrize("T", [21, 50, 250, 1000, 4000])
-@pytest.mark.parametrize("name", N.SCHEDULES)
+@pytest.mark.parametrize("name", N.NOISE_SCHEDULES)
 @pytest.mark.parametrize("size", [16, 32, 64, 256])
 def test_snr_falls_strictly_and_power_is_kept(name, T, size):
     for ends in (True, False):
-        s = N.make_schedule(name, T, ends, size)
+        s = N.make_noise_schedule(name, T, ends, size)
         assert len(s) == T and (s.snr.diff() < 0).all() and (s.alpha_bar >= 0).all() and (s.alpha_bar < 1).all()
-        alpha, sigma = s.at(torch.arange(T), randn(T, 1))
+        alpha, sigma = s.alpha_sigma(torch.arange(T), randn(T, 1))
         assert torch.allclose(alpha**2 + sigma**2, torch.ones(T, 1, dtype=torch.float64), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", N.SCHEDULES)
+@pytest.mark.parametrize("name", N.NOISE_SCHEDULES)
 def test_betas_are_in_range(name):
-    a = torch.cat([torch.ones(1, dtype=torch.float64), N.SCHEDULES[name]()])
+    a = torch.cat([torch.ones(1, dtype=torch.float64), N.NOISE_SCHEDULES[name]()])
     betas = 1 - a[1:] / a[:-1]
     assert (betas > 0).all() and betas.max() <= 0.999 + 1e-9
 
@@ -69,24 +69,24 @@ def test_linear_ends_equally_noisy_for_any_length():
 
 
 def test_zero_terminal_keeps_the_first_and_is_exactly_zero_at_the_end():
-    for name, make in N.SCHEDULES.items():
-        before, after = make(), N.zero_terminal_snr(make())
+    for name, make in N.NOISE_SCHEDULES.items():
+        before, after = make(), N.rescale_zero_terminal_snr(make())
         assert after[-1] == 0 and math.isclose(after[0], before[0], rel_tol=1e-12) and (after <= before + 1e-12).all()
-        assert N.Schedule(after).log_snr[-1] == -math.inf and not N.Schedule(after).snr.isnan().any()
+        assert N.NoiseSchedule(after).log_snr[-1] == -math.inf and not N.NoiseSchedule(after).snr.isnan().any()
 
 
 @settings(max_examples=50, deadline=None)
 @given(size=st.integers(8, 1024), reference=st.integers(8, 256))
 def test_shift_divides_the_snr_by_the_number_of_pixels(size, reference):
     a = N.cosine_alpha_bar(100)
-    s, shifted = N.Schedule(a), N.Schedule(N.shift_snr(a, size, reference))
+    s, shifted = N.NoiseSchedule(a), N.NoiseSchedule(N.shift_snr(a, size, reference))
     assert torch.allclose(shifted.snr, s.snr * (reference / size) ** 2, rtol=1e-8)
 
 
 def test_averaged_large_pictures_are_as_noisy_as_small_ones():
     "What `shift_snr` is for: the mean of 2 x 2 pixels at 64 px has the SNR of one pixel at 32 px."
     t = torch.tensor([600])
-    small, large = N.make_schedule(zero_terminal=False), N.make_schedule(zero_terminal=False, size=64)
+    small, large = N.make_noise_schedule(zero_terminal_snr=False), N.make_noise_schedule(zero_terminal_snr=False, size=64)
     xt, _ = N.add_noise(torch.ones(1, 1, 512, 512, dtype=torch.float64), t, large, randn(1, 1, 512, 512))
     means = torch.nn.functional.avg_pool2d(xt, 2)
     assert means.mean() ** 2 / means.var() == pytest.approx(small.snr[600].item(), rel=0.05)
@@ -134,46 +134,46 @@ def test_v_equals_diffusers(schedule):
     theirs = diffusers.DDPMScheduler()
     theirs.alphas_cumprod = schedule.alpha_bar
     x0, eps, t = randn(16, 3, 8, 8), randn(16, 3, 8, 8, seed=1), torch.arange(16) * 66
-    assert torch.allclose(N.make_target("v", x0, eps, t, schedule), theirs.get_velocity(x0, eps, t), atol=1e-12)
+    assert torch.allclose(N.prediction_target("v", x0, eps, t, schedule), theirs.get_velocity(x0, eps, t), atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
-@given(t=st.integers(0, 998), target=st.sampled_from(N.TARGETS), which=st.sampled_from(ALL), seed=st.integers(0, 1000))
+@given(t=st.integers(0, 998), target=st.sampled_from(N.PREDICTION_TYPES), which=st.sampled_from(ALL), seed=st.integers(0, 1000))
 def test_conversions_round_trip(t, target, which, seed):
-    s = N.make_schedule(which[0], zero_terminal=which[1])
+    s = N.make_noise_schedule(which[0], zero_terminal_snr=which[1])
     x0, eps, t = randn(2, 3, 4, 4, seed=seed), randn(2, 3, 4, 4, seed=seed + 1), torch.full((2,), t)
     xt, _ = N.add_noise(x0, t, s, eps)
-    back = N.to_x0(target, N.make_target(target, x0, eps, t, s), xt, t, s)
-    assert torch.allclose(back, x0, atol=1e-8) and torch.allclose(N.to_eps(back, xt, t, s), eps, atol=1e-8)
+    back = N.x0_from_prediction(target, N.prediction_target(target, x0, eps, t, s), xt, t, s)
+    assert torch.allclose(back, x0, atol=1e-8) and torch.allclose(N.eps_from_x0(back, xt, t, s), eps, atol=1e-8)
 
 
 def test_at_pure_noise_only_eps_says_nothing():
-    s, t = N.make_schedule(), torch.tensor([999])
+    s, t = N.make_noise_schedule(), torch.tensor([999])
     x0, eps = randn(1, 8), randn(1, 8, seed=1)
     xt, _ = N.add_noise(x0, t, s, eps)
-    assert torch.equal(xt, eps) and torch.equal(N.make_target("v", x0, eps, t, s), -x0)
+    assert torch.equal(xt, eps) and torch.equal(N.prediction_target("v", x0, eps, t, s), -x0)
     for target, finite in (("v", True), ("x0", True), ("eps", False)):
-        back = N.to_x0(target, N.make_target(target, x0, eps, t, s), xt, t, s)
+        back = N.x0_from_prediction(target, N.prediction_target(target, x0, eps, t, s), xt, t, s)
         assert back.isfinite().all() == finite and (not finite or torch.equal(back, x0))
 
 
 # ---- weights
 
 @pytest.mark.parametrize("weighting", ["x0", "min-snr", "min-snr+1"])
-@pytest.mark.parametrize("name", N.SCHEDULES)
+@pytest.mark.parametrize("name", N.NOISE_SCHEDULES)
 def test_the_three_targets_weigh_the_same_error_alike(name, weighting):
-    s, t = N.make_schedule(name, zero_terminal=False), torch.arange(0, 1000, 37)
+    s, t = N.make_noise_schedule(name, zero_terminal_snr=False), torch.arange(0, 1000, 37)
     x0, guess, eps = (randn(len(t), 8, seed=k) for k in range(3))
     xt, _ = N.add_noise(x0, t, s, eps)
     def loss(k):
-        right, wrong = (N.make_target(k, x, N.to_eps(x, xt, t, s), t, s) for x in (x0, guess))
+        right, wrong = (N.prediction_target(k, x, N.eps_from_x0(x, xt, t, s), t, s) for x in (x0, guess))
         return N.loss_weight(t, s, k, weighting) * (right - wrong).square().mean(1)
     assert torch.allclose(loss("eps"), loss("x0"), rtol=1e-5) and torch.allclose(loss("v"), loss("x0"), rtol=1e-5)
 
 
 def test_min_snr_is_what_the_paper_says():
     "min(SNR, 5) in x0, over SNR for eps, over SNR + 1 for v, with the SNR of diffusers."
-    s, t = N.make_schedule(zero_terminal=False), torch.arange(0, 1000, 7)
+    s, t = N.make_noise_schedule(zero_terminal_snr=False), torch.arange(0, 1000, 7)
     theirs = diffusers.DDPMScheduler()
     theirs.alphas_cumprod = s.alpha_bar
     snr = compute_snr(theirs, t)
@@ -184,30 +184,30 @@ def test_min_snr_is_what_the_paper_says():
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
 def test_weights_at_both_ends_of_a_zero_terminal_schedule(gamma):
     "Plain min-SNR with v forgets the timestep at which sampling begins; SNR + 1 keeps it."
-    s, last = N.make_schedule(), torch.tensor([999])
+    s, last = N.make_noise_schedule(), torch.tensor([999])
     assert N.loss_weight(last, s, "v", "min-snr", gamma) == 0 and N.loss_weight(last, s, "v", "min-snr+1", gamma) == 1
     assert N.loss_weight(last, s, "x0", "x0") == N.loss_weight(last, s, "v", "x0") == 1
-    for weighting in N.WEIGHTS:
+    for weighting in N.LOSS_WEIGHTINGS:
         for target in ("x0", "v"):
             w = N.loss_weight(torch.arange(1000), s, target, weighting, gamma)
             assert w.isfinite().all() and (w >= 0).all() and w.dtype == torch.float32
 
 
 def test_uniform_is_one(schedule):
-    for target in N.TARGETS: assert (N.loss_weight(torch.arange(1000), schedule, target, "uniform") == 1).all()
+    for target in N.PREDICTION_TYPES: assert (N.loss_weight(torch.arange(1000), schedule, target, "uniform") == 1).all()
 
 
 # ---- mistakes
 
 @pytest.mark.parametrize("do, message", [
-    (lambda: N.make_schedule("cosin"), "did you mean 'cosine'"),
-    (lambda: N.make_schedule(T=1), "at least 2 timesteps, not 1"),
-    (lambda: N.make_schedule("linear", T=20), "more than 20 timesteps, not 20"),
-    (lambda: N.zero_terminal_snr(N.cosine_alpha_bar(1)), "at least 2 timesteps, not 1"),
-    (lambda: N.make_target("noise", randn(1, 1), randn(1, 1), torch.tensor([0]), N.make_schedule()), "unknown target 'noise'"),
-    (lambda: N.to_x0("V", randn(1, 1), randn(1, 1), torch.tensor([0]), N.make_schedule()), "did you mean 'v'"),
-    (lambda: N.loss_weight(torch.tensor([0]), N.make_schedule(), "v", "snr"), "unknown weighting 'snr'"),
-    (lambda: N.loss_weight(torch.tensor([0]), N.make_schedule(), "eps", "min-snr+1"), "no signal is left")])
+    (lambda: N.make_noise_schedule("cosin"), "did you mean 'cosine'"),
+    (lambda: N.make_noise_schedule(num_timesteps=1), "at least 2 timesteps, not 1"),
+    (lambda: N.make_noise_schedule("linear", num_timesteps=20), "more than 20 timesteps, not 20"),
+    (lambda: N.rescale_zero_terminal_snr(N.cosine_alpha_bar(1)), "at least 2 timesteps, not 1"),
+    (lambda: N.prediction_target("noise", randn(1, 1), randn(1, 1), torch.tensor([0]), N.make_noise_schedule()), "unknown target 'noise'"),
+    (lambda: N.x0_from_prediction("V", randn(1, 1), randn(1, 1), torch.tensor([0]), N.make_noise_schedule()), "did you mean 'v'"),
+    (lambda: N.loss_weight(torch.tensor([0]), N.make_noise_schedule(), "v", "snr"), "unknown weighting 'snr'"),
+    (lambda: N.loss_weight(torch.tensor([0]), N.make_noise_schedule(), "eps", "min-snr+1"), "no signal is left")])
 def test_a_mistake_is_one_line(do, message):
     with pytest.raises(UserError, match=message) as e: do()
     assert "\n" not in str(e.value)

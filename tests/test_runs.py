@@ -14,10 +14,10 @@ from torch import nn
 
 from t2i_tutorial import critters
 from t2i_tutorial import runs as R
-from t2i_tutorial.core import UserError, make_generator, make_grid
-from t2i_tutorial.data import CaptionedImages
+from t2i_tutorial.core import UserError, seeded_generator, make_grid
+from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.models import TextToImage
-from t2i_tutorial.runs import Preset, choose_preset, compare_trainings, go_on, score_samples, train_preset
+from t2i_tutorial.runs import Preset, get_preset, run_ablation, load_or_init_results, quick_evaluate, run_training
 from t2i_tutorial.text import full_caption
 from t2i_tutorial.training import TrainConfig
 
@@ -44,7 +44,7 @@ class Blot(TextToImage):
         super().__init__(config, encoder)
         self.body = nn.Sequential(nn.Linear(self.encoder.dim, config.inner.hidden), nn.SiLU(), nn.Linear(config.inner.hidden, 3 * config.size**2))
 
-    def draw(self, captions): return rearrange(self.body(self.encode(captions).pooled), "b (c h w) -> b c h w", c=3, h=self.config.size)
+    def draw(self, captions): return rearrange(self.body(self.encode_prompts(captions).pooled), "b (c h w) -> b c h w", c=3, h=self.config.size)
 
     def training_losses(self, batch, rng, phase="model"):
         noise = 0.1 * torch.randn(batch.images.shape, generator=rng)
@@ -55,7 +55,7 @@ class Blot(TextToImage):
 
 
 
-PRESETS = {"tiny": Preset(BlotConfig(), TrainConfig(steps=4, batch_size=8, lr=1e-2, ema_decay=0.9, save_every=2, log_every=1, tracker="none"), 32)}
+PRESETS = {"tiny": Preset(BlotConfig(), TrainConfig(max_steps=4, batch_size=8, lr=1e-2, ema_decay=0.9, save_every=2, log_every=1, log_with="none"), 32)}
 TINY = PRESETS["tiny"]
 
 
@@ -68,15 +68,15 @@ def same(a, b) -> bool:
 # ---- settings
 
 def test_overrides_reach_their_part():
-    p = choose_preset(PRESETS, "tiny", ["steps=7", "grain=0.5", "pictures=99", "start=there", "batch-size=4", "betas=0.5,0.6"])
-    assert (p.train.steps, p.train.batch_size, p.train.betas, p.model.grain, p.pictures, p.start) == (7, 4, (0.5, 0.6), 0.5, 99, "there")
-    assert p.model.inner == Inner() and TINY == choose_preset(PRESETS, "tiny") == choose_preset({}, TINY)
-    assert choose_preset({}, p, {"start": None}).start is None
+    p = get_preset(PRESETS, "tiny", ["steps=7", "grain=0.5", "pictures=99", "start=there", "batch-size=4", "betas=0.5,0.6"])
+    assert (p.train_config.max_steps, p.train_config.batch_size, p.train_config.betas, p.model_config.grain, p.num_images, p.init_from) == (7, 4, (0.5, 0.6), 0.5, 99, "there")
+    assert p.model_config.inner == Inner() and TINY == get_preset(PRESETS, "tiny") == get_preset({}, TINY)
+    assert get_preset({}, p, {"start": None}).init_from is None
 
 
 def test_a_field_of_both_is_the_training_s():
-    p = choose_preset(PRESETS, "tiny", ["schedule=cosine"])
-    assert (p.train.schedule, p.model.schedule) == ("cosine", "linear")
+    p = get_preset(PRESETS, "tiny", ["schedule=cosine"])
+    assert (p.train_config.lr_schedule, p.model_config.schedule) == ("cosine", "linear")
 
 
 @pytest.mark.parametrize("words, message", [
@@ -84,19 +84,19 @@ def test_a_field_of_both_is_the_training_s():
     (["inner=3"], "unknown setting 'inner'"), (["hidden=3"], "unknown setting 'hidden'"), (["pictures=some"], "pictures must be a whole number"),
     (["model=3"], "unknown setting 'model'"), (["grain=rough"], "grain must be a number"), (["batch_size=0"], "batch_size must be at least 1")])
 def test_bad_overrides_get_one_line(words, message):
-    with pytest.raises(UserError, match=message) as e: choose_preset(PRESETS, "tiny", words)
+    with pytest.raises(UserError, match=message) as e: get_preset(PRESETS, "tiny", words)
     assert "\n" not in str(e.value)
 
 
 def test_an_unknown_preset_names_the_nearest():
-    with pytest.raises(UserError, match="unknown preset 'tinny'; did you mean 'tiny'"): choose_preset(PRESETS, "tinny")
+    with pytest.raises(UserError, match="unknown preset 'tinny'; did you mean 'tiny'"): get_preset(PRESETS, "tinny")
 
 
 def test_a_command_for_presets_with_a_name_only():
-    assert R.named_command("blot", "tiny") == "t2i train blot --preset tiny"
-    assert R.named_command("blot", "tiny", ["batch-size=4", "lr=1e-3"]) == "t2i train blot --preset tiny batch_size=4 lr=1e-3"
-    assert R.named_command("blot", "tiny", {"steps": 3}) == "t2i train blot --preset tiny steps=3"
-    assert R.named_command("blot", TINY, {"steps": 3}) is None
+    assert R.cli_command("blot", "tiny") == "t2i train blot --preset tiny"
+    assert R.cli_command("blot", "tiny", ["batch-size=4", "lr=1e-3"]) == "t2i train blot --preset tiny batch_size=4 lr=1e-3"
+    assert R.cli_command("blot", "tiny", {"steps": 3}) == "t2i train blot --preset tiny steps=3"
+    assert R.cli_command("blot", TINY, {"steps": 3}) is None
 
 
 # ---- captions
@@ -106,14 +106,14 @@ def test_a_command_for_presets_with_a_name_only():
     (40, 32, 3, "val", "57d4734356f11a96d00f46ca4dfb26c6f3eb6d9d726e1ab655922d367c1f5213")])
 def test_captions_are_those_of_the_recorded_runs(n, size, seed, split, digest):
     "The digests were taken of the code that trained the recorded models."
-    data = R.captioned_critters(n, size, seed, split)
+    data = R.critters_dataset(n, size, seed, split)
     assert hashlib.sha256("\n".join("\t".join(group) for group in data.captions).encode()).hexdigest() == digest
 
 
 def test_captions_say_it_all_somewhere():
-    data = R.captioned_critters(40, 16)
-    assert all(len(group) == 2 for group in data.captions) and data.captions == R.captioned_critters(40, 16).captions
-    for i, critter in enumerate(critters.sample(40, 16).critters):
+    data = R.critters_dataset(40, 16)
+    assert all(len(group) == 2 for group in data.captions) and data.captions == R.critters_dataset(40, 16).captions
+    for i, critter in enumerate(critters.sample_critters(40, 16).critters):
         for text in data.captions[i]:
             for k, v in critters.parse_caption(text).items(): assert getattr(critter, k) == v, (text, k)
         if i % 2: assert data.captions[i][1] == full_caption(critter)
@@ -129,14 +129,14 @@ def test_sample_prompts_hold_only_known_words():
 def trained(tmp_path_factory):
     "A training that was not stopped."
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, *train_preset(Blot, TINY, folder=folder, command="as typed", validation=16)
+    return folder, *run_training(Blot, TINY, folder=folder, command="as typed", validation=16)
 
 
 def test_the_same_seed_gives_the_same_bits(trained, tmp_path):
     folder, model, log = trained
-    twin, log_twin = train_preset(Blot, TINY, folder=tmp_path / "twin", validation=16)
+    twin, log_twin = run_training(Blot, TINY, folder=tmp_path / "twin", validation=16)
     assert same(model, twin) and log == log_twin and not model.training
-    other, _ = train_preset(Blot, choose_preset({}, TINY, {"seed": 1}), folder=tmp_path / "other", validation=16)
+    other, _ = run_training(Blot, get_preset({}, TINY, {"seed": 1}), folder=tmp_path / "other", validation=16)
     assert not same(model, other)
 
 
@@ -144,7 +144,7 @@ def test_resumed_equals_uninterrupted(trained, tmp_path):
     folder, model, log = trained
     shutil.copytree(folder, tmp_path / "half")
     for gone in ("model", "checkpoints/step-000004"): shutil.rmtree(tmp_path / "half" / gone)
-    resumed, log_resumed = train_preset(Blot, TINY, folder=tmp_path / "half", resume=True, validation=16)
+    resumed, log_resumed = run_training(Blot, TINY, folder=tmp_path / "half", resume=True, validation=16)
     assert same(model, resumed) and log == log_resumed
     run = json.loads((tmp_path / "half" / "model" / "run.json").read_text())
     assert run["first_step"] == 2 and run["command"] is None and [h["step"] for h in run["history"]] == [1, 2, 3, 4]
@@ -160,17 +160,17 @@ def test_the_record_says_how_it_was_made(trained):
 
 def test_validation_only_where_it_was_asked_for(trained, tmp_path):
     assert "validation" in trained[2][-1]
-    _, log = train_preset(Blot, TINY)
+    _, log = run_training(Blot, TINY)
     assert not any("validation" in h for h in log)
-    _, log = train_preset(Blot, TINY, CaptionedImages.from_critters(16, 16), validation=16)  # none is known for data of one's own
+    _, log = run_training(Blot, TINY, ImageTextDataset.from_critters(16, 16), validation=16)  # none is known for data of one's own
     assert not any("validation" in h for h in log)
 
 
 def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"): train_preset(Blot, TINY, folder=tmp_path)
+    with pytest.raises(UserError, match="is not empty"): run_training(Blot, TINY, folder=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match="resume=True needs a folder"): train_preset(Blot, TINY, resume=True)
+    with pytest.raises(UserError, match="resume=True needs a folder"): run_training(Blot, TINY, resume=True)
 
 
 def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):
@@ -179,32 +179,32 @@ def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):
         seen.append((type(model), preset, len(data), drawn, anew))
         with torch.no_grad():
             for p in model.parameters(): p.zero_()
-    still = choose_preset({}, TINY, {"lr": 1e-30, "weight_decay": 0.0, "ema_decay": None})
-    model, _ = train_preset(Blot, still, folder=tmp_path / "run", prepare=prepare)
-    train_preset(Blot, still, CaptionedImages.from_critters(9, 16), prepare=prepare)
+    still = get_preset({}, TINY, {"lr": 1e-30, "weight_decay": 0.0, "ema_decay": None})
+    model, _ = run_training(Blot, still, folder=tmp_path / "run", prepare=prepare)
+    run_training(Blot, still, ImageTextDataset.from_critters(9, 16), prepare=prepare)
     assert seen == [(Blot, still, 32, True, True), (Blot, still, 9, False, True)]
     assert all(p.abs().max() < 1e-20 for p in model.parameters())
 
 
 def test_what_it_draws_on_the_way_are_the_data_s_captions():
-    data = CaptionedImages.from_critters(9, 16)
-    model, _ = train_preset(Blot, TINY, data)
+    data = ImageTextDataset.from_critters(9, 16)
+    model, _ = run_training(Blot, TINY, data)
     assert list(model.sample_prompts) == [c[0] for c in data.captions[:8]]
-    assert tuple(train_preset(Blot, TINY)[0].sample_prompts) == R.SAMPLE_PROMPTS
+    assert tuple(run_training(Blot, TINY)[0].sample_prompts) == R.SAMPLE_PROMPTS
     class Stream:
         def __len__(self): return len(data)
         def batches(self, *a, **k): return data.batches(*a, **k)
-    assert tuple(train_preset(Blot, TINY, Stream())[0].sample_prompts) == R.SAMPLE_PROMPTS
+    assert tuple(run_training(Blot, TINY, Stream())[0].sample_prompts) == R.SAMPLE_PROMPTS
 
 
 def test_each_caption_is_encoded_once_and_kept_in_the_folder(trained, tmp_path, monkeypatch):
     "MI-9: the peer runs its text encoder for each sample, every time."
-    from t2i_tutorial.clip import ClipTextEncoder
-    asked, encode = [], ClipTextEncoder.encode
+    from t2i_tutorial.clip import CLIPTextEncoder
+    asked, encode = [], CLIPTextEncoder.encode
     def count(self, texts): asked.extend(texts); return encode(self, texts)
-    monkeypatch.setattr(ClipTextEncoder, "encode", count)
-    data = R.captioned_critters(16, 16)
-    train_preset(Blot, TINY, data, tmp_path / "run")
+    monkeypatch.setattr(CLIPTextEncoder, "encode", count)
+    data = R.critters_dataset(16, 16)
+    run_training(Blot, TINY, data, tmp_path / "run")
     captions = {c for group in data.captions for c in group}
     assert captions <= set(asked) and max(asked.count(c) for c in captions) == 1
     assert list((tmp_path / "run" / ".texts").iterdir()) and not list((tmp_path / "run" / "model").glob(".texts"))
@@ -215,24 +215,24 @@ def test_each_caption_is_encoded_once_and_kept_in_the_folder(trained, tmp_path, 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.sampled_from([4, 7, 16]), st.booleans())
 def test_a_grid_comes_apart_again(n, s, wide):
-    images = torch.rand(n, 3, s, s, generator=make_generator(n, s))
+    images = torch.rand(n, 3, s, s, generator=seeded_generator(n, s))
     columns = n if wide else None
-    assert torch.equal(R.cut_grid(make_grid(images, columns), n, columns), images)
+    assert torch.equal(R.split_grid(make_grid(images, columns), n, columns), images)
 
 
 def test_strip_of_a_training(tmp_path):
     "Rows are steps, columns are prompts, in the PNG too."
     from PIL import Image
-    shown = choose_preset({}, TINY, {"sample_every": 2, "tracker": "tensorboard"})
-    model, _ = train_preset(Blot, shown, folder=tmp_path / "run")
-    strip = R.training_strip(tmp_path / "run", path=tmp_path / "strip.png", note="a note")
+    shown = get_preset({}, TINY, {"sample_every": 2, "tracker": "tensorboard"})
+    model, _ = run_training(Blot, shown, folder=tmp_path / "run")
+    strip = R.sample_history_grid(tmp_path / "run", path=tmp_path / "strip.png", note="a note")
     png = Image.open(tmp_path / "strip.png")
     assert json.loads(png.text["steps"]) == [2, 4] and png.text["note"] == "a note" and png.size == (strip.shape[2], strip.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
-    one = R.training_strip(tmp_path / "run", [4])
-    assert torch.equal(R.cut_grid(one, 8, 8), R.cut_grid(strip, 16, 8)[8:])
-    assert (R.cut_grid(one, 8, 8) - model.sample_grid(make_generator(0))[0]).abs().max() < 0.02  # 8 bits a colour
-    with pytest.raises(UserError, match="unknown step '3'"): R.training_strip(tmp_path / "run", [3])
-    with pytest.raises(UserError, match="no samples of a training"): R.training_strip(tmp_path / "elsewhere")
+    one = R.sample_history_grid(tmp_path / "run", [4])
+    assert torch.equal(R.split_grid(one, 8, 8), R.split_grid(strip, 16, 8)[8:])
+    assert (R.split_grid(one, 8, 8) - model.sample_grid(seeded_generator(0))[0]).abs().max() < 0.02  # 8 bits a colour
+    with pytest.raises(UserError, match="unknown step '3'"): R.sample_history_grid(tmp_path / "run", [3])
+    with pytest.raises(UserError, match="no samples of a training"): R.sample_history_grid(tmp_path / "elsewhere")
 
 
 # ---- scores and comparisons
@@ -244,12 +244,12 @@ class Copyist(Blot):
         colours = list(critters.COLOURS)
         def other(c): return next(k for k in colours if k not in (c.body, c.second))
         if spoilt: asked = [replace(c, body=other(c)) for c in asked]
-        return critters.draw(asked, size=self.config.size, seed=seed)
+        return critters.render(asked, size=self.config.size, seed=seed)
 
 
 def test_scores_tell_right_from_wrong():
     model = Copyist(BlotConfig(size=32))
-    right, wrong = score_samples(model, 32), score_samples(model, 32, spoilt=True)
+    right, wrong = quick_evaluate(model, 32), quick_evaluate(model, 32, spoilt=True)
     assert right["body"]["value"] > 0.9 and right["species"]["value"] > 0.9 and right["all"]["value"] > 0.7
     assert wrong["body"]["value"] < 0.1 and wrong["species"]["value"] > 0.8
     assert right["body"]["low"] <= right["body"]["value"] <= right["body"]["high"] and {"kid", "frechet", "seconds", "cpu_seconds"} <= set(right)
@@ -260,18 +260,18 @@ def test_prompts_of_a_score_depend_on_the_seed_alone(monkeypatch):
     def note(self, prompts, **how): asked.append((list(prompts), how)); return sample(self, prompts, **how)
     monkeypatch.setattr(Blot, "sample", note)
     a, b = Blot(), Blot(BlotConfig(grain=1.0))
-    score_samples(a, 16), score_samples(b, 16, bright=0.5), score_samples(a, 16, seed=1)
+    quick_evaluate(a, 16), quick_evaluate(b, 16, bright=0.5), quick_evaluate(a, 16, seed=1)
     assert asked[0][0] == asked[1][0] != asked[2][0] and [how for _, how in asked] == [{"seed": 0}, {"seed": 0, "bright": 0.5}, {"seed": 1}]
 
 
 def test_a_file_of_results_is_gone_on_from_or_refused(tmp_path):
     path = tmp_path / "r.json"
-    begun = go_on(path, {"n": 16, "steps": (1, 2)})
-    assert begun["runs"] == {} and begun["n"] == 16 and begun["machine"]["cores"] and not path.exists() and go_on(None, {"n": 3})["n"] == 3
+    begun = load_or_init_results(path, {"n": 16, "steps": (1, 2)})
+    assert begun["runs"] == {} and begun["n"] == 16 and begun["machine"]["cores"] and not path.exists() and load_or_init_results(None, {"n": 3})["n"] == 3
     path.write_text(json.dumps(begun | {"runs": {"a": 1}}))
-    assert go_on(path, {"n": 16, "steps": (1, 2)})["runs"] == {"a": 1}  # a tuple comes back as a list, and is the same
-    with pytest.raises(UserError, match="was measured with n=16, not 32; remove it"): go_on(path, {"n": 32, "steps": (1, 2)})
-    with pytest.raises(UserError, match="was measured with seed=None, not 0"): go_on(path, {"n": 16, "seed": 0})
+    assert load_or_init_results(path, {"n": 16, "steps": (1, 2)})["runs"] == {"a": 1}  # a tuple comes back as a list, and is the same
+    with pytest.raises(UserError, match="was measured with n=16, not 32; remove it"): load_or_init_results(path, {"n": 32, "steps": (1, 2)})
+    with pytest.raises(UserError, match="was measured with seed=None, not 0"): load_or_init_results(path, {"n": 16, "seed": 0})
 
 
 def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
@@ -282,30 +282,30 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
             made.append("broke")
             raise UserError("as if the power had failed")
         made.append(preset.train.lr)
-        model, log = train_preset(Blot, preset, data)
+        model, log = run_training(Blot, preset, data)
         log[-1] |= {"generator/loss": 2.0, "lossless": 3.0}
         return model, log
-    with pytest.raises(UserError, match="power"): compare_trainings(tmp_path / "c.json", variants, TINY, train, 16)
+    with pytest.raises(UserError, match="power"): run_ablation(tmp_path / "c.json", variants, TINY, train, 16)
     before = json.loads((tmp_path / "c.json").read_text())
     assert list(before["runs"]) == ["slow"]
-    found = compare_trainings(tmp_path / "c.json", variants, TINY, train, 16)
+    found = run_ablation(tmp_path / "c.json", variants, TINY, train, 16)
     assert made == [1e-4, "broke", 1e-2] and list(found["runs"]) == ["slow", "fast"] and found["runs"]["slow"] == before["runs"]["slow"]
     fast = found["runs"]["fast"]
     assert fast["changes"] == {"lr": 1e-2} and fast["generator/loss"] == 2.0 and "lossless" not in fast and "lost" not in fast
     assert fast["loss"] < found["runs"]["slow"]["loss"] and {"training_seconds", "training_cpu_seconds", "seconds", "kid"} <= set(fast)
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "c.json").read_text())
-    with pytest.raises(UserError, match="was measured with n=16, not 32"): compare_trainings(tmp_path / "c.json", variants, TINY, train, 32)
+    with pytest.raises(UserError, match="was measured with n=16, not 32"): run_ablation(tmp_path / "c.json", variants, TINY, train, 32)
     other = replace(TINY, pictures=33)
-    with pytest.raises(UserError, match="was measured with preset="): compare_trainings(tmp_path / "c.json", variants, other, train, 16)
+    with pytest.raises(UserError, match="was measured with preset="): run_ablation(tmp_path / "c.json", variants, other, train, 16)
 
 
 def test_awake_creatures_can_be_exchanged():
-    some, images = R.awake_critters(12, 16, seed=1)
+    some, images = R.probe_critters(12, 16, seed=1)
     assert len(some) == len(images) == 12 and images.shape[1:] == (3, 16, 16) and all(c.action != "sleeping" for c in some)
-    assert all(getattr(R.exchanged(c, "eyes"), "eyes") != c.eyes for c in some)
-    assert R.awake_critters(12, 16, seed=1)[0] == some != R.awake_critters(12, 16, seed=2)[0]
+    assert all(getattr(R.swap_attribute(c, "eyes"), "eyes") != c.eye_colour for c in some)
+    assert R.probe_critters(12, 16, seed=1)[0] == some != R.probe_critters(12, 16, seed=2)[0]
 
 
 def test_a_strip_says_what_it_shows(tmp_path):
-    R.save_strip(tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why")
+    R.save_annotated_png(tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why")
     with Image.open(tmp_path / "s.png") as image: assert image.size == (6, 4) and image.text == {"rows": "[1, 2]", "note": "why"}

@@ -7,7 +7,7 @@ import transformers
 from tokenizers import Tokenizer as BPE, models, pre_tokenizers, processors
 
 from t2i_tutorial import critters, text as T
-from t2i_tutorial.clip import Clip, ClipTextEncoder
+from t2i_tutorial.clip import CLIP, CLIPTextEncoder
 from t2i_tutorial.core import UserError
 
 LONG = "a small blue and red dragon with green eyes, breathing fire, facing left"
@@ -40,8 +40,8 @@ def folders(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module", params=["t5", "clip", "ours", "ours+words"])
 def encoder(request, folders):
-    if request.param.startswith("ours"): return ClipTextEncoder(Clip.from_pretrained("critters-clip"), request.param != "ours")
-    return T.HubTextEncoder(folders[request.param])
+    if request.param.startswith("ours"): return CLIPTextEncoder(CLIP.from_pretrained("critters-clip"), request.param != "ours")
+    return T.PretrainedTextEncoder(folders[request.param])
 
 
 def tokenize(encoder, texts):
@@ -90,7 +90,7 @@ def test_bad_texts_get_one_line(untyped, texts, message):
 
 
 def test_full_caption_is_of_the_grammar_and_says_all():
-    for c in critters.sample(40, size=16, split="test").critters:
+    for c in critters.sample_critters(40, size=16, split="test").critters:
         assert critters.parse_caption(T.full_caption(c)) == {k: getattr(c, k) for k in critters.ATTRIBUTES}
 
 
@@ -117,8 +117,8 @@ def test_masked_mean_ignores_nan_and_short_captions_stay_apart():
     h, mask = torch.randn(2, 256, 32), torch.arange(256).expand(2, -1) < 8
     h = torch.where(mask[..., None], h, torch.randn(32))
     cosine = lambda p: torch.cosine_similarity(p[0], p[1], dim=0).abs()
-    assert cosine(h.mean(1)) > 0.9 and cosine(T.masked_mean(h, mask)) < 0.6
-    assert torch.equal(T.masked_mean(h.masked_fill(~mask[..., None], float("nan")), mask), T.masked_mean(h, mask))
+    assert cosine(h.mean(1)) > 0.9 and cosine(T.mean_pool(h, mask)) < 0.6
+    assert torch.equal(T.mean_pool(h.masked_fill(~mask[..., None], float("nan")), mask), T.mean_pool(h, mask))
 
 
 def test_encoders_are_frozen_and_of_one_face(encoder):
@@ -129,14 +129,14 @@ def test_encoders_are_frozen_and_of_one_face(encoder):
 
 
 def test_clip_pooling_equals_the_real_class(folders):
-    encoder = T.HubTextEncoder(folders["clip"])
+    encoder = T.PretrainedTextEncoder(folders["clip"])
     ids, mask = encoder.tokenize(["a red cat", LONG])
     real = transformers.CLIPTextModel.from_pretrained(folders["clip"])(ids, mask.long()).pooler_output
     assert torch.allclose(encoder.embed(ids, mask).pooled, real, atol=1e-6)
 
 
 def test_t5_tokens_equal_the_real_class(folders):
-    encoder = T.HubTextEncoder(folders["t5"])
+    encoder = T.PretrainedTextEncoder(folders["t5"])
     ids, mask = encoder.tokenize(["a red cat"])
     real = transformers.T5EncoderModel.from_pretrained(folders["t5"])(ids, mask.long()).last_hidden_state
     assert torch.allclose(encoder.embed(ids, mask).tokens, real, atol=1e-6)
@@ -144,33 +144,33 @@ def test_t5_tokens_equal_the_real_class(folders):
 
 def test_hub_encoder_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(T, "_online", lambda: False)
-    with pytest.raises(UserError, match="hf download google/t5-v1_1-none-of-ours"): T.HubTextEncoder("google/t5-v1_1-none-of-ours")
-    with pytest.raises(UserError, match="no folder"): T.HubTextEncoder("./nowhere")
-    with pytest.raises(UserError, match="no whole text model"): T.HubTextEncoder(str(tmp_path))
+    with pytest.raises(UserError, match="hf download google/t5-v1_1-none-of-ours"): T.PretrainedTextEncoder("google/t5-v1_1-none-of-ours")
+    with pytest.raises(UserError, match="no folder"): T.PretrainedTextEncoder("./nowhere")
+    with pytest.raises(UserError, match="no whole text model"): T.PretrainedTextEncoder(str(tmp_path))
 
 
 def test_other_models_and_foreign_code_are_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="'bert' model"): T.HubTextEncoder(str(tmp_path))
+    with pytest.raises(UserError, match="'bert' model"): T.PretrainedTextEncoder(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}')
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass")
-    with pytest.raises(UserError): T.HubTextEncoder(str(tmp_path))
+    with pytest.raises(UserError): T.PretrainedTextEncoder(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_words_are_named_with_near_ones(encoder, folders):
-    with pytest.warns(UserWarning, match="purpel") as seen: found = T.warn_unknown(encoder, ["a purpel cat"])
+    with pytest.warns(UserWarning, match="purpel") as seen: found = T.warn_oov(encoder, ["a purpel cat"])
     assert list(found) == ["purpel"] and len(seen) == 1
-    if isinstance(encoder, ClipTextEncoder): assert found["purpel"][0] == "purple"
+    if isinstance(encoder, CLIPTextEncoder): assert found["purpel"][0] == "purple"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert T.warn_unknown(encoder, ["a red cat", LONG]) == {}
+        assert T.warn_oov(encoder, ["a red cat", LONG]) == {}
 
 
 def test_null_text_replaces_everything_and_learns():
     text = T.TextEmbedding(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), torch.randn(3, 8))
-    null = T.NullText(8)
-    out = null.drop(text, torch.tensor([True, False, False]))
+    null = T.NullTextEmbedding(8)
+    out = null.drop_captions(text, torch.tensor([True, False, False]))
     assert torch.equal(out.tokens[0], text.tokens[0]) and torch.equal(out.pooled[0], text.pooled[0]) and out.mask[0].all()
     assert torch.equal(out.tokens[1], out.tokens[2]) and out.mask[1].tolist() == [True, False, False, False, False]
     (out.tokens.sum() + out.pooled.sum()).backward()
@@ -198,7 +198,7 @@ def test_cache_equals_the_encoder_and_encodes_once(encoder, tmp_path):
 
 @pytest.mark.parametrize("fault", ["truncated", "empty", "json", "other"])
 def test_a_broken_cache_is_built_again_saying_so(folders, tmp_path, fault):
-    encoder = T.HubTextEncoder(folders["t5"])
+    encoder = T.PretrainedTextEncoder(folders["t5"])
     good, path = T.encode_cached(encoder, [LONG], tmp_path), next(tmp_path.glob("*.safetensors"))
     if fault == "other": T.save_tensors(path, {"x": torch.zeros(1)})
     else: path.write_bytes({"truncated": path.read_bytes()[:-40], "empty": b"", "json": b"{}"}[fault])
@@ -209,7 +209,7 @@ def test_a_broken_cache_is_built_again_saying_so(folders, tmp_path, fault):
 
 
 def test_a_cache_of_other_weights_is_stale(folders, tmp_path):
-    encoder = T.HubTextEncoder(folders["t5"])
+    encoder = T.PretrainedTextEncoder(folders["t5"])
     old = T.encode_cached(encoder, ["a red cat"], tmp_path)
     with torch.no_grad(): encoder.model.get_input_embeddings().weight.mul_(-2)
     with pytest.warns(UserWarning, match="encoder has changed"): new = T.encode_cached(encoder, ["a red cat"], tmp_path)
@@ -217,5 +217,5 @@ def test_a_cache_of_other_weights_is_stale(folders, tmp_path):
 
 
 def test_two_encoders_do_not_share_a_file(folders, tmp_path):
-    for kind in ("t5", "clip"): T.encode_cached(T.HubTextEncoder(folders[kind]), [LONG], tmp_path)
+    for kind in ("t5", "clip"): T.encode_cached(T.PretrainedTextEncoder(folders[kind]), [LONG], tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2

@@ -20,13 +20,13 @@ import pytest
 import torch
 from torch import nn
 
-from t2i_tutorial.core import UserError, make_generator
-from t2i_tutorial.data import CaptionedImages
-from t2i_tutorial.training import (EMA, Checkpoint, Interrupted, TinyDenoiser, TrainConfig, Trainer, Walk, check_finite, clip_gradients, find_checkpoint,
-                                   learning_rate, list_checkpoints, load_checkpoint, load_weights, override, random_states, restore_random_states,
-                                   save_checkpoint, set_aside, step_generator)
+from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.data import ImageTextDataset
+from t2i_tutorial.training import (EMA, Checkpoint, TrainingInterrupted, TinyDenoiser, TrainConfig, Trainer, InfiniteBatches, check_finite, clip_grad_norm, find_checkpoint,
+                                   lr_at_step, list_checkpoints, load_checkpoint, load_weights, apply_overrides, get_rng_state, set_rng_state,
+                                   save_checkpoint, evaluation_mode, step_rng)
 
-QUICK = TrainConfig(steps=6, batch_size=8, save_every=2, log_every=1, tracker="none", device="cpu", ema_decay=0.9)
+QUICK = TrainConfig(max_steps=6, batch_size=8, save_every=2, log_every=1, log_with="none", device="cpu", ema_decay=0.9)
 
 
 class Line:
@@ -37,7 +37,7 @@ class Line:
     def __len__(self): return len(self.x)
 
     def batches(self, batch_size, seed=0, epoch=0, start=0, drop_last=False):
-        order = torch.randperm(len(self.x), generator=make_generator(seed, "order", epoch))
+        order = torch.randperm(len(self.x), generator=seeded_generator(seed, "order", epoch))
         n = len(order) - len(order) % batch_size if drop_last else len(order)
         for i in range(start * batch_size, n, batch_size):
             x = self.x[order[i:min(i + batch_size, n)]]
@@ -192,8 +192,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
     fit(tmp_path / "whole", config)
     before = signal.getsignal(signal.SIGINT)
-    text = refusal(fit, tmp_path / "cut", config, Pressed, kind=Interrupted)
-    assert "step 5 of 20" in text and "resume=True" in text and "--resume" in text and issubclass(Interrupted, KeyboardInterrupt)
+    text = refusal(fit, tmp_path / "cut", config, Pressed, kind=TrainingInterrupted)
+    assert "step 5 of 20" in text and "resume=True" in text and "--resume" in text and issubclass(TrainingInterrupted, KeyboardInterrupt)
     assert list(list_checkpoints(tmp_path / "cut")) == [5] and signal.getsignal(signal.SIGINT) is before
     fit(tmp_path / "cut", config, seed=3, resume=True)
     assert same_end(tmp_path / "whole", tmp_path / "cut") == []
@@ -207,7 +207,7 @@ def test_second_ctrl_c_stops_at_once(tmp_path):
             raise AssertionError("not stopped")
 
     with pytest.raises(KeyboardInterrupt) as e: fit(tmp_path / "run", model=Stuck())
-    assert not isinstance(e.value, Interrupted)
+    assert not isinstance(e.value, TrainingInterrupted)
 
 
 def test_training_in_a_thread_works():
@@ -284,12 +284,12 @@ def test_pieces_give_the_gradient_of_the_whole():
 def test_schedule_equals_transformers(schedule, warm_up):
     "Ours after n updates is theirs asked at n + 1 with one step more: no update is wasted on a rate of zero."
     from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
-    config = TrainConfig(steps=50, warm_up=warm_up, schedule=schedule, lr=0.01)
+    config = TrainConfig(max_steps=50, warmup_steps=warm_up, lr_schedule=schedule, lr=0.01)
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.01)
     theirs = get_constant_schedule_with_warmup(optimiser, warm_up) if schedule == "constant" else get_cosine_schedule_with_warmup(optimiser, warm_up, 51)
     for step in range(50):
         optimiser.step(); theirs.step()
-        assert learning_rate(step, config) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12) and learning_rate(step, config) > 0
+        assert lr_at_step(step, config) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12) and lr_at_step(step, config) > 0
 
 
 def test_ema_equals_torch():
@@ -303,7 +303,7 @@ def test_ema_equals_torch():
     for k in range(200):
         with torch.no_grad():
             for p in model.parameters(): p.add_(torch.randn_like(p))
-        long.n = 10**6
+        long.num_updates = 10**6
         ours.update(), long.update()
         ramp.n_averaged.fill_(max(k, 0)); ramp.module.load_state_dict(ramp.module.state_dict())
         if k == 0:  # torch copies at its first call; ours averages from the start
@@ -323,15 +323,15 @@ def test_ema_begins_with_a_short_memory():
     betas = []
     for _ in range(30): betas.append(ema.beta); ema.update()
     assert betas == [(1 + n) / (10 + n) for n in range(30)]
-    ema.n = 10**6
+    ema.num_updates = 10**6
     assert ema.beta == 0.999
 
 
 def test_clipping_sees_the_parameters_mi1():
     "MI-1: a list without parameters, or parameters without gradients, is an error and not a norm of zero."
     assert float(torch.nn.utils.clip_grad_norm_([], 1.0)) == 0.0  # what hid the fault for years
-    assert "empty" in refusal(clip_gradients, [], 1.0)
-    assert "none of the 2 parameters" in refusal(clip_gradients, nn.Linear(2, 2).parameters(), 1.0)
+    assert "empty" in refusal(clip_grad_norm, [], 1.0)
+    assert "none of the 2 parameters" in refusal(clip_grad_norm, nn.Linear(2, 2).parameters(), 1.0)
 
 
 def test_clipping_equals_torch():
@@ -341,9 +341,9 @@ def test_clipping_equals_torch():
     x = torch.randn(7, 5)
     for scale in (0.001, 30.0):
         for m in (a, b): m.zero_grad(); (m(x).square().sum() * scale).backward()
-        ours, theirs = clip_gradients(iter(a.parameters()), 1.0), torch.nn.utils.clip_grad_norm_(b.parameters(), 1.0)
+        ours, theirs = clip_grad_norm(iter(a.parameters()), 1.0), torch.nn.utils.clip_grad_norm_(b.parameters(), 1.0)
         assert torch.allclose(ours, theirs) and all(torch.allclose(p.grad, q.grad) for p, q in zip(a.parameters(), b.parameters()))
-    assert float(clip_gradients(a.parameters(), None)) == pytest.approx(1.0, abs=1e-4)  # measured after clipping: it was clipped
+    assert float(clip_grad_norm(a.parameters(), None)) == pytest.approx(1.0, abs=1e-4)  # measured after clipping: it was clipped
 
 
 def test_clipping_follows_the_optimiser_mi1(tmp_path):
@@ -392,10 +392,10 @@ def test_finite_check_names_the_first():
 
 def test_step_noise_and_dropout_are_not_the_same_numbers():
     "torch keeps 32 bits of a CPU seed: the model's own stream and the global one must not be twins."
-    rng = step_generator(0, "step", 5)
+    rng = step_rng(0, "step", 5)
     assert not torch.equal(torch.randn(8, generator=rng), torch.randn(8))
-    a = torch.randn(8); step_generator(0, "step", 5)
-    b = torch.randn(8); step_generator(0, "step", 5)
+    a = torch.randn(8); step_rng(0, "step", 5)
+    b = torch.randn(8); step_rng(0, "step", 5)
     assert torch.equal(torch.randn(8), b) and not torch.equal(a, b)
 
 
@@ -479,12 +479,12 @@ def test_validation_is_fixed_and_touches_nothing_mi6():
     model, weight = trainer.model, trainer.model.net[0].weight.detach().clone()
     model.train()
     model.net[1].eval()
-    states = random_states()
+    states = get_rng_state()
     a, b = trainer.validate(), trainer.validate()
     assert a == b and isinstance(a, float) and model.last[:2] == (False, False)
     assert torch.equal(model.last[2], trainer.ema.average["net.0.weight"]) and not torch.equal(model.last[2], weight)
     assert torch.equal(model.net[0].weight, weight) and model.training and not model.net[1].training
-    assert equal(random_states()[0], states[0]) and random_states()[1] == states[1]
+    assert equal(get_rng_state()[0], states[0]) and get_rng_state()[1] == states[1]
     assert trainer.log.history[-1]["validation"] == a
 
 
@@ -492,12 +492,12 @@ def test_everything_is_put_back_after_an_error():
     model = Fit()
     ema = EMA(dict(model.named_parameters()))
     with torch.no_grad(): model.net[0].weight.add_(1)
-    own, states = model.net[0].weight.detach().clone(), random_states()
+    own, states = model.net[0].weight.detach().clone(), get_rng_state()
     with pytest.raises(ZeroDivisionError):
-        with set_aside(model, ema):
+        with evaluation_mode(model, ema):
             assert not torch.equal(model.net[0].weight, own) and not model.training and not torch.is_grad_enabled()
             torch.rand(3), random.random(), 1 / 0
-    assert torch.equal(model.net[0].weight, own) and model.training and torch.is_grad_enabled() and equal(random_states()[0], states[0])
+    assert torch.equal(model.net[0].weight, own) and model.training and torch.is_grad_enabled() and equal(get_rng_state()[0], states[0])
 
 
 def test_the_users_random_numbers_go_on_as_before(untyped):  # beartype itself draws from Python's generator
@@ -512,9 +512,9 @@ def test_the_users_random_numbers_go_on_as_before(untyped):  # beartype itself d
 
 def test_random_states_survive_json():
     random.gauss(0, 1), np.random.randn()  # both keep a spare number
-    tensors, values = random_states()
+    tensors, values = get_rng_state()
     expected = random.gauss(0, 1), np.random.randn(), float(torch.randn(1)), random.random()
-    restore_random_states(tensors, json.loads(json.dumps(values)))
+    set_rng_state(tensors, json.loads(json.dumps(values)))
     assert (random.gauss(0, 1), np.random.randn(), float(torch.randn(1)), random.random()) == expected
 
 
@@ -530,9 +530,9 @@ def test_best_is_kept_beside_the_last(tmp_path):
     trainer = fit(tmp_path, replace(QUICK, save_every=1, keep_last=2, validation_batches=1), Worse(), validation=Line(8))
     assert list(list_checkpoints(tmp_path)) == [2, 5, 6] and trainer.best == {"step": 2, "validation": 1.0}
     assert find_checkpoint(tmp_path, "best").name == "step-000002" and find_checkpoint(tmp_path).name == "step-000006"
-    model = load_weights(Worse(), find_checkpoint(tmp_path), averaged=True)
+    model = load_weights(Worse(), find_checkpoint(tmp_path), ema=True)
     assert torch.equal(model.net[0].weight, trainer.ema.average["net.0.weight"])
-    assert torch.equal(load_weights(Worse(), find_checkpoint(tmp_path), averaged=False).net[0].weight, trainer.model.net[0].weight)
+    assert torch.equal(load_weights(Worse(), find_checkpoint(tmp_path), ema=False).net[0].weight, trainer.model.net[0].weight)
 
 
 def test_pictures_of_samples_and_losses(tmp_path):
@@ -542,7 +542,7 @@ def test_pictures_of_samples_and_losses(tmp_path):
             assert not self.training and not torch.is_grad_enabled()
             return torch.randn(2, 3, 16, 16, generator=rng).clamp(-1, 1), ["left", "right"]
     config = replace(QUICK, sample_every=3, tracker="tensorboard")
-    trainer = Trainer(Draws(4), CaptionedImages.from_critters(16, size=16), config, tmp_path)
+    trainer = Trainer(Draws(4), ImageTextDataset.from_critters(16, size=16), config, tmp_path)
     history = trainer.fit()
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
     assert (tmp_path / "samples" / "step-000003.png").read_bytes() == (tmp_path / "samples" / "step-000006.png").read_bytes()  # the same noise
@@ -586,7 +586,7 @@ def test_training_learns():
     torch.manual_seed(0)
     model = Fit()
     model.net[1].p = 0.0
-    trainer = Trainer(model, Line(), TrainConfig(steps=300, batch_size=20, lr=0.02, tracker="none", device="cpu", ema_decay=0.98), validation=Line())
+    trainer = Trainer(model, Line(), TrainConfig(max_steps=300, batch_size=20, lr=0.02, log_with="none", device="cpu", ema_decay=0.98), validation=Line())
     history = trainer.fit()
     assert history[-1]["loss"] < 0.05 * history[0]["loss"] and history[-1]["validation"] < 0.05
 
@@ -596,7 +596,7 @@ def test_training_learns():
 
 def test_settings_from_words():
     c = TrainConfig.from_overrides(["lr=1e-4", "steps=50", "betas=0,0.99", "clip_norm=none", "warm-up=5", "schedule=cosine"])
-    assert (c.lr, c.steps, c.betas, c.clip_norm, c.warm_up, c.schedule) == (1e-4, 50, (0.0, 0.99), None, 5, "cosine")
+    assert (c.lr, c.max_steps, c.betas, c.max_grad_norm, c.warmup_steps, c.lr_schedule) == (1e-4, 50, (0.0, 0.99), None, 5, "cosine")
     assert TrainConfig.from_overrides(json.loads(json.dumps(asdict(c)))) == c
     with pytest.raises(AttributeError): c.lr = 2
 
@@ -624,7 +624,7 @@ def test_override_works_for_any_dataclass():
     class Net:
         width: int = 8
         deep: bool = False
-    assert override(Net(), ["width=16", "deep=True"]) == Net(16, True) and "deep must be true or false" in refusal(override, Net(), ["deep=yes"])
+    assert apply_overrides(Net(), ["width=16", "deep=True"]) == Net(16, True) and "deep must be true or false" in refusal(apply_overrides, Net(), ["deep=yes"])
 
 
 # ---- what is refused
@@ -646,7 +646,7 @@ def test_a_batch_larger_than_the_data():
     assert refusal(fit, config=replace(QUICK, batch_size=41)) == "batch_size 41 is more than the 40 pictures there are; make it smaller"
     class Stream:
         def batches(self, *args, **kwargs): return iter([])
-    with pytest.raises(UserError, match="no batch of 8"): next(iter(Walk(Stream(), 8)))
+    with pytest.raises(UserError, match="no batch of 8"): next(iter(InfiniteBatches(Stream(), 8)))
 
 
 def test_a_folder_that_is_not_empty(run, tmp_path):
@@ -706,7 +706,7 @@ def test_ctrl_c_at_a_saved_step_does_not_write_it_again(tmp_path):
     written = []
     class Counts(Trainer):
         def save(self): written.append(self.step), super().save()
-    with pytest.raises(Interrupted): Counts(Pressed(), Line(), QUICK, tmp_path).fit()
+    with pytest.raises(TrainingInterrupted): Counts(Pressed(), Line(), QUICK, tmp_path).fit()
     assert written == [2]
 
 
@@ -777,7 +777,7 @@ def test_tied_weights_are_saved(tmp_path):
             self.b.weight = self.a.weight
         def training_losses(self, batch, rng, phase="model"): return {"loss": (self.b(self.a(batch["x"])) - batch["y"]).square().mean()}
     trainer = fit(tmp_path, model=Tied())
-    assert torch.equal(load_weights(Tied(), find_checkpoint(tmp_path), averaged=False).b.weight, trainer.model.a.weight)
+    assert torch.equal(load_weights(Tied(), find_checkpoint(tmp_path), ema=False).b.weight, trainer.model.a.weight)
 
 
 def test_checkpoint_writing_is_whole_or_not_at_all(tmp_path):

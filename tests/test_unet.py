@@ -7,20 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from t2i_tutorial.core import UserError, make_generator
-from t2i_tutorial.diffusion.unet import UNet, UNetConfig, cost_by_level
+from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.diffusion.unet import UNet, UNetConfig, flops_by_level
 from t2i_tutorial.text import TextEmbedding
 
-SMALL = UNetConfig(channels=(16, 32), blocks=(1, 2), self_attention=(False, True), cross_attention=(True, True), condition=32, text_dim=24)
-LEAN = UNetConfig(channels=(32, 64, 128), blocks=(1, 1, 2), down_attention=False)
+SMALL = UNetConfig(channels=(16, 32), num_res_blocks=(1, 2), self_attention=(False, True), cross_attention=(True, True), cond_dim=32, text_dim=24)
+LEAN = UNetConfig(channels=(32, 64, 128), num_res_blocks=(1, 1, 2), down_attention=False)
 CONFIGS = {"default": UNetConfig(), "small": SMALL, "lean": LEAN, "patch": replace(LEAN, patch=2),
-           "four levels": UNetConfig(channels=(16, 24, 32, 64), blocks=(1, 1, 2, 1), self_attention=(False, False, False, True),
+           "four levels": UNetConfig(channels=(16, 24, 32, 64), num_res_blocks=(1, 1, 2, 1), self_attention=(False, False, False, True),
                                      cross_attention=(False, False, True, True), heads=8)}
 
 COUNTS = {"default": 4_896_963, "lean": 3_130_691, "patch": 3_135_884}
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=make_generator(seed, "test unet", *shape))
+def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test unet", *shape))
 
 
 def awake(module, scale=0.05):
@@ -53,16 +53,16 @@ def no_gradients(request):
 
 def by_hand(c: UNetConfig) -> int:
     "All parameters, from the plan and not from the modules."
-    def block(a, b): return 2 * a + 9 * a * b + b + (c.condition + 1) * 2 * b + 2 * b + 9 * b * b + b + (a * b + b if a != b else 0)
+    def block(a, b): return 2 * a + 9 * a * b + b + (c.cond_dim + 1) * 2 * b + 2 * b + 9 * b * b + b + (a * b + b if a != b else 0)
     def places(a): return 2 * a + 4 * a * a + a
     def words(a): return 2 * a + 2 * c.text_dim + 2 * a * a + 2 * c.text_dim * a + a
     def stage(a, i, attention=True):
         b = c.channels[i]
         return block(a, b) + attention * (c.self_attention[i] * places(b) + c.cross_attention[i] * words(b))
-    n, pixels, first = len(c.channels), 3 * c.patch**2, c.channels[0]
-    total = 65 * c.condition + (c.condition + 1) * c.condition + 2 * c.text_dim + (c.text_dim + 1) * c.condition
+    n, pixels, first = len(c.channels), 3 * c.patch_size**2, c.channels[0]
+    total = 65 * c.cond_dim + (c.cond_dim + 1) * c.cond_dim + 2 * c.text_dim + (c.text_dim + 1) * c.cond_dim
     total += 9 * pixels * first + first + 2 * first + 9 * first * pixels + pixels + stage(c.channels[-1], n - 1)
-    for i in range(n): total += c.blocks[i] * (stage(c.channels[i], i, c.down_attention) + stage(2 * c.channels[i], i))
+    for i in range(n): total += c.num_res_blocks[i] * (stage(c.channels[i], i, c.down_attention) + stage(2 * c.channels[i], i))
     for a, b in zip(c.channels, c.channels[1:]): total += 4 * a * b + b + (b + 1) * 4 * a
     return total
 
@@ -84,18 +84,18 @@ def test_the_table_of_costs_adds_up(name):
     "Parameters and work of the parts are those of the whole, counted on a real network."
     from torch.utils.flop_counter import FlopCounterMode
     config, size = CONFIGS[name], 32
-    table = cost_by_level(config, size, words=5)
+    table = flops_by_level(config, size, num_tokens=5)
     assert set(table) == {*(f"level {i}" for i in range(len(config.channels))), "time and text"}
     assert sum(r["parameters"] for r in table.values()) == by_hand(config)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         text = TextEmbedding(torch.zeros(1, 5, config.text_dim), torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, config.text_dim))
         UNet(config)(torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long), text)
     assert sum(r["flops"] for r in table.values()) == counter.get_total_flops() > 0
-    assert [table[f"level {i}"]["side"] for i in range(len(config.channels))] == [size // config.patch // 2**i for i in range(len(config.channels))]
+    assert [table[f"level {i}"]["side"] for i in range(len(config.channels))] == [size // config.patch_size // 2**i for i in range(len(config.channels))]
 
 
 def test_work_follows_the_pixels_and_the_stem_saves_it():
-    whole = lambda c, size: sum(r["flops"] for r in cost_by_level(c, size).values())
+    whole = lambda c, size: sum(r["flops"] for r in flops_by_level(c, size).values())
     assert 3.9 < whole(LEAN, 64) / whole(LEAN, 32) < 5 and whole(replace(LEAN, patch=2), 64) < 1.1 * whole(LEAN, 32)
 
 
@@ -134,7 +134,7 @@ def test_each_block_on_the_way_up_reads_its_twin(unet, inputs):
     hooks += [s.register_forward_pre_hook(lambda m, i: read.append(i[0])) for level in unet.up for s in level]
     unet(*inputs)
     for h in hooks: h.remove()
-    assert len(read) == len(gave) == sum(SMALL.blocks)
+    assert len(read) == len(gave) == sum(SMALL.num_res_blocks)
     for r, g in zip(read, reversed(gave)): assert torch.equal(r[:, r.shape[1] // 2:], g * 2**-0.5)
 
 
@@ -144,12 +144,12 @@ def test_equals_a_walk_by_hand():
     u, x, t, text = awake(UNet(config)).double(), randn(2, 3, 8, 8).double(), torch.tensor([3, 900]), some_text().to(torch.float64)
     # the timestep's waves are float32, so the condition is made by hand
     waves = torch.stack([f(t[:, None] * 10000 ** (-torch.arange(32, dtype=torch.float64) / 32)) for f in (torch.cos, torch.sin)], dim=1).flatten(1)
-    condition = F.silu(u.time.mlp(waves) + u.text(text.pooled))
+    condition = F.silu(u.time_embedding.mlp(waves) + u.text_proj(text.pooled))
     def stage(s, h): return s.words(s.places(s.block(h, condition)), text.tokens, text.mask)
-    h = down = stage(u.down[0][0], u.stem(x))
+    h = down = stage(u.down[0][0], u.conv_in(x))
     h = stage(u.up[0][0], torch.cat([stage(u.middle, h), down / 2**0.5], dim=1))
-    expected = u.out(h)
-    u.time.forward = lambda t: u.time.mlp(waves)
+    expected = u.conv_out(h)
+    u.time_embedding.forward = lambda t: u.time_embedding.mlp(waves)
     assert torch.allclose(u(x, t, text), expected, atol=1e-9)
 
 
