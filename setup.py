@@ -15,7 +15,7 @@ setup(
     keywords=s["keywords"].split(), license="Apache-2.0", license_files=["LICENSE"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     packages=find_packages(include=["t2i_tutorial", "t2i_tutorial.*"]), include_package_data=True,
-    package_data={"t2i_tutorial": ["recorded/**/*"]},
+    package_data={"t2i_tutorial": ["pretrained/**/*", "results/**/*"]},
     python_requires=f">={s['min_python']}", install_requires=s["requirements"].split(),
     extras_require={"train": train, "dev": train + s["dev_requirements"].split()},
     entry_points={"console_scripts": s["console_scripts"].split()},

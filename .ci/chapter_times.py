@@ -31,7 +31,7 @@ def main() -> None:
     listed = re.findall(r"file: nbs/(\d\w+)$", (ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M)  # no drafts
     chapters = [measure(p) for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) if p.stem in listed]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU used, Python {platform.python_version()}"
-    save_json(ROOT / "t2i_tutorial" / "recorded" / "chapter_times.json", {"recorded": date.today().isoformat(), "machine": machine, "chapters": chapters})
+    save_json(ROOT / "t2i_tutorial" / "results" / "chapter_times.json", {"recorded": date.today().isoformat(), "machine": machine, "chapters": chapters})
 
 
 if __name__ == "__main__": main()

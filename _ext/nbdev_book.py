@@ -61,7 +61,7 @@ def library_hash(module: str | None) -> str:
         if name := module_of(notebook.read_text(encoding="utf-8")): index.append(name)
     if module in index: index = index[:index.index(module) + 1]
     files = [ROOT / "t2i_tutorial" / (m.replace(".", "/") + ".py") for m in index]
-    for file in files + sorted((ROOT / "t2i_tutorial" / "recorded").rglob("*.*")):
+    for file in files + sorted((ROOT / "t2i_tutorial" / "results").rglob("*.*")):
         if file.is_file(): digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -117,7 +117,7 @@ def measure_banks(side: int, channels: int, batch: int, device: torch.device, re
 def turn(model, batch, phase: str):
     "The slopes of one side, without the penalty, which comes every sixteenth step only."
     for name in model.phases:
-        for p in model.parameters_of(name): p.requires_grad_(name == phase)
+        for p in model.trainable_parameters(name): p.requires_grad_(name == phase)
     model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
     for p in model.parameters(): p.grad = None
 
@@ -183,7 +183,7 @@ def main():
     print(f"\n{drawing['model']} draws a picture in {1000 * drawing['seconds_a_picture']:.1f} ms, in a batch of {drawing['batch']}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "preset": args.preset, "ways": ways, "banks": banks, "rungs": rungs, "drawing": drawing}, f, indent=1)
+            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "preset": args.preset, "ways": ways, "banks": banks, "rungs": rungs, "generation": generation}, f, indent=1)
 
 
 if __name__ == "__main__":

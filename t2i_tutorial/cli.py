@@ -17,7 +17,7 @@ from t2i_tutorial import __version__
 
 FAMILIES = {"imagen": ("t2i_tutorial.diffusion.imagen", "Imagen"),  # config.json's "family" -> module and class
             "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN")}
-SAMPLING = {"imagen": {"text_scale": None, "steps": 20, "sampler": "dpm"},  # family -> options of `sample`, what they are if not given
+SAMPLING = {"imagen": {"guidance_scale": None, "steps": 20, "sampler": "dpm"},  # family -> options of `sample`, what they are if not given
             "gigagan": {"truncation": None}}
 DEFAULT_MODEL = "critters-64"
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from . import critters
-from .core import (UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar, save_json,
+from .core import (BUNDLED_DIR, MODEL_VERSION, load_model_config, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar, save_json,
                                save_tensors, seed_everything, to_uint8)
 from .text import TextEmbedding, Tokenizer, fix_articles, full_caption, mean_pool, detailed_caption, sample_captions, oov_words
 
@@ -181,7 +181,7 @@ class CLIP(nn.Module):
         folder = Path(folder)
         save_tensors(folder / "model.safetensors", {k: v.half() for k, v in self.state_dict().items()})
         self.tokenizer.save(folder / "tokenizer.json")
-        return save_json(folder / "config.json", {"model": "clip", **asdict(self.config)}).parent
+        return save_json(folder / "config.json", {"model_type": "clip", "format": MODEL_VERSION, **asdict(self.config)}).parent
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike, device: str | torch.device = "cpu") -> "CLIP":
@@ -192,10 +192,10 @@ class CLIP(nn.Module):
 def _load_clip(name_or_folder: str | os.PathLike, cls: type[CLIP] = CLIP) -> CLIP:
     "Tokenizer, sizes and weights of a folder or a recorded name."
     name, folder = str(name_or_folder), Path(name_or_folder)
-    if name in BUNDLED_CLIPS: folder = Path(str(files("t2i_tutorial"))) / "recorded" / name
+    if name in BUNDLED_CLIPS: folder = BUNDLED_DIR / name
     elif not folder.is_dir(): check_choice("contrastive model", name, [*BUNDLED_CLIPS, "a folder that exists"])
-    saved = load_json(folder / "config.json")
-    try: config = CLIPConfig(**{k: v for k, v in saved.items() if k != "model"})
+    saved = load_model_config(folder, "clip")
+    try: config = CLIPConfig(**saved)
     except TypeError as e: raise UserError(f"{str(folder)!r} holds no contrastive model of ours ({e}); choose another folder") from e
     clip = cls(config, Tokenizer.load(folder / "tokenizer.json"), name if name in BUNDLED_CLIPS else folder.name)
     weights, _ = load_tensors(folder / "model.safetensors")
@@ -214,7 +214,7 @@ class CLIPTextEncoder(nn.Module):
     ):
         super().__init__()
         self.text_transformer, self.tokenizer, self.token_embeddings = deepcopy(clip.text_encoder).eval().requires_grad_(False), clip.tokenizer, token_embeddings
-        self.name, self.dim = clip.name + "+words" * token_embeddings, clip.config.dim * (1 + token_embeddings)
+        self.name, self.dim = clip.name + "+token-embeddings" * token_embeddings, clip.config.dim * (1 + token_embeddings)
 
     def train(self, mode: bool = True) -> "CLIPTextEncoder":
         "Stays as it is: a frozen encoder has no training mode."
@@ -322,21 +322,21 @@ def clip_train_step(clip: CLIP, optimizer: torch.optim.Optimizer, images: Float[
     if not (loss.isfinite() and norm.isfinite()): raise UserError(f"the loss is {loss.item()}, the gradient {norm.item()}; lower the learning rate")
     optimizer.step()
     found = (texts @ pictures.T).argmax(1) == torch.arange(len(captions), device=images.device)
-    return {"loss": loss.item(), "found": found.float().mean().item(), "scale": clip.logit_scale.item(), "gradient": norm.item()}
+    return {"loss": loss.item(), "accuracy": found.float().mean().item(), "scale": clip.logit_scale.item(), "grad_norm": norm.item()}
 
 # %% ../nbs/05_clip.ipynb #3b1443ab
 def train_clip(
     preset: str | CLIPTrainConfig = "critters-clip",
     folder: str | os.PathLike | None = None,  # where to write weights and the record; nowhere if not given
     callback: Callable[[int, CLIP, dict], None] | None = None,  # called after each step
-    **changes,  # fields of the preset to change, for instance steps=100
+    **changes,  # fields of the preset to change, for instance max_steps=100
 ) -> tuple[CLIP, list[dict]]:  # the model, what was recorded at each step
     "Train a contrastive model on creatures; raises `UserError` for an unknown preset or field."
     config = make_clip_config(preset, **changes)
     start, name = time.time(), preset if isinstance(preset, str) else "clip"
     seed_everything(config.seed)
     tokenizer = Tokenizer.train(sample_captions(20_000, config.seed) + sample_captions(5_000, config.seed + 1, tries=6))
-    clip = CLIP(CLIPConfig(**{**asdict(config.model_config), "vocabulary": tokenizer.size, "length": tokenizer.max_length}), tokenizer, name)
+    clip = CLIP(CLIPConfig(**{**asdict(config.model_config), "vocab_size": tokenizer.size, "max_length": tokenizer.max_length}), tokenizer, name)
     clip.image_encoder.to(memory_format=torch.channels_last)
     pool = CritterDataset.from_seed(config.num_images, config.seed + 1, size=config.model_config.size)
     generator = seeded_generator(config.seed, "clip", "batches")
@@ -358,20 +358,20 @@ def make_clip_config(preset: str | CLIPTrainConfig, **changes) -> CLIPTrainConfi
     config = CLIPTrainConfig(**{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes})
     if not 1 < config.batch_size <= config.num_images:
         raise UserError(f"batch_size must be from 2 to the number of pictures ({config.num_images}), not {config.batch_size}")
-    if config.lr <= 0: raise UserError(f"learning_rate must be above 0, not {config.lr}")
-    if config.max_steps < 1: raise UserError(f"steps must be at least 1, not {config.max_steps}")
+    if config.lr <= 0: raise UserError(f"lr must be above 0, not {config.lr}")
+    if config.max_steps < 1: raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
     return config
 
 # %% ../nbs/05_clip.ipynb #f7633249
-ZERO_SHOT_TEMPLATES = {"species": "a {species}", "body": "a {body} {species}", "second": "a {body} and {second} {species}",
-           "eyes": "a {body} {species} with {eyes} eyes", "action": "a {body} {species}, {action}",
-           "size": "a {size} {body} {species}", "facing": "a {species}, facing {facing}"}
+ZERO_SHOT_TEMPLATES = {"species": "a {species}", "body_colour": "a {body_colour} {species}", "second_colour": "a {body_colour} and {second_colour} {species}",
+           "eye_colour": "a {body_colour} {species} with {eye_colour} eyes", "action": "a {body_colour} {species}, {action}",
+           "size": "a {size} {body_colour} {species}", "facing": "a {species}, facing {facing}"}
 
 def zero_shot_prompts(key: str, value: str) -> list[str]:
     "Every prompt of the template that states this value, over all species and colours; never one colour twice."
     said, colours = ZERO_SHOT_TEMPLATES[key], critters.COLOURS
-    fill = lambda s, b, c: said.format(**{"species": s, "body": b, "second": c} | {key: value})
-    pair = lambda b, c: (value if key == "body" else b) != (value if key == "second" else c)
+    fill = lambda s, b, c: said.format(**{"species": s, "body_colour": b, "second_colour": c} | {key: value})
+    pair = lambda b, c: (value if key == "body_colour" else b) != (value if key == "second_colour" else c)
     return sorted({fix_articles(fill(s, b, c)) for s in critters.SPECIES for b in colours for c in colours if pair(b, c)})
 
 @torch.no_grad()
@@ -421,12 +421,12 @@ def attribute_binding_accuracy(clip: CLIP, dataset: CritterDataset) -> dict[str,
         right, wrong = (clip.encode_text([fix_articles(t) for t in texts]) for texts in (right, wrong))
         return ((images[rows] * (right - wrong)).sum(1) > 0).float().mean().item()
     pair, eyed = "a {} and {} {}".format, "a {} {} with {} eyes".format
-    shares["body and second"] = prefers(slice(None), [pair(c.body_colour, c.second_colour, c.species) for c in cs],
+    shares["body colour and second colour"] = prefers(slice(None), [pair(c.body_colour, c.second_colour, c.species) for c in cs],
                                         [pair(c.second_colour, c.body_colour, c.species) for c in cs])
     rows = [i for i, c in enumerate(cs)
             if c.eye_colour in critters.COLOURS and c.body_colour in critters.EYE_COLOURS and c.eye_colour != c.body_colour]
     some = [cs[i] for i in rows]
-    shares["body and eyes"] = prefers(rows, [eyed(c.body_colour, c.species, c.eye_colour) for c in some],
+    shares["body colour and eyes"] = prefers(rows, [eyed(c.body_colour, c.species, c.eye_colour) for c in some],
                                       [eyed(c.eye_colour, c.species, c.body_colour) for c in some])
     return shares
 
@@ -464,6 +464,6 @@ def save_clip_run(clip: CLIP, config: CLIPTrainConfig, history: list[dict], fold
     loaded = CLIP.from_pretrained(folder)
     thin = [h for h in history if h["step"] % 10 == 0 or h["step"] == len(history) - 1]
     thin = [{k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()} for h in thin]
-    run = {"command": f"t2i train clip --preset {clip.name}", "training": asdict(config), "revision": git_commit(), "machine": hardware_info(),
+    run = {"command": f"t2i train clip --preset {clip.name}", "training": asdict(config), "git_commit": git_commit(), "hardware": hardware_info(),
            "seconds": round(seconds, 1), "parameters": sum(p.numel() for p in clip.parameters()), "history": thin, "evaluation": evaluate_clip(loaded)}
     return save_json(folder / "run.json", run)

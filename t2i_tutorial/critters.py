@@ -473,7 +473,7 @@ def _balloon(image, pen):
 
 # %% ../nbs/02_critters.ipynb #4bca46b2
 SPECIES = tuple(_SPECIES)
-ATTRIBUTES = {"species": SPECIES, "body": tuple(COLOURS), "second": tuple(COLOURS), "eyes": (*EYE_COLOURS, "closed"),
+ATTRIBUTES = {"species": SPECIES, "body_colour": tuple(COLOURS), "second_colour": tuple(COLOURS), "eye_colour": (*EYE_COLOURS, "closed"),
               "action": ACTIONS, "size": SIZES, "facing": FACINGS}
 _BEHIND = {"jumping": _jump_lines, "running": _dust}
 _IN_FRONT = {"sleeping": _snores, "swimming": _water, "breathing fire": _fire, "holding a balloon": _balloon}
@@ -503,9 +503,9 @@ def _pose(at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: 
     up = y - col(pose[:, 1] * scale)
     cos, sin = col(tilt.cos()), col(tilt.sin())
     own = Coordinates((x * cos + up * sin) / col(scale * pose[:, 2]), (up * cos - x * sin) / col(scale * pose[:, 3]) - 0.87)
-    paints = torch.stack([_PAINTS[at["body"]], _PAINTS[at["second"]], _IRISES[at["eyes"]]], 1)[..., None, None]
+    paints = torch.stack([_PAINTS[at["body_colour"]], _PAINTS[at["second_colour"]], _IRISES[at["eye_colour"]]], 1)[..., None, None]
     return RenderContext(own, Coordinates(x / col(scale), y / col(scale)), col(2 / size / scale), paints, col(j[:, 4]), col(pose[:, 5] * (0.8 + 0.2 * j[:, 5])),
-               col(j[:, 6]), col(1 + 0.25 * small), col((at["eyes"] == len(EYE_COLOURS)).float()), col(2.0 * at["facing"] - 1),
+               col(j[:, 6]), col(1 + 0.25 * small), col((at["eye_colour"] == len(EYE_COLOURS)).float()), col(2.0 * at["facing"] - 1),
                Coordinates(col(mouth[:, 0]), col(mouth[:, 1])), Coordinates(col(hand[:, 0]), col(hand[:, 1])))
 
 # %% ../nbs/02_critters.ipynb #171ecd59
@@ -556,7 +556,7 @@ class Critter:
     facing: str = "right"
 
     def __post_init__(self):
-        if self.eye_colour is None: object.__setattr__(self, "eyes", "closed" if self.action == "sleeping" else next(iter(EYE_COLOURS)))
+        if self.eye_colour is None: object.__setattr__(self, "eye_colour", "closed" if self.action == "sleeping" else next(iter(EYE_COLOURS)))
         for key, options in ATTRIBUTES.items():
             value = getattr(self, key)
             if value not in options: check_choice(_KINDS.get(key, key), value, options)
@@ -566,7 +566,7 @@ class Critter:
         if self.action != "sleeping" and self.eye_colour == "closed":
             raise UserError(f"a critter that is {self.action} cannot have closed eyes; give an eye colour or choose the action 'sleeping'")
 
-_KINDS = {"body": "body colour", "second": "second colour", "eyes": "eye colour"}
+_KINDS = {"body_colour": "body colour", "second_colour": "second colour", "eye_colour": "eye colour"}
 
 # %% ../nbs/02_critters.ipynb #aea9c24d
 def _encode(critters: Sequence[Critter]) -> dict[str, Int[Tensor, " b"]]:
@@ -602,14 +602,14 @@ def _caption(c: Critter, u: Sequence[float]) -> tuple[str, frozenset[str]]:
     "Write a caption from eight numbers in [0, 1)."
     part, said = _SPECIES[c.species].part, {"species"}
     pick = lambda options, v: options[int(v * len(options))]
-    if u[1] < 0.55: noun, more = f"{c.body_colour} and {c.second_colour} {c.species}", {"body", "second"}
-    elif u[1] < 0.97: noun, more = f"{c.body_colour} {c.species}", {"body"}
+    if u[1] < 0.55: noun, more = f"{c.body_colour} and {c.second_colour} {c.species}", {"body_colour", "second_colour"}
+    elif u[1] < 0.97: noun, more = f"{c.body_colour} {c.species}", {"body_colour"}
     else: noun, more = c.species, set()
     said |= more
     tail = []
     if 0.55 <= u[1] < 0.82:
-        tail.append(f"{c.second_colour} {part}" if part.endswith("s") else _a(f"{c.second_colour} {part}")); said.add("second")
-    if u[2] < (0.15 if c.eye_colour == "closed" else 0.5): tail.append(f"{c.eye_colour} eyes"); said.add("eyes")
+        tail.append(f"{c.second_colour} {part}" if part.endswith("s") else _a(f"{c.second_colour} {part}")); said.add("second_colour")
+    if u[2] < (0.15 if c.eye_colour == "closed" else 0.5): tail.append(f"{c.eye_colour} eyes"); said.add("eye_colour")
     text = f"{noun} with {' and '.join(tail)}" if tail else noun
     if u[3] < 0.6:
         said.add("action")
@@ -643,9 +643,9 @@ def parse_caption(
     line, colour = " ".join(words), "|".join(COLOURS)
     found = {}
     if m := re.search(rf"(?:({colour}) and )?(?:({colour}) )?\b({'|'.join(SPECIES)})\b", line):
-        found = dict(species=m[3], body=m[1] or m[2], second=m[2] if m[1] else None)
-    if m := re.search(rf"\b({colour}) ({'|'.join(s.part for s in _SPECIES.values())})\b", line): found["second"] = m[1]
-    if m := re.search(rf"\b({'|'.join(ATTRIBUTES['eyes'])}) eyes\b", line): found["eyes"] = m[1]
+        found = dict(species=m[3], body_colour=m[1] or m[2], second_colour=m[2] if m[1] else None)
+    if m := re.search(rf"\b({colour}) ({'|'.join(s.part for s in _SPECIES.values())})\b", line): found["second_colour"] = m[1]
+    if m := re.search(rf"\b({'|'.join(ATTRIBUTES['eye_colour'])}) eyes\b", line): found["eye_colour"] = m[1]
     for word in words:
         if word in _ACTION_WORDS: found["action"] = _ACTION_WORDS[word]
         if word in FACINGS: found["facing"] = word
@@ -684,7 +684,7 @@ def sample_attributes(
     second = (body + 1 + choose(1, len(COLOURS) - 1)) % len(COLOURS)  # any of the other nine
     action = choose(2, len(ACTIONS))
     eyes = torch.where(action == ACTIONS.index("sleeping"), len(EYE_COLOURS), choose(3, len(EYE_COLOURS)))
-    return {"species": species, "body": body, "second": second, "eyes": eyes, "action": action, "size": choose(4, 2), "facing": choose(5, 2)}
+    return {"species": species, "body_colour": body, "second_colour": second, "eye_colour": eyes, "action": action, "size": choose(4, 2), "facing": choose(5, 2)}
 
 # %% ../nbs/02_critters.ipynb #552a8f96
 def sample_critters(

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 from . import critters
 from .clip import CLIP, CLIPTrainConfig, ImageEncoder, CritterDataset, hardware_info, clip_lr_at_step, git_commit, augment_images
-from .core import (PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar,
+from .core import (BUNDLED_DIR, MODEL_VERSION, RESULTS_DIR, load_model_config, PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar,
                                save_json, save_tensors, seed_everything, to_uint8)
 from .text import full_caption
 
 # %% ../nbs/06_metrics.ipynb #7dc91154
-CLASSIFIED_ATTRIBUTES = ("species", "body", "second", "eyes", "action")
+CLASSIFIED_ATTRIBUTES = ("species", "body_colour", "second_colour", "eye_colour", "action")
 
 @dataclass(frozen=True)
 class ClassifierConfig:
@@ -74,10 +74,10 @@ class AttributeClassifier(nn.Module):
         "Write weights (in 16 bits) and sizes."
         folder = Path(folder)
         save_tensors(folder / "model.safetensors", {k: v.half() for k, v in self.state_dict().items()})
-        return save_json(folder / "config.json", {"model": "judge", **asdict(self.config)}).parent
+        return save_json(folder / "config.json", {"model_type": "classifier", "format": MODEL_VERSION, **asdict(self.config)}).parent
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike = "critters-judge") -> "AttributeClassifier":
+    def from_pretrained(cls, name_or_folder: str | os.PathLike = "critters-classifier") -> "AttributeClassifier":
         "Load the recorded judge, or what `save_pretrained` wrote; raises `UserError` if it is not there or not whole."
         return _load_classifier(name_or_folder, cls)
 
@@ -85,11 +85,10 @@ class AttributeClassifier(nn.Module):
 def _load_classifier(name_or_folder: str | os.PathLike, cls: type[AttributeClassifier] = AttributeClassifier) -> AttributeClassifier:
     "Sizes and weights of a folder or the recorded name."
     name, folder = str(name_or_folder), Path(name_or_folder)
-    if name == "critters-judge": folder = Path(str(files("t2i_tutorial"))) / "recorded" / name
-    elif not folder.is_dir(): check_choice("judge", name, ["critters-judge", "a folder that exists"])
-    saved = load_json(folder / "config.json")
-    if saved.get("model") != "judge": raise UserError(f"{str(folder)!r} holds no judge but {saved.get('model')!r}; choose another folder")
-    try: judge = cls(ClassifierConfig(**{k: v for k, v in saved.items() if k != "model"}), folder.name)
+    if name == "critters-classifier": folder = BUNDLED_DIR / name
+    elif not folder.is_dir(): check_choice("classifier", name, ["critters-classifier", "a folder that exists"])
+    saved = load_model_config(folder, "classifier")
+    try: judge = cls(ClassifierConfig(**saved), folder.name)
     except TypeError as e: raise UserError(f"{str(folder)!r} holds no judge of ours ({e}); choose another folder") from e
     weights, _ = load_tensors(folder / "model.safetensors")
     try: judge.load_state_dict({k: v.float() for k, v in weights.items()})
@@ -133,7 +132,7 @@ class ClassifierTrainConfig(CLIPTrainConfig):
     mixed_precision: bool = False
 
 CLASSIFIER_PRESETS = {
-    "critters-judge": ClassifierTrainConfig(),
+    "critters-classifier": ClassifierTrainConfig(),
     "tiny": ClassifierTrainConfig(ClassifierConfig(channels=16, dim=64), num_images=6144, num_downscaled_images=0, finetune_steps=0, max_steps=150, batch_size=64, warmup_steps=10)}
 
 def make_classifier_config(preset: str | ClassifierTrainConfig, **changes) -> ClassifierTrainConfig:
@@ -143,8 +142,8 @@ def make_classifier_config(preset: str | ClassifierTrainConfig, **changes) -> Cl
     config = ClassifierTrainConfig(**{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes})
     if not 1 <= config.batch_size <= config.num_images:
         raise UserError(f"batch_size must be from 1 to the number of pictures ({config.num_images}), not {config.batch_size}")
-    if config.lr <= 0: raise UserError(f"learning_rate must be above 0, not {config.lr}")
-    if config.max_steps < 1: raise UserError(f"steps must be at least 1, not {config.max_steps}")
+    if config.lr <= 0: raise UserError(f"lr must be above 0, not {config.lr}")
+    if config.max_steps < 1: raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
     return config
 
 # %% ../nbs/06_metrics.ipynb #ff1abbf0
@@ -174,14 +173,14 @@ def classifier_train_step(
         raise UserError(f"the loss is {loss.item()}, the gradient {norm.item()}; lower the learning rate")
     optimizer.step()
     right = {k: (logits[k].argmax(1) == labels[k]).float().mean().item() for k in CLASSIFIED_ATTRIBUTES}
-    return {"loss": loss.item(), **right, "gradient": norm.item()}
+    return {"loss": loss.item(), **right, "grad_norm": norm.item()}
 
 # %% ../nbs/06_metrics.ipynb #b0529f17
 def _training_stages(config: ClassifierTrainConfig) -> list[ClassifierTrainConfig]:
     "First as every model of the book, without the held-out combinations; then, at a third of the rate, with them."
-    second = replace(config, seed=config.seed + 20, pictures=config.num_held_out_images, large=0, steps=config.finetune_steps,
-                     learning_rate=config.lr / 3, warm_up=20)
-    return [replace(config, held_out=0), *[second] * (config.finetune_steps > 0)]
+    second = replace(config, seed=config.seed + 20, num_images=config.num_held_out_images, num_downscaled_images=0, max_steps=config.finetune_steps,
+                     lr=config.lr / 3, warmup_steps=20)
+    return [replace(config, num_held_out_images=0), *[second] * (config.finetune_steps > 0)]
 
 def _train_stage(classifier: AttributeClassifier, config: ClassifierTrainConfig, start: float, name: str):
     "Train for a stage, giving what happened at each step."
@@ -198,10 +197,10 @@ def _train_stage(classifier: AttributeClassifier, config: ClassifierTrainConfig,
 
 # %% ../nbs/06_metrics.ipynb #976f81ba
 def train_classifier(
-    preset: str | ClassifierTrainConfig = "critters-judge",
+    preset: str | ClassifierTrainConfig = "critters-classifier",
     folder: str | os.PathLike | None = None,  # where to write weights and the record; nowhere if not given
     callback: Callable[[int, AttributeClassifier, dict], None] | None = None,  # called after each step
-    **changes,  # fields of the preset to change, for instance steps=100
+    **changes,  # fields of the preset to change, for instance max_steps=100
 ) -> tuple[AttributeClassifier, list[dict]]:  # the judge, what was recorded at each step
     "Train a judge on creatures; raises `UserError` for an unknown preset or field."
     config = make_classifier_config(preset, **changes)
@@ -234,17 +233,17 @@ def evaluate_classifier(classifier: AttributeClassifier, n: int = 4096, seed: in
             drawn = critters.sample_critters(n, size, seed=seed + 77, split=split)
             images, answers = drawn.images, attribute_labels(drawn.critters)
             if how.startswith("blurred"): images = gaussian_blur(images, 1.0)
-            if how.startswith("grain"): images = images + 0.2 * torch.randn(images.shape, generator=seeded_generator(seed, "exam", split))
+            if how.startswith("grain"): images = images + 0.2 * torch.randn(images.shape, generator=seeded_generator(seed, "robustness", split))
             read = predict_attributes(classifier, images)
             right = {k: read[k] == answers[k] for k in CLASSIFIED_ATTRIBUTES}
             right["all five"] = torch.stack(list(right.values())).all(0)
-            rows.append({"split": split, "size": size, "pictures": how, "n": n} | {k: _counted(v) for k, v in right.items()})
+            rows.append({"split": split, "size": size, "images": how, "num_images": n} | {k: _counted(v) for k, v in right.items()})
     return rows
 
 def _counted(right: Bool[Tensor, " n"]) -> dict[str, float]:
     "A share with its interval."
     low, high = wilson_interval(int(right.sum()), len(right))
-    return {"share": right.float().mean().item(), "low": low, "high": high}
+    return {"share": right.float().mean().item(), "ci_low": low, "ci_high": high}
 
 # %% ../nbs/06_metrics.ipynb #3e715d97
 def wilson_interval(
@@ -274,17 +273,17 @@ def evaluate_classifier(classifier: AttributeClassifier, n: int = 4096, seed: in
             drawn = critters.sample_critters(n, size, seed=seed + 77, split=split)
             images, answers = drawn.images, attribute_labels(drawn.critters)
             if how.startswith("blurred"): images = gaussian_blur(images, 1.0)
-            if how.startswith("grain"): images = images + 0.2 * torch.randn(images.shape, generator=seeded_generator(seed, "exam", split))
+            if how.startswith("grain"): images = images + 0.2 * torch.randn(images.shape, generator=seeded_generator(seed, "robustness", split))
             read = predict_attributes(classifier, images)
             right = {k: read[k] == answers[k] for k in CLASSIFIED_ATTRIBUTES}
             right["all five"] = torch.stack(list(right.values())).all(0)
-            rows.append({"split": split, "size": size, "pictures": how, "n": n} | {k: _counted(v) for k, v in right.items()})
+            rows.append({"split": split, "size": size, "images": how, "num_images": n} | {k: _counted(v) for k, v in right.items()})
     return rows
 
 def _counted(right: Bool[Tensor, " n"]) -> dict[str, float]:
     "A share with its interval."
     low, high = wilson_interval(int(right.sum()), len(right))
-    return {"share": right.float().mean().item(), "low": low, "high": high}
+    return {"share": right.float().mean().item(), "ci_low": low, "ci_high": high}
 
 # %% ../nbs/06_metrics.ipynb #ca82ed8c
 def save_classifier_run(classifier: AttributeClassifier, config: ClassifierTrainConfig, history: list[dict], folder: str | os.PathLike, seconds: float) -> Path:
@@ -293,8 +292,8 @@ def save_classifier_run(classifier: AttributeClassifier, config: ClassifierTrain
     loaded = AttributeClassifier.from_pretrained(folder)
     thin = [h for h in history if h["step"] % 20 == 0 or h is history[-1]]
     thin = [{k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()} for h in thin]
-    run = {"command": f"t2i train judge --preset {classifier.name}", "training": asdict(config), "revision": git_commit(), "machine": hardware_info(),
-           "seconds": round(seconds, 1), "parameters": sum(p.numel() for p in classifier.parameters()), "history": thin, "exam": evaluate_classifier(loaded)}
+    run = {"command": f"t2i train classifier --preset {classifier.name}", "training": asdict(config), "git_commit": git_commit(), "hardware": hardware_info(),
+           "seconds": round(seconds, 1), "parameters": sum(p.numel() for p in classifier.parameters()), "history": thin, "robustness": evaluate_classifier(loaded)}
     return save_json(folder / "run.json", run)
 
 # %% ../nbs/06_metrics.ipynb #d39847f6
@@ -313,7 +312,7 @@ def proportion(
     **others,  # `real`, `chance`
 ) -> Metric:
     "The share that is right, with its Wilson interval."
-    return Metric(right.float().mean().item(), **others, **dict(zip(("low", "high"), wilson_interval(int(right.sum()), len(right)))))
+    return Metric(right.float().mean().item(), **others, **dict(zip(("ci_low", "ci_high"), wilson_interval(int(right.sum()), len(right)))))
 
 # %% ../nbs/06_metrics.ipynb #da9b4f96
 def chance_accuracy(
@@ -403,7 +402,7 @@ def distribution_distances(
     "Kernel and Frechet distance to real pictures, each beside what as many real pictures have."
     ours, floor, target = (extract_features(classifier, x) for x in (images, real, others))
     (k, spread), (k0, _) = (polynomial_mmd(f, target) for f in (ours, floor))
-    return {"kid": Metric(k, k0, std=spread), "frechet": Metric(frechet_distance(ours, target), frechet_distance(floor, target))}
+    return {"mmd": Metric(k, k0, std=spread), "frechet_distance": Metric(frechet_distance(ours, target), frechet_distance(floor, target))}
 
 # %% ../nbs/06_metrics.ipynb #0a288284
 def pixel_rmse(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
@@ -416,7 +415,7 @@ def body_colour_accuracy_from_pixels(
     real: Float[Tensor, "n 3 h2 w2"],   # renders of what was wanted
 ) -> dict[str, Metric]:
     "How often the asked body colour covers more pixels than any other colour; no network is involved."
-    body = attribute_labels(wanted)["body"]
+    body = attribute_labels(wanted)["body_colour"]
     won = lambda x: torch.cat([critters.colour_histogram(p).argmax(1) for p in x.split(256)]) == body
     return {"body_pixels": proportion(won(images), real=won(real).float().mean().item(), chance=chance_accuracy(body.tolist()))}
 
@@ -440,7 +439,7 @@ def clip_score(
     own, other = (ours * texts).sum(1), (ours * texts.roll(1, 0)).sum(1)
     half = 1.96 * own.std().item() / math.sqrt(len(own))
     mean = own.mean().item()
-    return {"clip": Metric(mean, (best * texts).sum(1).mean().item(), other.mean().item(), mean - half, mean + half)}
+    return {"clip_score": Metric(mean, (best * texts).sum(1).mean().item(), other.mean().item(), mean - half, mean + half)}
 
 # %% ../nbs/06_metrics.ipynb #bab68bc6
 _BACKBONES = {"squeeze": "SqueezeNet 1.1", "alex": "AlexNet", "vgg": "VGG16"}
@@ -512,14 +511,14 @@ def memorisation_rate(
     "How near to training pictures, against fresh renders that no model has seen."
     ours, fresh, more = (nearest_neighbours(x, training_images)[0] for x in (images, real, others))
     line = more.quantile(0.01)
-    return {"nearest": Metric(ours.median().item(), fresh.median().item()),
-            "memorised": proportion(ours < line, real=(fresh < line).float().mean().item())}
+    return {"nearest_train_distance": Metric(ours.median().item(), fresh.median().item()),
+            "memorisation_rate": proportion(ours < line, real=(fresh < line).float().mean().item())}
 
 # %% ../nbs/06_metrics.ipynb #cae6ba4c
-METRIC_LABELS = {"species": "species", "body": "body colour", "second": "second colour", "eyes": "eyes", "action": "action", "all": "all five together",
-          "body_pixels": "body colour, from pixels", "sharpness": "fine detail", "clip": "CLIP score (cosine)", "kid": "kernel distance", "frechet": "Frechet distance",
+METRIC_LABELS = {"species": "species", "body_colour": "body colour", "second_colour": "second colour", "eye_colour": "eyes", "action": "action", "all": "all five together",
+          "body_pixels": "body colour, from pixels", "sharpness": "fine detail", "clip_score": "CLIP score (cosine)", "mmd": "kernel distance", "frechet_distance": "Frechet distance",
           "lpips_diversity": "LPIPS within a prompt", "pixel_diversity": "pixel distance within a prompt",
-          "nearest": "distance to nearest training picture", "memorised": "share called memorised"}
+          "nearest_train_distance": "distance to nearest training picture", "memorisation_rate": "share called memorised"}
 
 def _cell(m: Metric) -> tuple[str, str, str]:
     "Value, real and chance as text."
@@ -558,7 +557,7 @@ class EvaluationReport:
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":
         "Read what `save` wrote; raises `UserError` if it is something else."
         saved = load_json(path)
-        try: return cls(**{**saved, "measures": {k: Metric(**m) for k, m in saved["measures"].items()}})
+        try: return cls(**{**saved, "metrics": {k: Metric(**m) for k, m in saved["metrics"].items()}})
         except (TypeError, KeyError) as e: raise UserError(f"{str(path)!r} holds no report ({e}); choose another file") from e
 
     def table(self) -> str:
@@ -576,7 +575,7 @@ def _draw_report(report: EvaluationReport):
     "Two panels: shares beside those of real pictures; other measures as multiples of what real pictures have."
     import matplotlib.pyplot as plt
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3), width_ratios=(3, 2), layout="constrained")
-    shares = [k for k in (*CLASSIFIED_ATTRIBUTES, "all", "body_pixels", "memorised") if k in report.metrics][::-1]
+    shares = [k for k in (*CLASSIFIED_ATTRIBUTES, "all", "body_pixels", "memorisation_rate") if k in report.metrics][::-1]
     for y, k in enumerate(shares):
         m = report[k]
         left.plot([m.ci_low, m.ci_high], [y, y], color=PALETTE[0], lw=4, solid_capstyle="round")
@@ -585,7 +584,7 @@ def _draw_report(report: EvaluationReport):
         if m.chance is not None: left.plot(m.chance, y, "x", color=PALETTE[1], label="chance" if k == "all" else None)
     left.set(xlabel="share of pictures", xlim=(-0.02, 1.02)); left.set_yticks(range(len(shares)), [METRIC_LABELS[k] for k in shares])
     left.legend(loc="center", fontsize=8)
-    scales = [k for k in ("frechet", "sharpness", "clip", "pixel_diversity", "lpips_diversity", "nearest") if k in report.metrics][::-1]
+    scales = [k for k in ("frechet_distance", "sharpness", "clip_score", "pixel_diversity", "lpips_diversity", "nearest_train_distance") if k in report.metrics][::-1]
     times = [max(report[k].value / report[k].reference, 0.02) for k in scales]
     right.axvline(1, color=PALETTE[2], lw=2); right.plot(times, range(len(scales)), "o", color=PALETTE[0])
     low, high = min(0.2, *times) / 1.3, max(5, *times) * 1.3

@@ -32,7 +32,7 @@ from .text import CachedTextEncoder, full_caption, detailed_caption
 from .training import TrainConfig, Trainer, apply_overrides, parse_overrides
 
 # %% ../nbs/09_runs.ipynb #ce4c8262
-DEFAULT_TEXT_ENCODER = "critters-clip+words"
+DEFAULT_TEXT_ENCODER = "critters-clip+token-embeddings"
 SAMPLE_PROMPTS = (  # what a training draws while it goes on
     "a drawing of a blue and red dragon", "a drawing of a green dragon with red eyes",
     "a small yellow and purple cat, sleeping", "a black and orange duck with blue eyes, jumping",
@@ -51,14 +51,14 @@ class Preset:
 def get_preset(
     presets: Mapping[str, Preset],  # a family's, by name
     preset: str | Preset,  # one of their names, or a preset of your own
-    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["steps=200", "text=clip"]
+    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["max_steps=200", "text_encoder=clip"]
 ) -> Preset:
     "A preset with some values replaced; raises `UserError` for an unknown name, with the nearest, and for a bad value."
     if isinstance(preset, str): preset = presets[check_choice("preset", preset, presets)]
     words = parse_overrides(overrides)
-    parts = {part: getattr(preset, part) for part in ("model", "train")}  # where both have a field, training's is meant
+    parts = {part: getattr(preset, part) for part in ("model_config", "train_config")}  # where both have a field, training's is meant
     owner = {f.name: part for part, c in parts.items() for f in fields(c) if not is_dataclass(getattr(c, f.name))}
-    owner |= {"pictures": None, "start": None}
+    owner |= {"num_images": None, "init_from": None}
     for name in words: check_choice("setting", name, owner)
     for part, config in parts.items():
         own = {k: v for k, v in words.items() if owner[k] == part}
@@ -111,8 +111,8 @@ def save_run_record(
     "Write down beside the weights how they were made."
     thin = [{k: round(v, 5) if isinstance(v, float) else v for k, v in h.items()} for h in history]
     return save_json(folder / "run.json", {
-        "command": command, "preset": asdict(preset), "revision": git_commit(), "machine": hardware_info(),
-        "seconds": round(seconds, 1), "first_step": start_step, "history": thin})
+        "command": command, "preset": asdict(preset), "git_commit": git_commit(), "hardware": hardware_info(),
+        "seconds": round(seconds, 1), "start_step": start_step, "history": thin})
 
 # %% ../nbs/09_runs.ipynb #96746467
 def swap_attribute(
@@ -121,7 +121,7 @@ def swap_attribute(
 ) -> critters.Critter:  # the same with the next value of that attribute that makes sense
     "A creature that differs in one thing: what would be seen if a model took one word for another."
     values, k = critters.ATTRIBUTES[key], critters.ATTRIBUTES[key].index(getattr(c, key))
-    taken = {getattr(c, key), *{"eyes": ("closed",), "action": ("sleeping",)}.get(key, (c.body_colour, c.second_colour))}
+    taken = {getattr(c, key), *{"eye_colour": ("closed",), "action": ("sleeping",)}.get(key, (c.body_colour, c.second_colour))}
     return replace(c, **{key: next(v for v in values[k:] + values[:k] if v not in taken)})
 
 def probe_critters(
@@ -220,7 +220,7 @@ def _logged_grids(folder: Path) -> dict[int, Tensor]:
     log = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}) if folder.is_dir() else None
     if log is None or "samples" not in log.Reload().Tags()["images"]:
         raise UserError(f"no samples of a training in {str(folder)!r}; "
-                        "train with tracker=tensorboard and sample_every above 0")
+                        "train with log_with=tensorboard and sample_every above 0")
     return {e.step: from_pil(Image.open(BytesIO(e.encoded_image_string))) for e in log.Images("samples")}
 
 # %% ../nbs/09_runs.ipynb #2b3fb6b9
@@ -246,7 +246,7 @@ def load_or_init_results(
     settings: dict,  # what the measurements depend on
 ) -> dict:  # settings, revision, machine, and under "runs" what was measured before
     "What was written to `path` before; raises `UserError` if it was measured with other settings."
-    if path is None or not path.exists(): return settings | {"revision": git_commit(), "machine": hardware_info(), "runs": {}}
+    if path is None or not path.exists(): return settings | {"git_commit": git_commit(), "hardware": hardware_info(), "runs": {}}
     saved, wanted = load_json(path), json.loads(json.dumps(settings))
     for key, value in wanted.items():
         if saved.get(key) != value:
@@ -264,7 +264,7 @@ def run_ablation(
 ) -> dict:  # settings, machine, and under "runs" for each variant its times, its losses and the fields of `score_samples`
     "Trainings that differ in the named settings only; raises `UserError` if `path` was made with other settings."
     path = None if path is None else Path(path)
-    saved = load_or_init_results(path, {"preset": asdict(preset), "n": n})
+    saved = load_or_init_results(path, {"preset": asdict(preset), "num_images": n})
     data = critters_dataset(preset.num_images, preset.model_config.size)
     for name, changes in variants.items():
         if name in saved["runs"]: continue

@@ -119,9 +119,9 @@ def validate_field(
     return value
 
 # %% ../nbs/07_training.ipynb #8c9c9671
-_ALLOWED_VALUES = {"schedule": ("constant", "cosine"), "mixed_precision": ("no", "bf16"),
-           "tracker": ("tensorboard", "wandb", "none")}
-_MINIMUM_VALUES = {"steps": 1, "batch_size": 1, "accumulation": 1, "keep_last": 1, "log_every": 1, "validation_batches": 1}
+_ALLOWED_VALUES = {"lr_schedule": ("constant", "cosine"), "mixed_precision": ("no", "bf16"),
+           "log_with": ("tensorboard", "wandb", "none")}
+_MINIMUM_VALUES = {"max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_checkpoints": 1, "log_every": 1, "val_batches": 1}
 
 def _check_ranges(c: TrainConfig) -> None:
     "Raise `UserError` for the first value that makes no sense."
@@ -130,13 +130,13 @@ def _check_ranges(c: TrainConfig) -> None:
         value, least = getattr(c, f.name), _MINIMUM_VALUES.get(f.name, 0)
         if isinstance(value, (int, float)) and value < least:
             raise UserError(f"{f.name} must be at least {least}, not {value}")
-    for name in ("lr", "clip_norm"):
+    for name in ("lr", "max_grad_norm"):
         if getattr(c, name) == 0: raise UserError(f"{name} must be more than 0, not 0.0")
     for name, value in [("betas", max(c.betas)), ("betas", min(c.betas)), ("ema_decay", c.ema_decay or 0)]:
         if not 0 <= value < 1:
             raise UserError(f"{name} must be at least 0 and less than 1, not {value}")
     if c.warmup_steps >= c.max_steps:
-        raise UserError(f"warm_up={c.warmup_steps} leaves none of the {c.max_steps} steps; "
+        raise UserError(f"warmup_steps={c.warmup_steps} leaves none of the {c.max_steps} steps; "
                         "make it less than steps")
     if c.batch_size % c.gradient_accumulation_steps:
         raise UserError(f"a batch of {c.batch_size} cannot be cut into {c.gradient_accumulation_steps} equal pieces; "
@@ -354,7 +354,7 @@ CHECKPOINT_VERSION = 1  # of a checkpoint; a higher one was written by a newer v
 @dataclass(frozen=True)
 class Checkpoint:
     "All that a training needs to go on."
-    tensors: dict[str, dict[str, Tensor]]  # "model", "average", "optimisers", "random": named tensors each
+    tensors: dict[str, dict[str, Tensor]]  # "model", "ema", "optimizers", "rng": named tensors each
     state: dict  # step, epoch, batch, best and other plain values
     config: dict  # the TrainConfig, as JSON holds it
 
@@ -564,7 +564,7 @@ def make_accelerator(
     tracker = None if config.log_with == "none" or folder is None else config.log_with
     if tracker and importlib.util.find_spec(tracker) is None:
         raise UserError(f"tracker {tracker!r} needs the package {tracker}; run: "
-                        f"pip install {tracker}, or use tracker=none")
+                        f"pip install {tracker}, or use log_with=none")
     device = get_device(config.device)
     if device.type == "cuda" and device.index is not None: torch.cuda.set_device(device)
     # accelerate keeps its settings for the whole process: a second training would get those of the first
@@ -678,7 +678,7 @@ class _Stepping:
         all_reduce_gradients(self.accelerator, parameters.values())
         norm = clip_grad_norm(parameters.values(), self.config.max_grad_norm)
         mark = f"{phase}/" if len(self.phases) > 1 else ""
-        terms = {f"{mark}{k}": v for k, v in (terms | {"gradient_norm": norm}).items()}
+        terms = {f"{mark}{k}": v for k, v in (terms | {"grad_norm": norm}).items()}
         numbers = check_finite(terms, parameters, self.step + 1, f"lower the learning rate; {self._last_good()}")
         for group in optimiser.param_groups:
             group["lr"] = lr_at_step(self.step, self.config, group["base_lr"])
@@ -725,20 +725,20 @@ class _Building:
         if lost:
             raise UserError(f"no phase trains the parameter {min(lost)!r}; add it to a phase, "
                             "or set requires_grad to False")
-        options = getattr(self.model, "optimiser_options", lambda phase: {})
+        options = getattr(self.model, "optimizer_kwargs", lambda phase: {})
         plain = {"lr": self.config.lr, "betas": self.config.betas, "weight_decay": self.config.weight_decay}
         self.optimizers = {phase: torch.optim.AdamW(group.values(), **plain | options(phase))
                            for phase, group in self.parameters.items()}
         for optimiser in self.optimizers.values():
             for group in optimiser.param_groups: group["base_lr"] = group["lr"]
-        averaged = {name: p for phase in getattr(self.model, "averaged", self.phases)
+        averaged = {name: p for phase in getattr(self.model, "ema_phases", self.phases)
                     for name, p in self.parameters[phase].items()}
         self.ema = EMA(averaged, self.config.ema_decay) if self.config.ema_decay is not None else None
 
     def _parameters_of(self, phase: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
         "The named parameters that a phase trains; raises `UserError` if there are none."
-        if hasattr(self.model, "parameters_of"):
-            chosen = {id(p) for p in self.model.parameters_of(phase)}
+        if hasattr(self.model, "trainable_parameters"):
+            chosen = {id(p) for p in self.model.trainable_parameters(phase)}
             named = {name: p for name, p in named.items() if id(p) in chosen}
         elif len(self.phases) > 1:
             raise UserError("a model with several phases must offer parameters_of(phase); write it")
@@ -797,12 +797,12 @@ class _Recording:
         def due(every): return bool(every) and (done or self.step % every == 0)
         saving = due(c.save_every) or done
         if saving and (value := self.validate()) is not None:
-            record |= check_finite({"validation": torch.tensor(value)}, {}, self.step)
-            if self.best is None or value < self.best["validation"]:
-                self.best = {"step": self.step, "validation": value}
+            record |= check_finite({"val_loss": torch.tensor(value)}, {}, self.step)
+            if self.best is None or value < self.best["val_loss"]:
+                self.best = {"step": self.step, "val_loss": value}
         if saving or due(c.log_every): self.log.add(record)
         if saving: self.save()
-        if due(c.sample_every): self.draw_samples()
+        if due(c.sample_every): self.save_samples()
         if saving or due(c.sample_every): self.log.plot(again_after=0.0 if done else 10.0)
 
 # %% ../nbs/07_training.ipynb #efa3fade
@@ -817,11 +817,11 @@ class _Saving:
             random_tensors, random_values = get_rng_state()
             memory = {f"{phase}/{k}": v for phase, o in self.optimisers.items()
                       for k, v in flatten_optimizer_state(o, self.parameters[phase]).items()}
-            tensors = {"model": self.model.state_dict(), "average": self.ema.average if self.ema else {},
-                       "optimisers": memory, "random": random_tensors}
+            tensors = {"model": self.model.state_dict(), "ema": self.ema.average if self.ema else {},
+                       "optimizers": memory, "rng": random_tensors}
             state = {"model": type(self.model).__name__, "step": self.step,
                      "epoch": self.walk.epoch, "batch": self.walk.batch,
-                     "averaged": self.ema.num_updates if self.ema else 0, "best": self.best, "random": random_values,
+                     "ema_updates": self.ema.num_updates if self.ema else 0, "best": self.best, "rng": random_values,
                      "lr": lr_at_step(self.step, self.config), "torch": torch.__version__}
             save_checkpoint(path, Checkpoint(tensors, state, asdict(self.config)))
             prune_checkpoints(self.folder, self.config.max_checkpoints, self.best and self.best["step"])
@@ -859,23 +859,23 @@ class _Loading:
         _check_same(name, saved.state["model"], self.model.state_dict(), saved.tensors["model"])
         self.model.load_state_dict(saved.tensors["model"])
         for phase, optimiser in self.optimisers.items():
-            memory = {k.removeprefix(f"{phase}/"): v for k, v in saved.tensors["optimisers"].items()
+            memory = {k.removeprefix(f"{phase}/"): v for k, v in saved.tensors["optimizers"].items()
                       if k.startswith(f"{phase}/")}
             load_optimizer_state(optimiser, self.parameters[phase], memory)
         if self.ema:
-            for k, v in saved.tensors["average"].items(): self.ema.average[k].copy_(v)
-            self.ema.num_updates = saved.state["averaged"]
+            for k, v in saved.tensors["ema"].items(): self.ema.average[k].copy_(v)
+            self.ema.num_updates = saved.state["ema_updates"]
         self.step, self.best, self.last = saved.state["step"], saved.state["best"], Path(path)
         self.walk.epoch, self.walk.batch = saved.state["epoch"], saved.state["batch"]
-        set_rng_state(saved.tensors["random"], saved.state["random"])
+        set_rng_state(saved.tensors["rng"], saved.state["rng"])
         self.log.rewind(self.step)
 
 # %% ../nbs/07_training.ipynb #0369d86e
-RESUME_MUTABLE_FIELDS = ("save_every", "keep_last", "sample_every", "log_every", "validation_batches", "tracker", "device")
+RESUME_MUTABLE_FIELDS = ("save_every", "max_checkpoints", "sample_every", "log_every", "val_batches", "log_with", "device")
 
 def _check_same_config(path: str, old: TrainConfig, new: TrainConfig) -> None:
     "Raise `UserError` if a setting differs that would make the rest of a training another one."
-    free = RESUME_MUTABLE_FIELDS + (("steps",) if new.lr_schedule == "constant" else ())
+    free = RESUME_MUTABLE_FIELDS + (("max_steps",) if new.lr_schedule == "constant" else ())
     for f in fields(new):
         a, b = getattr(old, f.name), getattr(new, f.name)
         if a != b and f.name not in free:

@@ -52,7 +52,7 @@ def test_draw_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
     picture = Image.open(files[0])
     assert picture.size == (3 * 64 + 4 * 8, 64 + 2 * 8)  # three pictures of 16 pixels, four times enlarged, two pixels between
     assert picture.text["prompt"] == "a blue and red dragon" and picture.text["seed"] == "7" and picture.text["steps"] == "2"
-    assert float(picture.text["text_scale"]) == imagen_preset("tiny").model_config.text_scale and picture.text["model"] == str(folder)
+    assert float(picture.text["guidance_scale"]) == imagen_preset("tiny").model_config.guidance_scale and picture.text["model"] == str(folder)
 
 
 def test_draw_is_the_same_for_a_seed_and_another_for_another(t2i, folder):
@@ -97,7 +97,7 @@ def test_draw_names_the_nearest_model(t2i, monkeypatch, folder):
 
 def cut(folder): (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
 def newer(folder): save_json(folder / "config.json", load_json(folder / "config.json") | {"format": 99})
-def foreign(folder): save_json(folder / "config.json", load_json(folder / "config.json") | {"family": "parti"})
+def foreign(folder): save_json(folder / "config.json", load_json(folder / "config.json") | {"model_type": "parti"})
 def unconfigured(folder): (folder / "config.json").unlink()
 def listed(folder): (folder / "config.json").write_text("[]")
 def pickled(folder): (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -147,7 +147,7 @@ def test_an_imagen_has_no_truncation(t2i, folder):
 
 # ---- train
 
-GAN = ["train", "gigagan", "--preset", "tiny", "steps=2", "batch_size=4", "pictures=16", "save_every=2", "tracker=none"]
+GAN = ["train", "gigagan", "--preset", "tiny", "steps=2", "batch_size=4", "num_images=16", "save_every=2", "tracker=none"]
 
 
 def test_train_a_gan_and_draw_with_it(t2i):
@@ -157,7 +157,7 @@ def test_train_a_gan_and_draw_with_it(t2i):
     assert t2i("draw", "a cat", "--model", "run/model", "--number", 1)[0] == 0
 
 
-TINY = ["train", "imagen", "--preset", "tiny", "steps=4", "warm_up=1", "batch_size=4", "pictures=16", "save_every=2", "tracker=none"]
+TINY = ["train", "imagen", "--preset", "tiny", "steps=4", "warmup_steps=1", "batch_size=4", "num_images=16", "save_every=2", "tracker=none"]
 
 
 def test_train_resumes_and_its_model_draws(t2i, tmp_path):
@@ -173,11 +173,11 @@ def test_train_resumes_and_its_model_draws(t2i, tmp_path):
 @pytest.mark.parametrize("arguments, parts", [
     (["imagen", "stepps=3"], ["unknown setting 'stepps'", "did you mean 'steps'"]), (["imagen", "steps"], ["write it as name=value"]),
     (["imagen", "--preset", "cpu32"], ["did you mean 'cpu-32'"]), (["imagen", "batch_size=0"], ["batch_size must be at least 1"]),
-    (["imagen", "lr=-1"], ["lr must be"]), (["imagen", "target=eps"], ["target='eps' cannot be used with zero_terminal=True"]),
-    (["imagen", "pictures=8", "batch_size=64"], ["batch_size 64 is more than the 8 pictures"]), (["imagen", "caption_drop=2"], ["caption_drop must be from 0 to 1"]),
+    (["imagen", "lr=-1"], ["lr must be"]), (["imagen", "prediction_type=eps"], ["target='eps' cannot be used with zero_terminal_snr=True"]),
+    (["imagen", "num_images=8", "batch_size=64"], ["batch_size 64 is more than the 8 pictures"]), (["imagen", "cond_drop_prob=2"], ["cond_drop_prob must be from 0 to 1"]),
     (["imagen", "--data", "no-such-folder/"], ["no-such-folder"]), (["imagen", "size=33"], ["size must be a multiple of"]),
     (["gigagan", "matsch=0"], ["did you mean 'match'"]), (["gigagan", "--preset", "cpu32"], ["did you mean 'cpu-32'"]), (["gigagan", "match=2"], ["match must be from 0 to 1"]),
-    (["gigagan", "loss=hinge"], ["unknown loss 'hinge'"]), (["gigagan", "--preset", "tiny", "start=nowhere", "pictures=16", "batch_size=8"], ["'nowhere'"]), (["gigagan", "size=64"], ["size is 64"]),
+    (["gigagan", "loss=hinge"], ["unknown loss 'hinge'"]), (["gigagan", "--preset", "tiny", "init_from=nowhere", "num_images=16", "batch_size=8"], ["'nowhere'"]), (["gigagan", "size=64"], ["size is 64"]),
     (["imagin"], ["unknown training 'imagin'", "did you mean 'imagen'"]), (["judge", "stepps=3"], ["did you mean 'steps'"]), (["clip", "steps=x"], ["steps must be a whole number"]),
     (["clip", "--resume"], ["no --resume"]), (["judge", "--preset", "critters"], ["unknown preset 'critters'"])])
 def test_train_refuses(t2i, tmp_path, arguments, parts):
@@ -202,7 +202,7 @@ def test_train_on_a_folder_of_ones_own(t2i, tmp_path):
         Image.new("RGB", (40, 30), colour).save(pictures / f"{i}.png")
         rows.append(json.dumps({"file_name": f"{i}.png", "text": f"a {colour} wall"}))
     (pictures / "metadata.jsonl").write_text("\n".join(rows))
-    code, out, _ = t2i(*[a for a in TINY if not a.startswith("pictures")], "--data", pictures, "--out", "run")
+    code, out, _ = t2i(*[a for a in TINY if not a.startswith("num_images")], "--data", pictures, "--out", "run")
     assert code == 0 and load_json("run/model/config.json")["size"] == 16
 
 

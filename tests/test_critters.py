@@ -93,7 +93,7 @@ def test_joining_shapes_follows_logic():
 
 def test_the_promised_variety_exists():
     assert len(SPECIES) == 12 and "dragon" in SPECIES and len(COLOURS) == 10 and len(EYE_COLOURS) >= 5 and len(ACTIONS) >= 6
-    assert set(ATTRIBUTES) == {"species", "body", "second", "eyes", "action", "size", "facing"} and "closed" in ATTRIBUTES["eyes"]
+    assert set(ATTRIBUTES) == {"species", "body_colour", "second_colour", "eye_colour", "action", "size", "facing"} and "closed" in ATTRIBUTES["eye_colour"]
 
 
 def test_colours_stay_apart_when_lit_and_shaded():
@@ -158,15 +158,15 @@ def test_facing_left_is_the_mirror_image():
         else: assert torch.equal(left, right.flip(-1)), action
 
 
-@pytest.mark.parametrize("name", ["species", "body", "second", "eyes", "action", "size", "facing"])
+@pytest.mark.parametrize("name", ["species", "body_colour", "second_colour", "eye_colour", "action", "size", "facing"])
 def test_every_attribute_can_be_seen(name):
     "Changing one attribute changes the picture at 32 pixels, for every species and by more than a pixel or two."
-    other = {"body": "yellow", "second": "yellow", "eyes": "blue", "action": "jumping", "size": "small", "facing": "left"}
+    other = {"body_colour": "yellow", "second_colour": "yellow", "eye_colour": "blue", "action": "jumping", "size": "small", "facing": "left"}
     for i, species in enumerate(SPECIES):
         fixed = dict(species=species, body="red", second="green", eyes="red", action="standing", size="large", facing="right")
         changed = {**fixed, name: SPECIES[i - 1] if name == "species" else other[name]}
         a, b = render([Critter(**fixed)], 32), render([Critter(**changed)], 32)
-        assert ((a - b).abs().amax(1) > 0.3).sum() >= (4 if name == "eyes" else 20), species
+        assert ((a - b).abs().amax(1) > 0.3).sum() >= (4 if name == "eye_colour" else 20), species
 
 
 def test_irises_cover_four_pixels_at_32():
@@ -188,10 +188,10 @@ def test_actions_look_different_from_each_other():
 def test_body_colour_wins_the_pixel_vote(size):
     batch = sample_critters(1200, size, seed=11)
     shares = colour_histogram(batch.images)
-    right = shares.argmax(1) == batch.attributes["body"]
+    right = shares.argmax(1) == batch.attributes["body_colour"]
     assert right.float().mean() > 0.99
     for i, name in enumerate(SPECIES): assert right[batch.attributes["species"] == i].float().mean() > 0.93, name
-    second = shares.gather(1, batch.attributes["second"][:, None])[:, 0]
+    second = shares.gather(1, batch.attributes["second_colour"][:, None])[:, 0]
     assert second.quantile(0.02) > 0.08 and (shares.sum(1) - 1).abs().max() < 1e-5
 
 
@@ -220,8 +220,8 @@ def test_vocabulary_is_closed_and_every_word_is_used():
 
 def test_colours_are_nearly_always_said_and_the_rest_sometimes():
     mentioned = {k: v.float().mean().item() for k, v in sample_critters(3000, 16).stated.items()}
-    assert mentioned["species"] == 1 and mentioned["body"] > 0.93 and mentioned["second"] > 0.75
-    for key in ("eyes", "action", "size", "facing"): assert 0.2 < mentioned[key] < 0.7, key
+    assert mentioned["species"] == 1 and mentioned["body_colour"] > 0.93 and mentioned["second_colour"] > 0.75
+    for key in ("eye_colour", "action", "size", "facing"): assert 0.2 < mentioned[key] < 0.7, key
 
 
 def test_sleepers_have_closed_eyes_and_no_caption_says_otherwise():
@@ -259,10 +259,10 @@ def test_held_out_pairs_appear_in_their_own_split_only():
     assert not HELD_OUT_PAIRS & {("dragon", "blue"), ("dragon", "green"), ("cat", "brown")} and ("owl", "orange") in HELD_OUT_PAIRS
     for split in SPLITS:
         at = sample_attributes(20_000, seed=1, split=split)
-        found = {(SPECIES[s], ATTRIBUTES["body"][b]) for s, b in zip(at["species"].tolist(), at["body"].tolist())}
+        found = {(SPECIES[s], ATTRIBUTES["body_colour"][b]) for s, b in zip(at["species"].tolist(), at["body_colour"].tolist())}
         if split == "held_out": assert found == HELD_OUT_PAIRS
         else: assert found == {(s, c) for s in SPECIES for c in COLOURS} - HELD_OUT_PAIRS
-        assert (at["body"] != at["second"]).all()
+        assert (at["body_colour"] != at["second_colour"]).all()
         for key, options in ATTRIBUTES.items(): assert set(at[key].tolist()) == set(range(len(options))), (split, key)
 
 

@@ -12,7 +12,7 @@ from t2i_tutorial.gan.modulation import scaled_leaky_relu
 from t2i_tutorial.text import TextEmbedding
 
 SMALL = DiscriminatorConfig(sizes=(8, 16), channels=(16, 8), attention=(True, False), text_dim=12, style_dim=16)
-ONE = replace(SMALL, multi_scale=False)
+ONE = replace(SMALL, multiscale_loss=False)
 
 
 def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test discriminator", *shape))
@@ -32,7 +32,7 @@ def pictures(b, config=SMALL, seed=0): return [randn(b, 3, s, s, seed=seed).clam
 
 def tables(D, levels, text):
     "For each text head: its score of each picture (rows) with each text (columns)."
-    with torch.no_grad(): columns = [D(levels, text[[k] * len(levels[0])]).text for k in range(len(text.pooled))]
+    with torch.no_grad(): columns = [D(levels, text[[k] * len(levels[0])]).conditional for k in range(len(text.pooled))]
     return [torch.stack(rows, 1) for rows in zip(*columns)]
 
 
@@ -65,9 +65,9 @@ def test_pyramid_refuses_sizes_that_do_not_divide(size):
 def test_there_are_L_L_plus_1_halves_scores(n):
     config = DiscriminatorConfig(tuple(4 * 2**i for i in range(n)), (8,) * n, (False,) * n, text_dim=12, style_dim=8)
     scores = critic(config)(pictures(2, config), texts(2))
-    assert len(scores.text) == len(scores.plain) == len(scores.logits()) == len(scores.where) == len(set(scores.where)) == n * (n + 1) // 2
-    assert scores.where == config.head_names and all(map < picture for picture, map in scores.where)
-    assert all(s.shape == (2,) for s in scores.text + scores.plain) and scores.mean().shape == (2,)
+    assert len(scores.conditional) == len(scores.unconditional) == len(scores.logits()) == len(scores.head_names) == len(set(scores.head_names)) == n * (n + 1) // 2
+    assert scores.head_names == config.head_names and all(map < picture for picture, map in scores.head_names)
+    assert all(s.shape == (2,) for s in scores.conditional + scores.unconditional) and scores.mean().shape == (2,)
 
 
 def as_drawn(D, levels, text):
@@ -77,7 +77,7 @@ def as_drawn(D, levels, text):
         h = scaled_leaky_relu(D.from_rgb[str(i)](picture))
         for j in reversed([s for s in D.config.sizes if s <= i]):
             h = D.stages[str(j)](h)
-            found[i, j // 2] = D.text[str(j)](h, D.style(text)), D.plain[str(j)](h).mean((1, 2, 3))
+            found[i, j // 2] = D.text_heads[str(j)](h, D.text_to_style(text)), D.unconditional_heads[str(j)](h).mean((1, 2, 3))
     return found
 
 
@@ -89,7 +89,7 @@ def test_stacked_equals_one_by_one():
         scores = D(levels, text)
         for k in range(3):
             alone = as_drawn(D, [p[k:k + 1] for p in levels], text[[k]])
-            for place, t, p in zip(scores.where, scores.text, scores.plain, strict=True):
+            for place, t, p in zip(scores.head_names, scores.conditional, scores.unconditional, strict=True):
                 assert torch.allclose(t[k], alone[place][0][0], atol=1e-5) and torch.allclose(p[k], alone[place][1][0], atol=1e-5)
 
 
@@ -110,12 +110,12 @@ def test_sizes_are_judged_on_their_own():
     D, levels, text = critic(), pictures(2), texts(2)
     other = [levels[0], randn(2, 3, 16, 16, seed=4)]
     with torch.no_grad(): a, b = D(levels, text), D(other, text)
-    for (size, _), s, t in zip(a.where, a.logits(), b.logits()): assert torch.allclose(s, t, atol=1e-5) == (size == 8)
+    for (size, _), s, t in zip(a.head_names, a.logits(), b.logits()): assert torch.allclose(s, t, atol=1e-5) == (size == 8)
 
 
 # ---- borrowed eyes
 
-LENT = replace(SMALL, eyes="critters-clip", eyes_channels=8)
+LENT = replace(SMALL, vision_aided_model="critters-clip", vision_aided_channels=8)
 
 
 def test_borrowed_eyes_are_lent():
@@ -132,9 +132,9 @@ def test_borrowed_eyes_are_lent():
 
 def test_borrowed_eyes_change_no_other_score():
     D, plain, levels, text = critic(LENT), critic(SMALL), pictures(3), texts(3)
-    plain.load_state_dict({k: v for k, v in D.state_dict().items() if "eyes" not in k})
+    plain.load_state_dict({k: v for k, v in D.state_dict().items() if "vision_aided" not in k})
     with torch.no_grad(): a, b = D(levels, text), plain(levels, text)
-    assert a.where == b.where + [("eyes", 1), ("eyes", 2), ("eyes", 3)] == LENT.head_names
+    assert a.head_names == b.head_names + [("vision_aided", 1), ("vision_aided", 2), ("vision_aided", 3)] == LENT.head_names
     for s, t in zip(a.logits(), b.logits()): assert torch.equal(s, t)
 
 
@@ -154,11 +154,11 @@ def slopes(D, levels, text):
     return [torch.autograd.grad(s.sum(), pooled, retain_graph=True)[0].norm(dim=1) for s in scores]
 
 
-@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, layers=0), LENT], ids=["multi-scale", "one score", "shallow", "borrowed eyes"])
+@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, head_layers=0), LENT], ids=["multi-scale", "one score", "shallow", "borrowed eyes"])
 def test_every_head_reads_at_the_start(config):
     "GG-3, PR-1: the score that a peer trains on does not depend on the text, another peer's critic has no text at all."
     D, levels, text = critic(config), pictures(4), texts(4)
-    assert len(slopes(D, levels, text)) == len(config.where)
+    assert len(slopes(D, levels, text)) == len(config.head_names)
     for s in slopes(D, levels, text): assert (s > 1e-3).all()
     for t in tables(D, levels, text): assert interaction_residual(t).abs().max() > 1e-3        # and compares it with the picture
 
@@ -193,8 +193,8 @@ def test_interplay_sees_through_a_sum():
 def test_the_plain_branch_never_hears_the_text():
     D, levels = critic(), pictures(2)
     with torch.no_grad(): a, b = D(levels, texts(2)), D(levels, texts(2, seed=5))
-    assert all(torch.equal(p, q) for p, q in zip(a.plain, b.plain))
-    assert all(torch.allclose(l, t + p) for l, t, p in zip(a.logits(), a.text, a.plain))
+    assert all(torch.equal(p, q) for p, q in zip(a.unconditional, b.unconditional))
+    assert all(torch.allclose(l, t + p) for l, t, p in zip(a.logits(), a.text, a.unconditional))
     assert torch.allclose(a.mean(), sum(a.logits()) / 3, atol=1e-6)
 
 
@@ -212,7 +212,7 @@ def test_r1_reaches_every_picture():
     assert {"from_rgb.8.weight", "from_rgb.16.weight", "stages.8.places.qk", "text.8.score.weight"} <= reached
 
 
-@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, text=False), replace(ONE, text=False)], ids=["all", "one", "unread", "plain"])
+@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, text_conditional=False), replace(ONE, text_conditional=False)], ids=["all", "one", "unread", "plain"])
 def test_every_parameter_learns_at_once(config):
     "JZ-2: parameters that no gradient reaches; also no switch leaves any behind that is never used."
     D = critic(config)
@@ -221,7 +221,7 @@ def test_every_parameter_learns_at_once(config):
         optimiser.zero_grad()
         sum(F.softplus(-s).mean() for s in D(pictures(2), texts(2) if config.text else None).logits()).backward()
         still = [n for n, p in D.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not [n for n in still if step == 2 or "listen" not in n], still
+        assert not [n for n in still if step == 2 or "text_layers" not in n], still
         optimiser.step()
 
 
@@ -255,30 +255,30 @@ def test_a_critic_is_built_from_numbers_alone_and_holds_no_encoder():
     "GG-6: a peer's `Discriminator(text_dim=...)` asks an encoder that is not there. GG-12: a peer stores its text model inside."
     D = critic(DiscriminatorConfig(SMALL.sizes, SMALL.channels, SMALL.attention, text_dim=20, style_dim=8))
     assert D(pictures(2), texts(2, dim=20)).mean().shape == (2,)
-    assert {n.split(".")[0] for n, _ in D.named_parameters()} == {"from_rgb", "stages", "plain", "style", "text"} and not list(D.buffers())
+    assert {n.split(".")[0] for n, _ in D.named_parameters()} == {"from_rgb", "blocks", "unconditional_heads", "text_to_style", "text_heads"} and not list(D.buffers())
     twin = critic(D.config, seed=1); twin.load_state_dict(D.state_dict())
     with torch.no_grad(): assert torch.equal(twin(pictures(2), texts(2, dim=20)).mean(), D(pictures(2), texts(2, dim=20)).mean())
 
 
 def test_without_text():
-    D, levels = critic(replace(SMALL, text=False)), pictures(2)
+    D, levels = critic(replace(SMALL, text_conditional=False)), pictures(2)
     scores = D(levels)
-    assert scores.text == [] and len(scores.plain) == 3 and all(torch.equal(a, b) for a, b in zip(scores.logits(), scores.plain))
-    assert not any(n.startswith(("text", "style")) for n, _ in D.named_parameters())
+    assert scores.conditional == [] and len(scores.unconditional) == 3 and all(torch.equal(a, b) for a, b in zip(scores.logits(), scores.unconditional))
+    assert not any(n.startswith("text_") for n, _ in D.named_parameters())
 
 
 def test_one_score_looks_at_the_largest_picture():
     D, levels, text = critic(ONE), pictures(2), texts(2)
     other = [randn(2, 3, 8, 8, seed=4), levels[1]]
     with torch.no_grad(): a, b = D(levels, text), D(other, text)
-    assert a.where == [(16, 4)] and len(a.text) == len(a.plain) == 1 and torch.equal(a.mean(), b.mean())
+    assert a.head_names == [(16, 4)] and len(a.text) == len(a.unconditional) == 1 and torch.equal(a.mean(), b.mean())
 
 
 def test_what_does_not_fit_is_refused():
     "PR-1: a critic that was meant to read must not go on without text, nor one without text ignore it."
     D, levels = critic(), pictures(2)
     with pytest.raises(UserError, match="this discriminator reads"): D(levels)
-    with pytest.raises(UserError, match="was built without text"): critic(replace(SMALL, text=False))(levels, texts(2))
+    with pytest.raises(UserError, match="was built without text"): critic(replace(SMALL, text_conditional=False))(levels, texts(2))
     with pytest.raises(UserError, match=r"give pictures of \(8, 16\) pixels, not \(16, 8\)"): D(levels[::-1], texts(2))
     with pytest.raises(UserError, match=r"not \(16,\)"): D(levels[1:], texts(2))
     with pytest.raises(UserError, match="2 pictures but 3 texts"): D(levels, texts(3))
@@ -287,8 +287,8 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("changes, message", [
     (dict(sizes=(8, 32)), "each twice the one before"), (dict(sizes=(16, 8)), "each twice the one before"), (dict(sizes=()), "each twice"),
     (dict(sizes=(5, 10)), "must be even"), (dict(channels=(16,)), "one value for each of the 2 sizes"), (dict(attention=(True,)), "one value for each"),
-    (dict(channels=(18, 8)), "multiple of the 4 heads, not 18"), (dict(channels=(16, 0)), "at least 1"), (dict(style=0), "style must be at least 1"),
-    (dict(heads=0), "heads must be at least 1"), (dict(layers=-1), "layers must be at least 0")])
+    (dict(channels=(18, 8)), "multiple of the 4 heads, not 18"), (dict(channels=(16, 0)), "at least 1"), (dict(style_dim=0), "style_dim must be at least 1"),
+    (dict(heads=0), "heads must be at least 1"), (dict(head_layers=-1), "head_layers must be at least 0")])
 def test_sizes_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(UserError, match=message): replace(SMALL, **changes)
 

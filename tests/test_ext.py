@@ -61,7 +61,7 @@ def test_a_chapter_runs_again_when_a_module_below_it_changes(tmp_path, monkeypat
     a, b, all_ = (nbdev_book.library_hash(m) for m in ("a", "b", None))
     (tmp_path / "t2i_tutorial" / "b.py").write_text("x = 2")
     assert nbdev_book.library_hash("a") == a and nbdev_book.library_hash("b") != b and nbdev_book.library_hash(None) != all_
-    (tmp_path / "t2i_tutorial" / "recorded").mkdir(); (tmp_path / "t2i_tutorial" / "recorded" / "r.json").write_text("{}")
+    (tmp_path / "t2i_tutorial" / "results").mkdir(); (tmp_path / "t2i_tutorial" / "results" / "r.json").write_text("{}")
     assert nbdev_book.library_hash("a") != a
 
 

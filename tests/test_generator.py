@@ -40,13 +40,13 @@ def far(a, b): return max((x - y).abs().max().item() for x, y in zip(a, b))
 
 @pytest.mark.parametrize("smallest, sizes", [(4, (4, 8, 16)), (8, (8, 16)), (16, (16,))])
 def test_a_pyramid_smallest_first(smallest, sizes):
-    config = replace(SMALL, smallest=smallest)
+    config = replace(SMALL, min_output_size=smallest)
     assert config.sizes == sizes and config.size == 16
     assert [tuple(p.shape) for p in make(config)(randn(3, 16), texts())] == [(3, 3, s, s) for s in sizes]
 
 
 def test_each_picture_is_the_smaller_one_doubled_plus_colours():
-    g, z, text, added = make(replace(SMALL, smallest=4)), randn(3, 16), texts(), []
+    g, z, text, added = make(replace(SMALL, min_output_size=4)), randn(3, 16), texts(), []
     for layer in g.to_rgb: layer.register_forward_hook(lambda m, i, o: added.append(o))
     small, middle, large = g(z, text)
     assert torch.equal(small, added[0]) and torch.equal(middle, upsample2x(small) + added[1]) and torch.equal(large, upsample2x(middle) + added[2])
@@ -74,7 +74,7 @@ def test_blocks_go_in_the_papers_order():
 
 def test_without_text():
     g = make(replace(SMALL, text_dim=None))
-    assert all(block.words is None for block in g.blocks) and g.text_layers is None
+    assert all(block.cross_attn is None for block in g.blocks) and g.text_layers is None
     assert g(randn(2, 16))[-1].shape == (2, 3, 16, 16) and g(randn(2, 16), truncation=0.5)[-1].isfinite().all()
     with pytest.raises(UserError, match="knows no text; leave it out"): g(randn(3, 16), texts())
     with pytest.raises(UserError, match="listens to text; give one for each picture"): make()(randn(3, 16))
@@ -120,9 +120,9 @@ def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
     assert torch.allclose(slow(z), fast(z), atol=1e-5)
     for m in (slow, fast): torch.optim.Adam(m.parameters(), 1e-3).zero_grad(); m(z).square().sum().backward()
     assert 50 < fast.layers[0].weight.grad.norm() / slow.layers[0].weight.grad.norm() < 200
-    assert all(abs(l.lr_mul - 0.5) < 1e-9 for l in Generator(replace(SMALL, mapping_rate=0.5)).mapping.layers)
+    assert all(abs(l.lr_mul - 0.5) < 1e-9 for l in Generator(replace(SMALL, mapping_lr_mul=0.5)).mapping.layers)
     for bad in (0.0, 1.5):
-        with pytest.raises(UserError, match="mapping_rate must be above 0 and at most 1"): replace(SMALL, mapping_rate=bad)
+        with pytest.raises(UserError, match="mapping_lr_mul must be above 0 and at most 1"): replace(SMALL, mapping_lr_mul=bad)
 
 
 def test_unit_size():
@@ -152,7 +152,7 @@ def test_checkpointing_changes_memory_and_nothing_else():
         def pack(t): seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): _ = g(randn(3, 16), texts())
         return sum(seen.values())
-    again = replace(SMALL, checkpoint=True)
+    again = replace(SMALL, gradient_checkpointing=True)
     assert far(gradients(SMALL), gradients(again)) < 1e-6 and kept(again) < 0.7 * kept(SMALL)
 
 
@@ -170,7 +170,7 @@ def test_truncation_moves_towards_the_mean_of_the_same_caption():
 def test_truncation_of_one_is_exact_and_fixed_chance_is_no_weight():
     g, z, text = make(), randn(3, 16), texts()
     assert far(g(z, text, 1.0), g.synthesise(g.mapping(z, g.encode_text(text).pooled), g.encode_text(text))) == 0
-    assert far(make()(z, text, 0.3), g(z, text, 0.3)) == 0 and "probes" not in g.state_dict()
+    assert far(make()(z, text, 0.3), g(z, text, 0.3)) == 0 and "truncation_z" not in g.state_dict()
 
 
 def test_selections_name_every_bank():
@@ -207,10 +207,10 @@ def test_config_survives_json():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"bank": (1, 2)}, "need one value a level, not \\[2, 4\\]"),
+    ({"num_kernels": (1, 2)}, "need one value a level, not \\[2, 4\\]"),
     ({"channels": (12, 8, 8, 8)}, "multiples of 8 and of the 4 heads, not 12"),
-    ({"smallest": 64}, "smallest must be one of \\[4, 8, 16, 32\\], not 64"),
-    ({"bank": (0, 1, 1, 1)}, "bank must be at least 1"),
+    ({"min_output_size": 64}, "min_output_size must be one of \\[4, 8, 16, 32\\], not 64"),
+    ({"num_kernels": (0, 1, 1, 1)}, "num_kernels must be at least 1"),
     ({"z_dim": 0}, "z_dim must be at least 1, not 0"),
     ({"text_dim": 30}, "text_dim must be a multiple of the 4 heads, not 30"),
 ])

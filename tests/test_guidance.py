@@ -44,34 +44,34 @@ def null_text():
     return NullTextEmbedding(8)
 
 
-def denoise(net, text, null_text, xt, t=400, target="v", **how):
-    how = {"threshold": "none"} | how
+def denoise(net, text, null_text, xt, t=400, prediction_type="v", **how):
+    how = {"thresholding": "none"} | how
     with torch.no_grad(): return G.guided_denoiser(net, text, null_text, SCHEDULE, target, G.GuidanceConfig(**how))(xt, t)
 
 
 # ---- identities
 
-@pytest.mark.parametrize("target", ["v", "x0", "eps"])
+@pytest.mark.parametrize("prediction_type", ["v", "x0", "eps"])
 @pytest.mark.parametrize("b", [1, 2, 3])
 def test_identities_for_batches_of_one_two_and_three(b, target, null_text):
     "Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked, silently wrong for two pictures."
     net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
     with torch.no_grad(): c, u = (x0_from_prediction(target, net(xt, t, e), xt, t, SCHEDULE) for e in (text, null_text.like(text)))
     assert (c - u).abs().min() > 1e-3
-    assert torch.equal(denoise(net, text, null_text, xt, target=target, scale=1.0), c)
-    assert torch.equal(denoise(net, text, null_text, xt, target=target, scale=0.0), u)
+    assert torch.equal(denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=1.0), c)
+    assert torch.equal(denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=0.0), u)
     for w in (0.5, 3.0, 8.0):
-        out = denoise(net, text, null_text, xt, target=target, scale=w)
+        out = denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=w)
         assert out.shape == xt.shape and torch.allclose(out, u + w * (c - u), atol=1e-4)
 
 
 def test_each_picture_is_guided_by_its_own_text(null_text):
     net, text, xt = Listener(), texts(3), noise(3, 3, 4, 4)
-    whole = denoise(net, text, null_text, xt, scale=3.0)
-    for i in range(3): assert torch.allclose(whole[i:i + 1], denoise(net, text[i], null_text, xt[i:i + 1], scale=3.0), atol=1e-5)
+    whole = denoise(net, text, null_text, xt, guidance_scale=3.0)
+    for i in range(3): assert torch.allclose(whole[i:i + 1], denoise(net, text[i], null_text, xt[i:i + 1], guidance_scale=3.0), atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["v", "eps"])
+@pytest.mark.parametrize("prediction_type", ["v", "eps"])
 def test_guiding_the_target_equals_guiding_the_picture(target):
     xt, t = noise(2, 3, 4, 4), torch.tensor([200, 700])
     a, b = noise(2, 3, 4, 4, name="a"), noise(2, 3, 4, 4, name="b")
@@ -113,7 +113,7 @@ def test_one_pass_equals_two_in_the_real_unet():
 def test_one_answer_costs_one_pass(null_text):
     for scale, calls in ((0.0, [2]), (1.0, [2]), (3.0, [4])):
         net = Listener()
-        denoise(net, texts(2), null_text, noise(2, 3, 4, 4), scale=scale)
+        denoise(net, texts(2), null_text, noise(2, 3, 4, 4), guidance_scale=scale)
         assert net.calls == calls
 
 
@@ -121,10 +121,10 @@ def test_one_answer_costs_one_pass(null_text):
 def test_null_text_reaches_tokens_and_pooled(hears, null_text):
     "Fault MI-4 and its kin: a network that hears only one of the two must still tell text from no text, and one null text from none other."
     net, text, xt = Listener((hears,)), texts(3), noise(3, 3, 4, 4)
-    plain, without = (denoise(net, text, null_text, xt, scale=w) for w in (1.0, 0.0))
+    plain, without = (denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 0.0))
     assert (plain - without).abs().amin((1, 2, 3)).min() > 1e-3
     other = TextEmbedding(text.tokens + 1, text.mask, text.pooled + 1)
-    assert torch.equal(without, denoise(net, other, null_text, xt, scale=0.0)) and not torch.allclose(plain, denoise(net, other, null_text, xt, scale=1.0))
+    assert torch.equal(without, denoise(net, other, null_text, xt, guidance_scale=0.0)) and not torch.allclose(plain, denoise(net, other, null_text, xt, guidance_scale=1.0))
 
 
 # ---- captions dropped in training, and never after
@@ -137,7 +137,7 @@ def test_captions_are_dropped_in_training_only():
         for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
     batch = next(ImageTextDataset.from_critters(4, size=config.size).batches(4))
     def loss(drop, train):
-        model.config = replace(config, caption_drop=drop)
+        model.config = replace(config, cond_drop_prob=drop)
         model.train(train)
         with torch.no_grad(): return model.training_losses(batch, seeded_generator(0, "drop"))["loss"]
     assert torch.equal(loss(1.0, False), loss(0.0, False))
@@ -214,19 +214,19 @@ def test_rescale_of_a_flat_guess_is_finite():
 
 def test_rescale_is_applied_before_the_threshold(null_text):
     net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
-    c, x = (denoise(net, text, null_text, xt, scale=w) for w in (1.0, 5.0))
-    out = denoise(net, text, null_text, xt, scale=5.0, rescale=0.7, threshold="static")
+    c, x = (denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 5.0))
+    out = denoise(net, text, null_text, xt, guidance_scale=5.0, guidance_rescale=0.7, thresholding="static")
     assert torch.allclose(out, G.rescale_cfg(x, c, 0.7).clamp(-1, 1), atol=1e-5)
 
 
 # ---- settings
 
 @pytest.mark.parametrize("setting, message", [
-    ({"scale": -0.1}, "text scale must be a number of at least 0, not -0.1"), ({"scale": float("nan")}, "not nan"), ({"scale": float("inf")}, "not inf"),
-    ({"scale": "3"}, "text scale must be"), ({"scale": True}, "text scale must be"), ({"percentile": 0}, "percentile must be more than 0"),
-    ({"percentile": 1.01}, "percentile"), ({"percentile": float("nan")}, "percentile"), ({"rescale": 1.5}, "rescale must be from 0 to 1"),
-    ({"rescale": -1}, "rescale"), ({"interval": (0.8, 0.2)}, "in order"), ({"interval": (0.0, 2.0)}, "from 0 to 1"), ({"interval": (0.5,)}, "two numbers"),
-    ({"interval": (float("nan"), 1.0)}, "interval"), ({"threshold": "dynamics"}, "did you mean 'dynamic'")])
+    ({"guidance_scale": -0.1}, "text scale must be a number of at least 0, not -0.1"), ({"guidance_scale": float("nan")}, "not nan"), ({"guidance_scale": float("inf")}, "not inf"),
+    ({"guidance_scale": "3"}, "text scale must be"), ({"guidance_scale": True}, "text scale must be"), ({"dynamic_threshold_percentile": 0}, "dynamic_threshold_percentile must be more than 0"),
+    ({"dynamic_threshold_percentile": 1.01}, "dynamic_threshold_percentile"), ({"dynamic_threshold_percentile": float("nan")}, "dynamic_threshold_percentile"), ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1"),
+    ({"guidance_rescale": -1}, "guidance_rescale"), ({"guidance_interval": (0.8, 0.2)}, "in order"), ({"guidance_interval": (0.0, 2.0)}, "from 0 to 1"), ({"guidance_interval": (0.5,)}, "two numbers"),
+    ({"guidance_interval": (float("nan"), 1.0)}, "guidance_interval"), ({"thresholding": "dynamics"}, "did you mean 'dynamic'")])
 def test_settings_that_make_no_sense_get_one_line(untyped, setting, message):
     with pytest.raises(UserError, match=message) as e: G.GuidanceConfig(**setting)
     assert "\n" not in str(e.value)
@@ -237,12 +237,12 @@ def test_interval_guides_inside_and_is_plain_outside(null_text):
     assert [how.scale_at(t, 1000) for t in (0, 199, 200, 450, 700, 701, 999)] == [1, 1, 4, 4, 4, 1, 1]
     net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
     for t, scale in ((100, 1.0), (450, 4.0), (900, 1.0)):
-        assert torch.equal(denoise(net, text, null_text, xt, t, scale=4.0, interval=(0.2, 0.7)), denoise(net, text, null_text, xt, t, scale=scale))
+        assert torch.equal(denoise(net, text, null_text, xt, t, guidance_scale=4.0, guidance_interval=(0.2, 0.7)), denoise(net, text, null_text, xt, t, guidance_scale=scale))
 
 
 def test_thresholds_are_applied_by_name(null_text):
     net, text, xt = Listener(), texts(2), 3 * noise(2, 3, 4, 4)
-    raw = denoise(net, text, null_text, xt, scale=3.0)
+    raw = denoise(net, text, null_text, xt, guidance_scale=3.0)
     assert raw.abs().max() > 1.5
-    assert torch.equal(denoise(net, text, null_text, xt, scale=3.0, threshold="static"), raw.clamp(-1, 1))
-    assert torch.equal(denoise(net, text, null_text, xt, scale=3.0, threshold="dynamic", percentile=0.9), G.dynamic_threshold(raw, 0.9))
+    assert torch.equal(denoise(net, text, null_text, xt, guidance_scale=3.0, thresholding="static"), raw.clamp(-1, 1))
+    assert torch.equal(denoise(net, text, null_text, xt, guidance_scale=3.0, thresholding="dynamic", dynamic_threshold_percentile=0.9), G.dynamic_threshold(raw, 0.9))

@@ -13,8 +13,8 @@ from t2i_tutorial import critters, metrics as M
 from t2i_tutorial.core import UserError, load_json, seeded_generator, to_uint8
 from t2i_tutorial.text import full_caption
 
-RECORD = Path(M.__file__).parent / "recorded" / "critters-judge"
-TARGETS = {"species": 0.99, "body": 0.99, "second": 0.95, "eyes": 0.95, "action": 0.99}
+RECORD = Path(M.__file__).parent / "pretrained" / "critters-classifier"
+TARGETS = {"species": 0.99, "body_colour": 0.99, "second_colour": 0.95, "eye_colour": 0.95, "action": 0.99}
 TORCH_HOME = Path(__file__).resolve().parent.parent.parent / "shared" / "torch_home"
 
 
@@ -25,7 +25,7 @@ def grey(prompts, seed): return torch.zeros(len(prompts), 3, 32, 32)
 
 
 @pytest.fixture(scope="module")
-def judge(): return M.AttributeClassifier.from_pretrained("critters-judge")
+def judge(): return M.AttributeClassifier.from_pretrained("critters-classifier")
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def test_the_judge_reads_fresh_renders(judge, split, size):
 
 def test_the_record_meets_the_targets():
     run = load_json(RECORD / "run.json")
-    assert run["command"] == "t2i train judge --preset critters-judge" and run["seconds"] > 0 and run["machine"]["cores"]
-    assert run["history"][-1]["step"] == run["training"]["steps"] + run["training"]["calibration"] - 1
-    rows = [e for e in run["exam"] if e["pictures"] == "as drawn"]
+    assert run["command"] == "t2i train classifier --preset critters-classifier" and run["seconds"] > 0 and run["hardware"]["cores"]
+    assert run["history"][-1]["step"] == run["training"]["max_steps"] + run["training"]["finetune_steps"] - 1
+    rows = [e for e in run["robustness"] if e["num_images"] == "as drawn"]
     assert {(e["split"], e["size"]) for e in rows} == {(s, z) for s in ("test", "held_out") for z in (32, 64)}
     for e in rows:
         assert e["n"] >= 2000
-        for k, t in TARGETS.items(): assert e[k]["share"] >= t and e[k]["low"] <= e[k]["share"] <= e[k]["high"], (e["split"], k)
+        for k, t in TARGETS.items(): assert e[k]["share"] >= t and e[k]["ci_low"] <= e[k]["share"] <= e[k]["ci_high"], (e["split"], k)
 
 
 def test_the_recorded_files_are_small():
@@ -72,7 +72,7 @@ def test_the_recorded_files_are_small():
 def test_the_judge_is_not_brittle(judge, spoil):
     drawn = critters.sample_critters(400, seed=4243, split="test")
     found = M.prompt_accuracy(judge, spoil(drawn.images), drawn.critters)
-    assert min(found[k].value for k in ("species", "body", "action")) > 0.97 and found["eyes"].value > 0.9
+    assert min(found[k].value for k in ("species", "body_colour", "action")) > 0.97 and found["eye_colour"].value > 0.9
 
 
 @pytest.mark.parametrize("size", [16, 32, 50, 128])
@@ -88,8 +88,8 @@ def test_features_have_mean_0_and_variance_1(judge):
 
 def test_sleepers_have_closed_eyes(judge):
     drawn = [c for c in critters.sample_critters(300, seed=5, split="test").critters if c.action == "sleeping"]
-    read = M.predict_attributes(judge, critters.render(drawn))["eyes"]
-    assert (read == critters.ATTRIBUTES["eyes"].index("closed")).float().mean() > 0.97
+    read = M.predict_attributes(judge, critters.render(drawn))["eye_colour"]
+    assert (read == critters.ATTRIBUTES["eye_colour"].index("closed")).float().mean() > 0.97
 
 
 def test_save_and_load_give_the_same(judge, tmp_path):
@@ -99,9 +99,9 @@ def test_save_and_load_give_the_same(judge, tmp_path):
 
 
 def test_bad_judges_get_one_line(judge, tmp_path):
-    with pytest.raises(UserError, match="did you mean 'critters-judge'"): M.AttributeClassifier.from_pretrained("critter-judge")
+    with pytest.raises(UserError, match="did you mean 'critters-classifier'"): M.AttributeClassifier.from_pretrained("critter-judge")
     with pytest.raises(UserError, match="cannot read"): M.AttributeClassifier.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match="holds no judge but 'clip'"): M.AttributeClassifier.from_pretrained(RECORD.parent / "critters-clip")
+    with pytest.raises(UserError, match="holds no classifier model"): M.AttributeClassifier.from_pretrained(RECORD.parent / "critters-clip")
     folder = judge.save_pretrained(tmp_path / "j")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999])
     with pytest.raises(UserError, match="no whole safetensors"): M.AttributeClassifier.from_pretrained(folder)
@@ -111,25 +111,25 @@ def test_bad_judges_get_one_line(judge, tmp_path):
 
 
 def test_training_repeats_itself_and_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr(M, "exam", lambda judge: [])  # the exam draws thousands of pictures and has tests of its own
-    small = dict(pictures=512, steps=12, batch_size=32)
+    monkeypatch.setattr(M, "robustness", lambda judge: [])  # the exam draws thousands of pictures and has tests of its own
+    small = dict(num_images=512, max_steps=12, batch_size=32)
     (a, history), (b, _) = M.train_classifier("tiny", tmp_path / "j", **small), M.train_classifier("tiny", **small)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters())) and history[-1]["loss"] < history[0]["loss"]
     run = load_json(tmp_path / "j" / "run.json")
-    assert run["command"] == "t2i train judge --preset tiny" and run["training"]["steps"] == 12 and run["exam"] == []
+    assert run["command"] == "t2i train classifier --preset tiny" and run["training"]["max_steps"] == 12 and run["robustness"] == []
     assert M.AttributeClassifier.from_pretrained(tmp_path / "j").config == a.config
 
 
 def test_bad_trainings_get_one_line():
-    for changes, words in ((dict(stepz=3), "did you mean 'steps'"), (dict(batch_size=0), "batch_size must be from 1"),
-                           (dict(batch_size=10**6), "not 1000000"), (dict(learning_rate=-1.0), "above 0"), (dict(steps=0), "at least 1")):
+    for changes, words in ((dict(stepz=3), "did you mean 'max_steps'"), (dict(batch_size=0), "batch_size must be from 1"),
+                           (dict(batch_size=10**6), "not 1000000"), (dict(lr=-1.0), "above 0"), (dict(max_steps=0), "at least 1")):
         with pytest.raises(UserError, match=words): M.train_classifier("tiny", **changes)
     with pytest.raises(UserError, match="unknown preset"): M.train_classifier("tinny")
 
 
 def test_the_judge_never_sees_test_renders():
     "Its pool is drawn from the streams of `train` and `held_out`, with other seeds than exam and evaluation."
-    pool = M._classifier_dataset(M.make_classifier_config("tiny", pictures=64, large=32, held_out=32))
+    pool = M._classifier_dataset(M.make_classifier_config("tiny", num_images=64, num_downscaled_images=32, num_held_out_images=32))
     fresh = to_uint8(torch.cat([critters.sample_critters(64, seed=77, split=s).images for s in ("test", "held_out")]))
     assert len(pool) == 128 and not (pool.pixels[:, None] == fresh[None]).flatten(2).all(2).any()
     held = [(c.species, c.body_colour) in critters.HELD_OUT_PAIRS for c in pool.critters]
@@ -137,9 +137,9 @@ def test_the_judge_never_sees_test_renders():
 
 
 def test_the_first_stage_is_without_held_out_combinations():
-    first, second = M._training_stages(M.CLASSIFIER_PRESETS["critters-judge"])
+    first, second = M._training_stages(M.CLASSIFIER_PRESETS["critters-classifier"])
     assert first.num_held_out_images == 0 < second.num_held_out_images == second.num_images and second.max_steps == 300 and second.lr < first.lr
-    _, history = M.train_classifier("tiny", pictures=64, held_out=64, steps=3, calibration=2, batch_size=16)
+    _, history = M.train_classifier("tiny", num_images=64, num_held_out_images=64, max_steps=3, finetune_steps=2, batch_size=16)
     assert [h["step"] for h in history] == [0, 1, 2, 3, 4]
 
 
@@ -163,8 +163,8 @@ def test_wilson_refuses(k, n):
 def test_only_what_is_stated_is_counted(judge):
     drawn = [critters.Critter("duck", "green", "red"), critters.Critter("cat", "blue", "pink", action="jumping")]
     found = M.prompt_accuracy(judge, critters.render(drawn), ["a green duck", {"species": "snail", "action": "jumping"}])
-    assert set(found) == {"species", "body", "action", "all"}
-    assert (found["species"].value, found["body"].value, found["action"].value, found["all"].value) == (0.5, 1, 1, 0.5)
+    assert set(found) == {"species", "body_colour", "action", "all"}
+    assert (found["species"].value, found["body_colour"].value, found["action"].value, found["all"].value) == (0.5, 1, 1, 0.5)
 
 
 def test_chance_is_what_shuffling_gives():

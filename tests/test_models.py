@@ -129,8 +129,8 @@ def test_encoders_by_name_and_by_folder(tmp_path):
     saved = M.CLIP.from_pretrained("critters-clip").save_pretrained(tmp_path / "mine")
     mine = M.load_text_encoder(str(saved))
     assert isinstance(mine, M.CLIPTextEncoder) and torch.equal(mine.encode([LONG]).pooled, ours.encode([LONG]).pooled)
-    assert M.load_text_encoder(f"{saved}+words").dim == 2 * ours.dim
-    with pytest.raises(UserError, match="'google-t5/t5-small' is none; leave it out"): M.load_text_encoder("google-t5/t5-small+words")
+    assert M.load_text_encoder(f"{saved}+token-embeddings").dim == 2 * ours.dim
+    with pytest.raises(UserError, match="'google-t5/t5-small' is none; leave it out"): M.load_text_encoder("google-t5/t5-small+token-embeddings")
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"model_type": "bert"}'])
@@ -148,8 +148,8 @@ def test_unknown_encoder_offline(monkeypatch):
 
 def test_bundled_models_are_whole_and_of_a_family(folder, tmp_path, monkeypatch):
     assert not {"critters-clip", "critters-clip-score", "critters-judge"} & set(M.bundled_models())
-    for name, path in M.bundled_models().items(): assert load_json(path / "config.json")["family"] and not M._missing(path), name
-    monkeypatch.setattr(M, "RECORDED_FOLDER", tmp_path)
+    for name, path in M.bundled_models().items(): assert load_json(path / "config.json")["model_type"] and not M._missing(path), name
+    monkeypatch.setattr(M, "BUNDLED_DIR", tmp_path)
     (tmp_path / "half").mkdir(); shutil.copy(folder / "config.json", tmp_path / "half")
     assert M.bundled_models() == {"toy": folder}
     assert M.resolve_model("toy") == folder and torch.equal(Toy.from_pretrained("toy", "cpu").count, torch.tensor(70_000))
@@ -176,7 +176,7 @@ def test_folder_holds_two_files_no_pickle_and_no_encoder(toy, folder):
     assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors"}
     weights, _ = load_tensors(folder / "model.safetensors")
     assert set(weights) == {"colour.weight", "colour.bias", "count"} and weights["colour.weight"].dtype == torch.float16
-    assert load_json(folder / "config.json") == {"family": "toy", "format": M.MODEL_VERSION, "size": 8, "text": "critters-clip"}
+    assert load_json(folder / "config.json") == {"model_type": "toy", "format": M.MODEL_VERSION, "size": 8, "text": "critters-clip"}
     assert not any("encoder" in n for n, _ in toy.named_modules()) and len(list(toy.parameters())) == 2
 
 
@@ -204,8 +204,8 @@ FAULTS = {
     "config of another format": (lambda f: _config(f, format=2), "has format 2, this version reads 1"),
     "config of no format": (lambda f: _config(f, format=None), "has format None"),
     "config with an unknown setting": (lambda f: _config(f, sparkle=1), r"of another version \('sparkle'\)"),
-    "config lacking a setting": (lambda f: save_json(f / "config.json", {"family": "toy", "format": 1, "text": "critters-clip"}), r"another version \('size'\)"),
-    "config of another family": (lambda f: _config(f, family="imagen"), r"holds no toy model \(its family is 'imagen'\)"),
+    "config lacking a setting": (lambda f: save_json(f / "config.json", {"model_type": "toy", "format": 1, "text": "critters-clip"}), r"another version \('size'\)"),
+    "config of another family": (lambda f: _config(f, model_type="imagen"), r"holds no toy model \(its family is 'imagen'\)"),
 }
 
 

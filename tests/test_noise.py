@@ -138,7 +138,7 @@ def test_v_equals_diffusers(schedule):
 
 
 @settings(max_examples=60, deadline=None)
-@given(t=st.integers(0, 998), target=st.sampled_from(N.PREDICTION_TYPES), which=st.sampled_from(ALL), seed=st.integers(0, 1000))
+@given(t=st.integers(0, 998), prediction_type=st.sampled_from(N.PREDICTION_TYPES), which=st.sampled_from(ALL), seed=st.integers(0, 1000))
 def test_conversions_round_trip(t, target, which, seed):
     s = N.make_noise_schedule(which[0], zero_terminal_snr=which[1])
     x0, eps, t = randn(2, 3, 4, 4, seed=seed), randn(2, 3, 4, 4, seed=seed + 1), torch.full((2,), t)
@@ -159,7 +159,7 @@ def test_at_pure_noise_only_eps_says_nothing():
 
 # ---- weights
 
-@pytest.mark.parametrize("weighting", ["x0", "min-snr", "min-snr+1"])
+@pytest.mark.parametrize("loss_weighting", ["x0", "min-snr", "min-snr+1"])
 @pytest.mark.parametrize("name", N.NOISE_SCHEDULES)
 def test_the_three_targets_weigh_the_same_error_alike(name, weighting):
     s, t = N.make_noise_schedule(name, zero_terminal_snr=False), torch.arange(0, 1000, 37)

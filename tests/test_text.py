@@ -38,7 +38,7 @@ def folders(tmp_path_factory, tokenizer):
     return paths
 
 
-@pytest.fixture(scope="module", params=["t5", "clip", "ours", "ours+words"])
+@pytest.fixture(scope="module", params=["t5", "clip", "ours", "ours+token-embeddings"])
 def encoder(request, folders):
     if request.param.startswith("ours"): return CLIPTextEncoder(CLIP.from_pretrained("critters-clip"), request.param != "ours")
     return T.PretrainedTextEncoder(folders[request.param])
@@ -188,7 +188,7 @@ def test_embedding_can_be_indexed_moved_and_trimmed():
 def test_cache_equals_the_encoder_and_encodes_once(encoder, tmp_path):
     calls = []
     class Counting:
-        name, dim, unknown_words = encoder.name, encoder.dim, encoder.unknown_words
+        name, dim, unknown_words = encoder.name, encoder.dim, encoder.oov_words
         def encode(self, texts): calls.extend(texts); return encoder.encode(texts)
     first = T.encode_cached(Counting(), ["a red cat", LONG, "a red cat"], tmp_path)
     assert torch.equal(first.tokens, encoder.encode(["a red cat", LONG, "a red cat"]).tokens) and calls.count(LONG) == 1

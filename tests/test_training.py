@@ -58,7 +58,7 @@ class Fit(nn.Module):
         error = (self.net(batch["x"]) + noise - batch["y"]).square().mean()
         terms = {"loss": error, "size": error.detach() + 1}
         if self.bad and self.calls == self.bad_at:
-            if self.bad == "gradient": terms["loss"] = error + (0 * self.net[0].weight).sum().abs().sqrt()  # finite, but its slope is not
+            if self.bad == "grad_norm": terms["loss"] = error + (0 * self.net[0].weight).sum().abs().sqrt()  # finite, but its slope is not
             elif self.bad == "error": raise RuntimeError("the model broke")
             else: terms[self.bad] = terms[self.bad] * math.nan
         return terms
@@ -96,7 +96,7 @@ def killed_runs(folder):
     "Run as a program of its own: one training that is never stopped, one that is killed ten times. Each runs in a fork of this process."
     torch.set_num_threads(1)
     fit(Path(folder) / "warm")  # imports all there is to import, once, before the forks
-    folder, config = Path(folder), replace(QUICK, steps=240, save_every=4, sample_every=0)
+    folder, config = Path(folder), replace(QUICK, max_steps=240, save_every=4, sample_every=0)
     def child(name, die_before_rename=False):
         pid = os.fork()
         if pid: return pid
@@ -145,7 +145,7 @@ def test_killed_ten_times_equals_never_killed(tmp_path):
 @pytest.mark.parametrize("at", [1, 5, 6, 7, 11])
 def test_resume_from_any_step_is_exact(tmp_path, at):
     "Steps before, at and after the end of an epoch (5 batches): going on gives the weights of a training that never stopped."
-    config = replace(QUICK, steps=12, save_every=1, keep_last=20)
+    config = replace(QUICK, max_steps=12, save_every=1, max_checkpoints=20)
     fit(tmp_path / "whole", config, validation=Line(16))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for step, path in list_checkpoints(tmp_path / "cut").items():
@@ -155,7 +155,7 @@ def test_resume_from_any_step_is_exact(tmp_path, at):
 
 
 def test_resume_from_an_earlier_checkpoint_removes_the_later_ones(tmp_path):
-    config = replace(QUICK, keep_last=5)
+    config = replace(QUICK, max_checkpoints=5)
     fit(tmp_path / "whole", config)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     early = tmp_path / "again" / "checkpoints" / "step-000002"
@@ -168,13 +168,13 @@ def test_resume_from_an_earlier_checkpoint_removes_the_later_ones(tmp_path):
 def test_another_seed_or_one_weight_changed_is_not_the_same(tmp_path):
     "The comparison of the tests above can fail."
     a, b = fit(tmp_path / "a"), fit(tmp_path / "b", replace(QUICK, seed=1))
-    assert {"model", "average", "optimisers", "log"} <= set(same_end(tmp_path / "a", tmp_path / "b"))
+    assert {"model", "ema", "optimizers", "log"} <= set(same_end(tmp_path / "a", tmp_path / "b"))
     assert a.step == b.step == 6
 
 
 def test_more_steps_later_equal_more_steps_at_once(tmp_path):
     "With a constant rate, six steps and six more are twelve."
-    config = replace(QUICK, steps=12)
+    config = replace(QUICK, max_steps=12)
     fit(tmp_path / "whole", config)
     fit(tmp_path / "parts")
     fit(tmp_path / "parts", config, seed=5, resume=True)
@@ -183,7 +183,7 @@ def test_more_steps_later_equal_more_steps_at_once(tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     "One Ctrl-C: the step is finished and saved; going on is exact; afterwards Ctrl-C works as before."
-    config = replace(QUICK, steps=20, save_every=7)
+    config = replace(QUICK, max_steps=20, save_every=7)
 
     class Pressed(Fit):
         def training_losses(self, batch, rng, phase="model"):
@@ -235,7 +235,7 @@ def two_processes(folder):
         torch.set_num_threads(1)
         code = 1
         try:
-            config = replace(QUICK, steps=30, batch_size=8, accumulation=2, save_every=10)
+            config = replace(QUICK, max_steps=30, batch_size=8, gradient_accumulation_steps=2, save_every=10)
             first = fit(Path(folder) / name, config, seed=rank, validation=Line(16))  # the second process starts from other weights
             assert first.accelerator.num_processes == world and ("gloo" in torch.distributed.get_backend() if world > 1 else True)
             again = fit(Path(folder) / f"{name}-again", config, seed=7 * rank)          # a second training in the same processes
@@ -270,8 +270,8 @@ def test_pieces_give_the_gradient_of_the_whole():
         torch.manual_seed(0)
         model = Still()
         model.net[1].p = 0.0
-        trainer = fit(config=replace(QUICK, accumulation=pieces), model=model)
-        return model.state_dict() | {"norms": torch.tensor([r["gradient_norm"] for r in trainer.log.history])}
+        trainer = fit(config=replace(QUICK, gradient_accumulation_steps=pieces), model=model)
+        return model.state_dict() | {"norms": torch.tensor([r["grad_norm"] for r in trainer.log.history])}
     a, b = run(1), run(4)
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
 
@@ -279,8 +279,8 @@ def test_pieces_give_the_gradient_of_the_whole():
 # ---- what a step does
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("warm_up", [0, 1, 10])
+@pytest.mark.parametrize("lr_schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 10])
 def test_schedule_equals_transformers(schedule, warm_up):
     "Ours after n updates is theirs asked at n + 1 with one step more: no update is wasted on a rate of zero."
     from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
@@ -356,19 +356,19 @@ def test_clipping_follows_the_optimiser_mi1(tmp_path):
             return {k: v * 1000 for k, v in terms.items()}
 
     torch.manual_seed(0)
-    trainer = Trainer(Hides(), Line(), replace(QUICK, clip_norm=0.5))
+    trainer = Trainer(Hides(), Line(), replace(QUICK, max_grad_norm=0.5))
     history = trainer.fit()
-    assert not list(trainer.model.parameters()) and min(r["gradient_norm"] for r in history) > 0.5
+    assert not list(trainer.model.parameters()) and min(r["grad_norm"] for r in history) > 0.5
     length = torch.cat([p.grad.flatten() for p in trainer.parameters["model"].values()]).norm()
     assert float(length) == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("bad", ["loss", "size", "gradient"])
+@pytest.mark.parametrize("bad", ["loss", "size", "grad_norm"])
 def test_not_finite_stops_with_step_term_and_checkpoint(tmp_path, bad):
     "The message names step, term and the last good checkpoint; neither weights nor checkpoint are spoilt."
     model = Fit(bad, bad_at=6)
-    text = refusal(fit, tmp_path, replace(QUICK, steps=20, save_every=2), model)
-    assert "step 6" in text and "step-000004" in text and ("gradient_norm" if bad == "gradient" else repr(bad)) in text
+    text = refusal(fit, tmp_path, replace(QUICK, max_steps=20, save_every=2), model)
+    assert "step 6" in text and "step-000004" in text and ("grad_norm" if bad == "gradient" else repr(bad)) in text
     assert "net.0.weight" in text or bad != "gradient"
     assert all(p.isfinite().all() for p in model.parameters()) and list(list_checkpoints(tmp_path)) == [2, 4]
     assert len((tmp_path / "losses.jsonl").read_text().splitlines()) == 5
@@ -381,7 +381,7 @@ def test_not_finite_without_a_folder_says_that_nothing_is_saved():
 def test_errors_are_not_swallowed_mi5(tmp_path):
     "MI-5: an error in the model ends the training; no step is made again or left out."
     model = Fit("error", bad_at=4)
-    with pytest.raises(RuntimeError, match="the model broke"): fit(tmp_path, replace(QUICK, steps=20), model)
+    with pytest.raises(RuntimeError, match="the model broke"): fit(tmp_path, replace(QUICK, max_steps=20), model)
     assert model.calls == 4
 
 
@@ -485,7 +485,7 @@ def test_validation_is_fixed_and_touches_nothing_mi6():
     assert torch.equal(model.last[2], trainer.ema.average["net.0.weight"]) and not torch.equal(model.last[2], weight)
     assert torch.equal(model.net[0].weight, weight) and model.training and not model.net[1].training
     assert equal(get_rng_state()[0], states[0]) and get_rng_state()[1] == states[1]
-    assert trainer.log.history[-1]["validation"] == a
+    assert trainer.log.history[-1]["val_loss"] == a
 
 
 def test_everything_is_put_back_after_an_error():
@@ -527,8 +527,8 @@ def test_best_is_kept_beside_the_last(tmp_path):
         def looks(self):
             self.n = getattr(self, "n", -1) + 1
             return self.n
-    trainer = fit(tmp_path, replace(QUICK, save_every=1, keep_last=2, validation_batches=1), Worse(), validation=Line(8))
-    assert list(list_checkpoints(tmp_path)) == [2, 5, 6] and trainer.best == {"step": 2, "validation": 1.0}
+    trainer = fit(tmp_path, replace(QUICK, save_every=1, max_checkpoints=2, val_batches=1), Worse(), validation=Line(8))
+    assert list(list_checkpoints(tmp_path)) == [2, 5, 6] and trainer.best == {"step": 2, "val_loss": 1.0}
     assert find_checkpoint(tmp_path, "best").name == "step-000002" and find_checkpoint(tmp_path).name == "step-000006"
     model = load_weights(Worse(), find_checkpoint(tmp_path), ema=True)
     assert torch.equal(model.net[0].weight, trainer.ema.average["net.0.weight"])
@@ -541,7 +541,7 @@ def test_pictures_of_samples_and_losses(tmp_path):
         def sample_grid(self, rng):
             assert not self.training and not torch.is_grad_enabled()
             return torch.randn(2, 3, 16, 16, generator=rng).clamp(-1, 1), ["left", "right"]
-    config = replace(QUICK, sample_every=3, tracker="tensorboard")
+    config = replace(QUICK, sample_every=3, log_with="tensorboard")
     trainer = Trainer(Draws(4), ImageTextDataset.from_critters(16, size=16), config, tmp_path)
     history = trainer.fit()
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
@@ -555,7 +555,7 @@ def test_pictures_of_samples_and_losses(tmp_path):
 
 def test_wandb_offline_or_a_plain_word(tmp_path, monkeypatch):
     "Weights & Biases by name: an offline run is written, or the message says what to install."
-    config = replace(QUICK, tracker="wandb")
+    config = replace(QUICK, log_with="wandb")
     try: import wandb  # noqa: F401
     except ImportError:
         assert "pip install wandb" in refusal(fit, tmp_path, config)
@@ -568,7 +568,7 @@ def test_wandb_offline_or_a_plain_word(tmp_path, monkeypatch):
 def test_trackers_with_a_missing_package_say_so(tmp_path, monkeypatch):
     import importlib.util
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name in ("wandb", "tensorboard"): assert f"pip install {name}" in refusal(fit, tmp_path, replace(QUICK, tracker=name))
+    for name in ("wandb", "tensorboard"): assert f"pip install {name}" in refusal(fit, tmp_path, replace(QUICK, log_with=name))
 
 
 def test_trainings_with_other_settings_follow_each_other():
@@ -588,14 +588,14 @@ def test_training_learns():
     model.net[1].p = 0.0
     trainer = Trainer(model, Line(), TrainConfig(max_steps=300, batch_size=20, lr=0.02, log_with="none", device="cpu", ema_decay=0.98), validation=Line())
     history = trainer.fit()
-    assert history[-1]["loss"] < 0.05 * history[0]["loss"] and history[-1]["validation"] < 0.05
+    assert history[-1]["loss"] < 0.05 * history[0]["loss"] and history[-1]["val_loss"] < 0.05
 
 
 # ---- settings
 
 
 def test_settings_from_words():
-    c = TrainConfig.from_overrides(["lr=1e-4", "steps=50", "betas=0,0.99", "clip_norm=none", "warm-up=5", "schedule=cosine"])
+    c = TrainConfig.from_overrides(["lr=1e-4", "max_steps=50", "betas=0,0.99", "max_grad_norm=none", "warmup-steps=5", "lr_schedule=cosine"])
     assert (c.lr, c.max_steps, c.betas, c.max_grad_norm, c.warmup_steps, c.lr_schedule) == (1e-4, 50, (0.0, 0.99), None, 5, "cosine")
     assert TrainConfig.from_overrides(json.loads(json.dumps(asdict(c)))) == c
     with pytest.raises(AttributeError): c.lr = 2
@@ -603,13 +603,13 @@ def test_settings_from_words():
 
 @pytest.mark.parametrize("words, expected", [
     (["learning_rat=1"], "unknown setting 'learning_rat'"), (["batchsize=8"], "'batch_size'"), (["lr=fast"], "lr must be a number, not 'fast'"),
-    (["steps=1e3"], "steps must be a whole number, not '1e3'"), (["steps=2.5"], "steps"), (["betas=0.9"], "betas must be 2 values"), (["lr"], "name=value"),
+    (["max_steps=1e3"], "max_max_steps must be a whole number, not '1e3'"), (["max_steps=2.5"], "max_steps"), (["betas=0.9"], "betas must be 2 values"), (["lr"], "name=value"),
     (["batch_size=0"], "batch_size must be at least 1, not 0"), (["lr=-0.1"], "lr must be at least 0, not -0.1"), (["lr=0"], "lr must be more than 0"),
-    (["lr=nan"], "lr must be a number"), (["schedule=cosin"], "did you mean 'cosine'"), (["tracker=tensorbord"], "did you mean 'tensorboard'"),
+    (["lr=nan"], "lr must be a number"), (["lr_schedule=cosin"], "did you mean 'cosine'"), (["log_with=tensorbord"], "did you mean 'tensorboard'"),
     (["mixed_precision=fp16"], "choose from: no, bf16"), (["ema_decay=1"], "ema_decay must be at least 0 and less than 1"), (["betas=0.9,1.0"], "betas"),
-    (["warm_up=1000"], "warm_up=1000 leaves none"), (["batch_size=10", "accumulation=4"], "cut into 4"), (["seed=4294967296"], "seed"),
-    (["seed=-1"], "seed must be at least 0"), (["save_every=-1"], "save_every"), (["keep_last=0"], "keep_last"), (["clip_norm=0"], "clip_norm"),
-    ({"lr": None}, "lr must be a number, not None"), ({"steps": True}, "steps must be a whole number, not True"), ({"betas": [1, 2, 3]}, "betas must be 2")])
+    (["warmup_steps=1000"], "warmup_steps=1000 leaves none"), (["batch_size=10", "gradient_accumulation_steps=4"], "cut into 4"), (["seed=4294967296"], "seed"),
+    (["seed=-1"], "seed must be at least 0"), (["save_every=-1"], "save_every"), (["max_checkpoints=0"], "max_checkpoints"), (["max_grad_norm=0"], "max_grad_norm"),
+    ({"lr": None}, "lr must be a number, not None"), ({"max_steps": True}, "max_max_steps must be a whole number, not True"), ({"betas": [1, 2, 3]}, "betas must be 2")])
 def test_bad_settings_name_the_field(words, expected, untyped): assert expected in refusal(TrainConfig.from_overrides, words)
 
 
@@ -730,13 +730,13 @@ def test_other_settings_than_before(run):
     "What would change the rest of the training is refused; what only concerns looking and saving is not."
     assert "trained with lr=0.001, not 0.01" in refusal(fit, run, replace(QUICK, lr=0.01), resume=True)
     assert "batch_size=8" in refusal(fit, run, replace(QUICK, batch_size=4), resume=True)
-    assert fit(run, replace(QUICK, steps=8, log_every=3, save_every=5, keep_last=1), resume=True).step == 8
+    assert fit(run, replace(QUICK, max_steps=8, log_every=3, save_every=5, max_checkpoints=1), resume=True).step == 8
 
 
 def test_more_steps_with_a_cosine_are_refused(tmp_path):
-    config = replace(QUICK, schedule="cosine")
+    config = replace(QUICK, lr_schedule="cosine")
     fit(tmp_path, config)
-    assert "steps=6, not 12" in refusal(fit, tmp_path, replace(config, steps=12), resume=True)
+    assert "max_steps=6, not 12" in refusal(fit, tmp_path, replace(config, max_steps=12), resume=True)
 
 
 def test_a_full_disk(tmp_path):
@@ -744,7 +744,7 @@ def test_a_full_disk(tmp_path):
     fit(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try: text = refusal(fit, tmp_path, replace(QUICK, steps=8, log_every=100), resume=True)
+    try: text = refusal(fit, tmp_path, replace(QUICK, max_steps=8, log_every=100), resume=True)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "free some space" in text and "step-000006" in text
     assert list(list_checkpoints(tmp_path)) == [4, 6] and not list(tmp_path.glob("checkpoints/.*"))
@@ -765,7 +765,7 @@ def test_a_checkpoint_is_safetensors_and_json_only(run):
     files = {p.suffix for p in run.rglob("*") if p.is_file()}
     assert files <= {".safetensors", ".json", ".jsonl", ".png"}
     saved = load_checkpoint(find_checkpoint(run))
-    assert {"model", "average", "optimisers", "random"} == set(saved.tensors) and saved.state["step"] == 6 and saved.config["steps"] == 6
+    assert {"model", "ema", "optimizers", "rng"} == set(saved.tensors) and saved.state["step"] == 6 and saved.config["max_steps"] == 6
     assert saved.state["epoch"], saved.state["batch"] == (1, 1)
 
 

@@ -13,7 +13,7 @@ from t2i_tutorial.text import TextEmbedding
 
 SMALL = UNetConfig(channels=(16, 32), num_res_blocks=(1, 2), self_attention=(False, True), cross_attention=(True, True), cond_dim=32, text_dim=24)
 LEAN = UNetConfig(channels=(32, 64, 128), num_res_blocks=(1, 1, 2), down_attention=False)
-CONFIGS = {"default": UNetConfig(), "small": SMALL, "lean": LEAN, "patch": replace(LEAN, patch=2),
+CONFIGS = {"default": UNetConfig(), "small": SMALL, "lean": LEAN, "patch": replace(LEAN, patch_size=2),
            "four levels": UNetConfig(channels=(16, 24, 32, 64), num_res_blocks=(1, 1, 2, 1), self_attention=(False, False, False, True),
                                      cross_attention=(False, False, True, True), heads=8)}
 
@@ -96,12 +96,12 @@ def test_the_table_of_costs_adds_up(name):
 
 def test_work_follows_the_pixels_and_the_stem_saves_it():
     whole = lambda c, size: sum(r["flops"] for r in flops_by_level(c, size).values())
-    assert 3.9 < whole(LEAN, 64) / whole(LEAN, 32) < 5 and whole(replace(LEAN, patch=2), 64) < 1.1 * whole(LEAN, 32)
+    assert 3.9 < whole(LEAN, 64) / whole(LEAN, 32) < 5 and whole(replace(LEAN, patch_size=2), 64) < 1.1 * whole(LEAN, 32)
 
 
 @pytest.mark.parametrize("changes, message", [
     (dict(channels=(32, 64)), "one value a level"), (dict(channels=(32, 64, 100)), "not 100"), (dict(heads=5), "5 heads, not 32"),
-    (dict(blocks=(1, 0, 1)), "one block in each"), (dict(channels=(), blocks=(), self_attention=(), cross_attention=()), "at least one level"),
+    (dict(num_res_blocks=(1, 0, 1)), "one block in each"), (dict(channels=(), num_res_blocks=(), self_attention=(), cross_attention=()), "at least one level"),
     (dict(patch=0), "patch must be at least 1, not 0"), (dict(channels=(-8, 64, 128)), "not -8"), (dict(heads=0), "heads must be at least 1")])
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message): UNetConfig(**changes)
@@ -145,7 +145,7 @@ def test_equals_a_walk_by_hand():
     # the timestep's waves are float32, so the condition is made by hand
     waves = torch.stack([f(t[:, None] * 10000 ** (-torch.arange(32, dtype=torch.float64) / 32)) for f in (torch.cos, torch.sin)], dim=1).flatten(1)
     condition = F.silu(u.time_embedding.mlp(waves) + u.text_proj(text.pooled))
-    def stage(s, h): return s.words(s.places(s.block(h, condition)), text.tokens, text.mask)
+    def stage(s, h): return s.cross_attn(s.self_attn(s.res_block(h, condition)), text.tokens, text.mask)
     h = down = stage(u.down[0][0], u.conv_in(x))
     h = stage(u.up[0][0], torch.cat([stage(u.middle, h), down / 2**0.5], dim=1))
     expected = u.conv_out(h)
@@ -159,8 +159,8 @@ def test_begins_with_no_opinion(inputs):
 
 def test_attention_on_the_way_down_can_be_left_out():
     names = [n for n, _ in UNet(replace(SMALL, down_attention=False)).named_parameters()]
-    assert not any(n.startswith("down") and (".places." in n or ".words." in n) for n in names)
-    assert any(n.startswith("up") and ".words." in n for n in names) and any(n.startswith("middle.places") for n in names)
+    assert not any(n.startswith("down") and (".self_attn." in n or ".cross_attn." in n) for n in names)
+    assert any(n.startswith("up") and ".cross_attn." in n for n in names) and any(n.startswith("middle.self_attn") for n in names)
 
 
 # ---- text

@@ -87,12 +87,12 @@ class GuidanceConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only where t / T lies within (Kynkaanniemi et al. 2024)
 
     def __post_init__(self):
-        check_choice("threshold", self.thresholding, THRESHOLDING_MODES)
+        check_choice("thresholding", self.thresholding, THRESHOLDING_MODES)
         _check_number("text scale", self.guidance_scale, lambda x: isfinite(x) and x >= 0, "a number of at least 0")
-        _check_number("percentile", self.dynamic_threshold_percentile, lambda x: 0 < x <= 1, "more than 0 and at most 1")
-        _check_number("rescale", self.guidance_rescale, lambda x: 0 <= x <= 1, "from 0 to 1")
+        _check_number("dynamic_threshold_percentile", self.dynamic_threshold_percentile, lambda x: 0 < x <= 1, "more than 0 and at most 1")
+        _check_number("guidance_rescale", self.guidance_rescale, lambda x: 0 <= x <= 1, "from 0 to 1")
         if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
-            raise UserError(f"interval must be two numbers from 0 to 1 in order, not {self.guidance_interval}")
+            raise UserError(f"guidance_interval must be two numbers from 0 to 1 in order, not {self.guidance_interval}")
 
     def scale_at(self, t: int, T: int) -> float:
         "The scale at timestep t of T: 1 outside the interval."

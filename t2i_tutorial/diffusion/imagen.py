@@ -54,16 +54,16 @@ class ImagenConfig:
     def __post_init__(self):
         if isinstance(self.unet, Mapping): object.__setattr__(self, "unet", UNetConfig(**self.unet))
         check_image_size(self.size)
-        for name, options in (("schedule", NOISE_SCHEDULES), ("target", PREDICTION_TYPES), ("weighting", LOSS_WEIGHTINGS)):
+        for name, options in (("noise_schedule", NOISE_SCHEDULES), ("prediction_type", PREDICTION_TYPES), ("loss_weighting", LOSS_WEIGHTINGS)):
             check_choice(name, getattr(self, name), options)
         GuidanceConfig(float(self.guidance_scale), self.thresholding, self.dynamic_threshold_percentile)
         if self.size % self.unet.size_divisor:
             raise UserError(f"size must be a multiple of {self.unet.size_divisor} for this U-Net, not {self.size}")
         if self.prediction_type == "eps" and self.zero_terminal_snr:
-            raise UserError("target='eps' cannot be used with zero_terminal=True: "
-                            "pure noise says nothing of the picture; use target='v'")
+            raise UserError("prediction_type='eps' cannot be used with zero_terminal_snr=True: "
+                            "pure noise says nothing of the picture; use prediction_type='v'")
         if not 0 <= self.cond_drop_prob <= 1:
-            raise UserError(f"caption_drop must be from 0 to 1, not {self.cond_drop_prob}")
+            raise UserError(f"cond_drop_prob must be from 0 to 1, not {self.cond_drop_prob}")
 
 # %% ../../nbs/25_train_imagen.ipynb #e463397c
 def stratified_timesteps(
@@ -78,7 +78,7 @@ def stratified_timesteps(
 # %% ../../nbs/25_train_imagen.ipynb #43abdbc9
 class _Learner(TextToImage):
     "The half of an Imagen that learns."
-    family, config_class, needs_captions = "imagen", ImagenConfig, True
+    model_type, config_class, needs_captions = "imagen", ImagenConfig, True
 
     def __init__(self, config: ImagenConfig = ImagenConfig(), encoder=None):
         super().__init__(config, encoder)
@@ -95,7 +95,7 @@ class _Learner(TextToImage):
         batch,  # with `images` (b, 3, s, s) in [-1, 1] and `captions`, one each
         rng: torch.Generator,  # on the CPU; nothing else is left to chance
         phase: str = "model",  # there is only this one
-    ) -> dict[str, Float[Tensor, ""]]:  # "loss" to descend on, "error" unweighted
+    ) -> dict[str, Float[Tensor, ""]]:  # "loss" to descend on, "mse" unweighted
         "The weighted squared error of the prediction, at one timestep for each picture of the batch."
         x0, c, b = batch.images.to(self.device), self.config, len(batch.captions)
         t = stratified_timesteps(b, c.num_timesteps, rng).to(x0.device)
@@ -106,7 +106,7 @@ class _Learner(TextToImage):
         error = (self.unet(xt, t, text) - prediction_target(c.prediction_type, x0, eps, t, self.schedule)).square()
         error = reduce(error, "b c h w -> b", "mean")
         weighted = (loss_weight(t, self.schedule, c.prediction_type, c.loss_weighting) * error).mean()
-        return {"loss": weighted, "error": error.mean().detach()}
+        return {"loss": weighted, "mse": error.mean().detach()}
 
 # %% ../../nbs/25_train_imagen.ipynb #25b693fe
 class Imagen(_Learner):
@@ -119,7 +119,7 @@ class Imagen(_Learner):
         prompts: Sequence[str],
         guidance_scale: float | None = None,  # how hard to push the text; the config's if not given
         num_steps: int = 20,  # network evaluations, each for both branches of the guidance
-        sampler: str = "dpm",  # or "ddim", "ddpm"
+        sampler: str = "dpmpp-2m",  # or "ddim", "ddpm"
         seed: int = 0,  # the same seed gives a prompt the same picture, whatever else is in the list
         show_progress: bool = False,  # show a bar
         batch_size: int = 64,  # prompts at a time
@@ -128,7 +128,7 @@ class Imagen(_Learner):
         "Draw a picture for each prompt; raises `UserError` for values that make no sense."
         prompts, c = self.validate_prompts(prompts), self.config
         scale = float(c.guidance_scale if guidance_scale is None else guidance_scale)
-        how = GuidanceConfig(scale, **({"threshold": c.thresholding, "percentile": c.dynamic_threshold_percentile} | guidance))
+        how = GuidanceConfig(scale, **({"thresholding": c.thresholding, "dynamic_threshold_percentile": c.dynamic_threshold_percentile} | guidance))
         streams, was_training, done = prompt_generators(prompts, seed), self.training, []
         self.eval()
         try:
@@ -155,7 +155,7 @@ IMAGEN_PRESETS = {
         TrainConfig(max_steps=300, batch_size=32, lr=3e-3, warmup_steps=20, lr_schedule="cosine", ema_decay=0.98, save_every=300), 1024),
     "cpu-32-first": Preset(ImagenConfig(size=32, unet=replace(CPU_UNET_CONFIG, text_dim=128)), IMAGEN_CPU_TRAIN_CONFIG),
     "cpu-32": Preset(ImagenConfig(size=32, text_encoder=DEFAULT_TEXT_ENCODER, unet=CPU_UNET_CONFIG), IMAGEN_CPU_TRAIN_CONFIG),
-    "cpu-64": Preset(ImagenConfig(size=64, text_encoder=DEFAULT_TEXT_ENCODER, unet=replace(CPU_UNET_CONFIG, patch=2)),
+    "cpu-64": Preset(ImagenConfig(size=64, text_encoder=DEFAULT_TEXT_ENCODER, unet=replace(CPU_UNET_CONFIG, patch_size=2)),
                            replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4), init_from="critters-32"),
     "gpu-64": Preset(
         ImagenConfig(size=64, text_encoder=DEFAULT_TEXT_ENCODER, unet=UNetConfig(patch_size=2, channels=(96, 128, 192), num_res_blocks=(2, 2, 3),
@@ -178,7 +178,7 @@ IMAGEN_PRESETS = {
 # %% ../../nbs/25_train_imagen.ipynb #9682ec8d
 def imagen_preset(
     preset: str | Preset,
-    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["steps=200", "target=x0"]
+    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["max_steps=200", "prediction_type=x0"]
 ) -> Preset:
     "A preset with some values replaced; raises `UserError` for an unknown name, with the nearest."
     return get_preset(IMAGEN_PRESETS, preset, overrides)
@@ -217,11 +217,11 @@ def init_imagen_from_smaller(
 def _fits(a: ImagenConfig, b: ImagenConfig) -> int:
     "How many times larger the second's patch is; raises `UserError` if it cannot grow from the first."
     times, words = b.unet.patch_size // a.unet.patch_size or 1, b.unet.text_dim // a.unet.text_dim or 1
-    unet = replace(a.unet, patch=times * a.unet.patch_size, text_dim=words * a.unet.text_dim)
-    text = a.text_encoder + "+words" * (words - 1)
+    unet = replace(a.unet, patch_size=times * a.unet.patch_size, text_dim=words * a.unet.text_dim)
+    text = a.text_encoder + "+token-embeddings" * (words - 1)
     if times <= 2 and words <= 2 and (unet, times * a.size, text) == (b.unet, b.size, b.text_encoder): return times
     raise UserError(f"cannot grow from {a.size} pixels with {a.text_encoder!r} to {b.size} with {b.text_encoder!r}: the U-Nets must be "
-                    "the same but for a patch twice as large, or '+words' beside the text")
+                    "the same but for a patch twice as large, or '+token-embeddings' beside the text")
 
 # %% ../../nbs/25_train_imagen.ipynb #acca63ad
 IMAGEN_ABLATION_PRESET = Preset(  # 32 pixels seen as 16 x 16 squares: a step costs a fraction of cpu-32's
@@ -229,10 +229,10 @@ IMAGEN_ABLATION_PRESET = Preset(  # 32 pixels seen as 16 x 16 squares: a step co
                                           down_attention=False)),
     TrainConfig(max_steps=400, batch_size=32, lr=2e-3, warmup_steps=50, lr_schedule="cosine", ema_decay=0.99, log_every=20,
                 log_with="none"), 8192)
-LOSS_ABLATIONS = {"v, uniform": {"weighting": "uniform"}, "v, min-snr": {"weighting": "min-snr"},
-            "v, min-snr+1": {"weighting": "min-snr+1"}, "v, as in x0": {"weighting": "x0"},
-            "x0, uniform": {"target": "x0", "weighting": "uniform"},
-            "eps, uniform": {"target": "eps", "weighting": "uniform", "zero_terminal": False}}
+LOSS_ABLATIONS = {"v, uniform": {"loss_weighting": "uniform"}, "v, min-snr": {"loss_weighting": "min-snr"},
+            "v, min-snr+1": {"loss_weighting": "min-snr+1"}, "v, as in x0": {"loss_weighting": "x0"},
+            "x0, uniform": {"prediction_type": "x0", "loss_weighting": "uniform"},
+            "eps, uniform": {"prediction_type": "eps", "loss_weighting": "uniform", "zero_terminal_snr": False}}
 
 def run_loss_ablation(
     path: str | os.PathLike | None = None,  # JSON, written after each run; runs that it holds are not made again
@@ -246,7 +246,7 @@ def run_loss_ablation(
 # %% ../../nbs/25_train_imagen.ipynb #3de2c175
 def caption_sensitivity(
     model: Imagen,
-    attributes: Sequence[str] = ("body", "second", "eyes"),
+    attributes: Sequence[str] = ("body_colour", "second_colour", "eye_colour"),
     n: int = 128,  # creatures, none of them asleep
     t: int = 900,  # timestep: with so much noise, the text must say it
     seed: int = 0,
@@ -269,7 +269,7 @@ def caption_sensitivity(
     return heard
 
 # %% ../../nbs/25_train_imagen.ipynb #8fb1f308
-SAMPLER_STEPS = {"dpm": (5, 10, 20, 50), "ddim": (5, 10, 20, 50), "ddpm": (20, 50, 250)}
+SAMPLER_STEPS = {"dpmpp-2m": (5, 10, 20, 50), "ddim": (5, 10, 20, 50), "ddpm": (20, 50, 250)}
 
 def run_sampler_sweep(
     model: Imagen,
@@ -277,14 +277,14 @@ def run_sampler_sweep(
     num_steps: Mapping[str, Sequence[int]] = SAMPLER_STEPS,
     seed: int = 0,
     folder: str | os.PathLike | None = None,  # for samplers.json, written after each measurement and gone on from
-) -> dict:  # settings, machine, and under "runs", for "dpm 20" and so on, the fields of `score_samples`
+) -> dict:  # settings, machine, and under "runs", for "dpmpp-2m 20" and so on, the fields of `score_samples`
     "Quality against steps: the same prompts for each sampler; raises `UserError` if the file was made with other settings."
     path, judge = None if folder is None else Path(folder) / "samplers.json", AttributeClassifier.from_pretrained()
-    settings = {k: getattr(model.config, k) for k in ("text_scale", "threshold", "percentile")}
-    saved = load_or_init_results(path, {"n": n, "seed": seed, **settings})
+    settings = {k: getattr(model.config, k) for k in ("guidance_scale", "thresholding", "dynamic_threshold_percentile")}
+    saved = load_or_init_results(path, {"num_images": n, "seed": seed, **settings})
     for sampler, k in progress_bar([(s, k) for s, counts in num_steps.items() for k in counts], "samplers"):
         if (name := f"{sampler} {k}") in saved["runs"]: continue
-        found = quick_evaluate(model, n, seed, judge, sampler=sampler, steps=k)
-        saved["runs"][name] = {"sampler": sampler, "steps": k, **found}
+        found = quick_evaluate(model, n, seed, judge, sampler=sampler, num_steps=k)
+        saved["runs"][name] = {"sampler": sampler, "max_steps": k, **found}
         if path is not None: save_json(path, saved)
     return saved

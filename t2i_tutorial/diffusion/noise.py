@@ -131,7 +131,7 @@ def prediction_target(
     schedule: NoiseSchedule,
 ) -> Float[Tensor, "b ..."]:
     "What the network shall predict: the noise, the picture, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."
-    check_choice("target", prediction_type, PREDICTION_TYPES)
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     if prediction_type != "v": return eps if prediction_type == "eps" else x0
     alpha, sigma = schedule.alpha_sigma(t, x0)
     return alpha * eps - sigma * x0
@@ -144,7 +144,7 @@ def x0_from_prediction(
     schedule: NoiseSchedule,
 ) -> Float[Tensor, "b ..."]:  # for "eps" not finite where nothing is left of the signal
     "The clean picture that a prediction stands for (Salimans & Ho 2022)."
-    check_choice("target", prediction_type, PREDICTION_TYPES)
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     if prediction_type == "x0": return prediction
     alpha, sigma = schedule.alpha_sigma(t, xt)
     return alpha * xt - sigma * prediction if prediction_type == "v" else (xt - sigma * prediction) / alpha
@@ -163,7 +163,7 @@ def loss_weight(
 
     "min-snr+1" is ours: it keeps the last timestep. Raises `UserError` for an unknown name, and for `eps` without an end.
     """
-    check_choice("weighting", loss_weighting, LOSS_WEIGHTINGS), check_choice("target", prediction_type, PREDICTION_TYPES)
+    check_choice("loss_weighting", loss_weighting, LOSS_WEIGHTINGS), check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     snr = schedule.snr.to(t.device)[t]
     if loss_weighting == "uniform": return torch.ones_like(snr).float()
     if prediction_type == "eps" and schedule.alpha_bar[-1] == 0:

@@ -79,14 +79,14 @@ def dpmpp_2m_step(
     return s2 / s * xt + a2 * (1 - shrink) * guess
 
 # %% ../../nbs/24_samplers.ipynb #c2f545dc
-SAMPLERS = ("dpm", "ddim", "ddpm")
+SAMPLERS = ("dpmpp-2m", "ddim", "ddpm")
 
 def iter_sampling(
     denoise: Callable[[Float[Tensor, "b ..."], int], Float[Tensor, "b ..."]],  # noisy batch, timestep -> clean batch
     noise: Callable[[], Float[Tensor, "b ..."]],  # gives a fresh batch of standard normal noise at each call
     schedule: NoiseSchedule,
     num_steps: int = 20,  # calls of `denoise`, 1 to T
-    sampler: str = "dpm",  # one of `SAMPLERS`
+    sampler: str = "dpmpp-2m",  # one of `SAMPLERS`
     eta: float = 0.0,  # for DDIM, from 0 to 1
 ) -> Iterator[tuple[int, Float[Tensor, "b ..."], Float[Tensor, "b ..."]]]:  # timestep, guess, next noisy batch
     "Walk from pure noise to a clean batch, every step handed out. Raises `UserError` for a bad sampler, steps or eta."
@@ -108,7 +108,7 @@ def run_sampler(
     noise: Callable,  # gives a fresh batch of standard normal noise at each call
     schedule: NoiseSchedule,
     num_steps: int = 20,  # calls of `denoise`, 1 to T
-    sampler: str = "dpm",  # one of `SAMPLERS`
+    sampler: str = "dpmpp-2m",  # one of `SAMPLERS`
     eta: float = 0.0,  # for DDIM, from 0 to 1
     show_progress: bool = False,  # a bar
 ) -> Float[Tensor, "b ..."]:  # the clean batch

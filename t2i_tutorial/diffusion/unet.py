@@ -43,7 +43,7 @@ class UNetConfig:
                             f"not {sorted(lengths)}")
         if not self.channels or min(self.num_res_blocks) < 1:
             raise UserError(f"a U-Net needs at least one level and one block in each, not blocks={self.num_res_blocks}")
-        for name in ("patch", "heads", "condition", "text_dim"):
+        for name in ("patch_size", "heads", "cond_dim", "text_dim"):
             if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for c in self.channels:
             if c < 1 or c % 8 or c % self.heads:
@@ -137,7 +137,7 @@ def _level(name: str, last: int) -> str | None:
     found = _PART.fullmatch(name)
     if not found: return None
     single, _, level, _, between = found.groups()
-    if single in ("time", "text"): return "time and text"
+    if single in ("time_embedding", "text_proj"): return "time and text"
     if single: return f"level {last if single == 'middle' else 0}"
     return f"level {level or int(between) + 1}"
 

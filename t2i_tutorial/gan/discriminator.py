@@ -112,7 +112,7 @@ class VisionAidedFeatures(nn.Module):
         images: Float[Tensor, "b 3 s s"],  # in [-1, 1], of any size; slopes flow back into them
     ) -> list[Float[Tensor, "b c _ _"]]:  # three maps, from fine to coarse
         "What the tower sees, at one scale, and what is made of it."
-        return [scaled_leaky_relu(learn(F.group_norm(m, 1))) for learn, m in zip(self.proj, self.clip.maps(images), strict=True)]
+        return [scaled_leaky_relu(learn(F.group_norm(m, 1))) for learn, m in zip(self.proj, self.clip.feature_maps(images), strict=True)]
 
 # %% ../../nbs/15_discriminator.ipynb #919effb1
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class DiscriminatorConfig:
     head_layers: int = 2  # of a text head, before the one that scores
     text_layers: int = 1  # trainable attention layers over the text encoder; 0 for none
     text_conditional: bool = True  # False: no text heads, a critic of pictures alone
-    multi_scale: bool = True  # False: only the largest picture enters, and only the last stage has a head
+    multiscale_loss: bool = True  # False: only the largest picture enters, and only the last stage has a head
     vision_aided_model: str = ""  # a contrastive model that lends its picture tower; without one no borrowed eyes
     vision_aided_channels: int = 64  # of the maps that are made of what the tower sees
 
@@ -140,9 +140,9 @@ class DiscriminatorConfig:
         if len(self.channels) != n or len(self.attention) != n:
             raise UserError(f"channels and attention need one value for each of the {n} sizes, "
                             f"not {len(self.channels)} and {len(self.attention)}")
-        for name in ("heads", "text_dim", "style", "eyes_channels"):
+        for name in ("heads", "text_dim", "style_dim", "vision_aided_channels"):
             if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("layers", "text_layers"):
+        for name in ("head_layers", "text_layers"):
             if getattr(self, name) < 0: raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.text_conditional and self.text_dim % self.heads:
             raise UserError(f"text_dim must be a multiple of the {self.heads} heads, not {self.text_dim}")
@@ -153,8 +153,8 @@ class DiscriminatorConfig:
     @property
     def head_names(self) -> list[tuple[int | str, int]]:
         "For each score the side of the picture that came in, and that of the map; for borrowed eyes the number of the map."
-        eyes = [("eyes", k + 1) for k in range(3)] if self.vision_aided_model else []
-        if not self.multi_scale: return [(self.sizes[-1], self.sizes[0] // 2), *eyes]
+        eyes = [("vision_aided", k + 1) for k in range(3)] if self.vision_aided_model else []
+        if not self.multiscale_loss: return [(self.sizes[-1], self.sizes[0] // 2), *eyes]
         return [(i, j // 2) for j in reversed(self.sizes) for i in reversed(self.sizes) if i >= j] + eyes
 
 # %% ../../nbs/15_discriminator.ipynb #8ad98187
@@ -163,7 +163,7 @@ class DiscriminatorOutput:
     "What a discriminator says, one score a picture from each head; larger is better."
     conditional: list[Float[Tensor, " b"]]  # does the picture show what the text says? Empty without text
     unconditional: list[Float[Tensor, " b"]]  # does it look real, whatever the text?
-    head_names: list[tuple[int | str, int]]  # for each head the side of the picture and that of the map, or ("eyes", number)
+    head_names: list[tuple[int | str, int]]  # for each head the side of the picture and that of the map, or ("vision_aided", number)
 
     def logits(self) -> list[Float[Tensor, " b"]]:
         "Both voices of each head, added, {eq}`eq-discriminator-head`."
@@ -215,13 +215,13 @@ class Discriminator(nn.Module):
         self.config, c = config, dict(zip(config.sizes, config.channels))
         c_out = {s: c.get(s // 2, config.channels[0]) for s in config.sizes}
         heads = {s: config.heads * a for s, a in zip(config.sizes, config.attention)}
-        entries = config.sizes if config.multi_scale else config.sizes[-1:]
-        exits = config.sizes if config.multi_scale else config.sizes[:1]
+        entries = config.sizes if config.multiscale_loss else config.sizes[-1:]
+        exits = config.sizes if config.multiscale_loss else config.sizes[:1]
         self.from_rgb = nn.ModuleDict({str(s): EqualConv2d(3, c[s], 1) for s in entries})
         self.blocks = nn.ModuleDict({str(s): DiscriminatorBlock(c[s], c_out[s], heads[s]) for s in config.sizes})
         self.vision_aided = VisionAidedFeatures(config.vision_aided_model, config.vision_aided_channels) if config.vision_aided_model else None
         seen = {str(s): c_out[s] for s in reversed(exits)}  # channels of the maps that `look` gives
-        if config.vision_aided_model: seen |= {f"eyes {k + 1}": config.vision_aided_channels for k in range(3)}
+        if config.vision_aided_model: seen |= {f"vision_aided_{k + 1}": config.vision_aided_channels for k in range(3)}
         self.unconditional_heads = nn.ModuleDict({name: EqualConv2d(n, 1, 1) for name, n in seen.items()})
         if not config.text_conditional: return
         self.text_to_style = TextToStyle(config.text_dim, config.style_dim, config.text_layers, config.heads)

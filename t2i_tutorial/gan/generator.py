@@ -100,7 +100,7 @@ def _check_sizes(c: "GeneratorConfig") -> None:
                         f"not {sorted(lengths)}")
     for name in ("z_dim", "style_dim", "mapping_layers", "heads"):
         if getattr(c, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(c, name)}")
-    if not 0 < c.mapping_lr_mul <= 1: raise UserError(f"mapping_rate must be above 0 and at most 1, not {c.mapping_lr_mul}")
+    if not 0 < c.mapping_lr_mul <= 1: raise UserError(f"mapping_lr_mul must be above 0 and at most 1, not {c.mapping_lr_mul}")
     if min(c.num_kernels) < 1 or c.text_layers < 0:
         raise UserError(f"bank must be at least 1 and text_layers at least 0, not {c.num_kernels} and {c.text_layers}")
     for n in c.channels:
@@ -185,7 +185,7 @@ class _Listening:
         if (text is None) != (self.config.text_dim is None):
             raise UserError("this generator knows no text; leave it out" if text is not None else
                             "this generator listens to text; give one for each picture, or build it with text_dim=None")
-        return text if text is None or self.listen is None else self.listen(text)
+        return text if text is None or self.text_layers is None else self.text_layers(text)
 
     def map_style(
         self,
@@ -213,8 +213,8 @@ class Generator(_Listening, nn.Module):
         self.start = nn.Parameter(torch.randn(1, c.channels[0], 4, 4))
         self.blocks = nn.ModuleList(SynthesisBlock(i, c) for i in range(len(c.channels)))
         self.to_rgb = nn.ModuleList(ToRGB(n, c.style_dim) for n in c.channels)
-        probes = torch.randn(64, c.z_dim, generator=seeded_generator(0, "truncation"))  # chance, for mean styles
-        self.register_buffer("probes", probes, persistent=False)
+        truncation_z = torch.randn(64, c.z_dim, generator=seeded_generator(0, "truncation"))  # chance, for mean styles
+        self.register_buffer("truncation_z", truncation_z, persistent=False)
 
     def synthesise(
         self,

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from .. import critters
 from ..clip import CLIP
-from ..core import UserError, check_choice, check_image_size, seeded_generator, make_grid, save_json
-from ..core import progress_bar as show_progress
+from ..core import UserError, check_choice, check_image_size, progress_bar, seeded_generator, make_grid, save_json
 from ..data import ImageTextDataset
 from .discriminator import Discriminator, DiscriminatorConfig, image_pyramid
 from .first import diff_augment
@@ -69,44 +68,44 @@ class GigaGANConfig:
 
     def __post_init__(self):
         check_image_size(self.size)
-        check_choice("loss", self.adversarial_loss, GAN_LOSSES)
-        for name, least, most in (("match", 0, 1), ("near", 0, 1), ("clip", 0, 1000), ("likeness", 0, 1000),
-                                  ("gamma", 0, 1e6), ("lr_ratio", 1e-6, 1e6), ("truncation", 0, 1)):
+        check_choice("adversarial_loss", self.adversarial_loss, GAN_LOSSES)
+        for name, least, most in (("matching_weight", 0, 1), ("hard_negative_fraction", 0, 1), ("clip_weight", 0, 1000), ("perceptual_weight", 0, 1000),
+                                  ("r1_gamma", 0, 1e6), ("discriminator_lr_ratio", 1e-6, 1e6), ("truncation_psi", 0, 1)):
             value = getattr(self, name)
             if not least <= value <= most: raise UserError(f"{name} must be from {least} to {most}, not {value}")
-        for name, least in (("lessons", 0), ("drawing", 0), ("clip_bank", 1), ("penalty_every", 1)):
+        for name, least in (("discriminator_pretrain_steps", 0), ("generator_pretrain_steps", 0), ("clip_num_negatives", 1), ("r1_interval", 1)):
             if getattr(self, name) < least: raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.size != self.generator.size or self.size != self.discriminator.sizes[-1]:
             raise UserError(f"size is {self.size}, but the generator draws {self.generator.size} pixels and the discriminator "
                             f"takes {self.discriminator.sizes[-1]}; they must be equal")
         if self.multiscale_loss and tuple(self.generator.sizes) != tuple(self.discriminator.sizes):
             raise UserError(f"the generator draws at {self.generator.sizes} pixels, the discriminator looks at "
-                            f"{tuple(self.discriminator.sizes)}; set generator.smallest")
+                            f"{tuple(self.discriminator.sizes)}; set generator.min_output_size")
 
     def network_configs(self) -> tuple[GeneratorConfig, DiscriminatorConfig]:
         "The two networks' sizes, with what is switched off left out."
         g, d, none = self.generator, self.discriminator, (False,) * len(self.generator.channels)
-        if not self.use_filter_bank: g = replace(g, bank=(1,) * len(g.channels))
+        if not self.use_filter_bank: g = replace(g, num_kernels=(1,) * len(g.channels))
         if not self.use_attention:
             g = replace(g, self_attention=none, cross_attention=none)
             d = replace(d, attention=(False,) * len(d.sizes))
-        if not self.use_vision_aided: d = replace(d, eyes="")
-        if not self.multiscale_loss: g, d = replace(g, smallest=g.size), replace(d, multi_scale=False)
+        if not self.use_vision_aided: d = replace(d, vision_aided_model="")
+        if not self.multiscale_loss: g, d = replace(g, min_output_size=g.size), replace(d, multiscale_loss=False)
         if not self.text_conditional: g = replace(g, text_dim=None)
-        if not (self.text_conditional and self.text_conditional_discriminator): d = replace(d, text=False)
+        if not (self.text_conditional and self.text_conditional_discriminator): d = replace(d, text_conditional=False)
         return g, d
 
 # %% ../../nbs/17_train_gigagan.ipynb #f87d20e9
-_FIRST = {"reads": False, "match": 0.0, "clip": 0.0, "multi_scale": False, "bank": False, "eyes": False, "drawing": 0, "likeness": 0.0}
-_LATER = {"text": {"reads": True}, "matching": {"match": 0.5}, "CLIP": {"clip": 0.1}, "multi-scale": {"multi_scale": True},
-          "bank": {"bank": True}, "borrowed eyes": {"eyes": True}}
+_FIRST = {"text_conditional": False, "matching_weight": 0.0, "clip_weight": 0.0, "multiscale_loss": False, "use_filter_bank": False, "use_vision_aided": False, "generator_pretrain_steps": 0, "perceptual_weight": 0.0}
+_LATER = {"text": {"text_conditional": True}, "matching": {"matching_weight": 0.5}, "CLIP": {"clip_weight": 0.1}, "multi-scale": {"multiscale_loss": True},
+          "filter bank": {"use_filter_bank": True}, "vision-aided": {"use_vision_aided": True}}
 ABLATION_LADDER = {"unconditional": _FIRST}  # name -> changes of a configuration; each rung keeps what the ones before have
 for name, change in _LATER.items(): ABLATION_LADDER[name] = ABLATION_LADDER[[*ABLATION_LADDER][-1]] | change
 
 # %% ../../nbs/17_train_gigagan.ipynb #982d1339
 class _Playing(TextToImage):
     "The half of a GigaGAN that learns: two networks, two phases."
-    family, config_class = "gigagan", GigaGANConfig
+    model_type, config_class = "gigagan", GigaGANConfig
     phases, ema_phases = ("discriminator", "generator"), ("generator",)
 
     def __init__(self, config: GigaGANConfig = GigaGANConfig(), encoder=None):
@@ -116,9 +115,9 @@ class _Playing(TextToImage):
             raise UserError(f"the text encoder {config.text_encoder!r} gives vectors of {self.encoder.dim}, generator and discriminator take "
                             f"{g.text_dim} and {d.text_dim}; set text_dim={self.encoder.dim} in both")
         self.generator, self.discriminator = Generator(g), Discriminator(d)
-        self.register_buffer("turns", torch.zeros((), dtype=torch.long))  # of the discriminator: R1 is lazy
+        self.register_buffer("d_steps", torch.zeros((), dtype=torch.long))  # of the discriminator: R1 is lazy
         self.needs_captions, self.train_config = config.text_conditional, GAN_CPU_TRAIN_CONFIG
-        self.__dict__.update(clip_loss=None, likeness=None)  # made for a training; no part of the weights
+        self.__dict__.update(clip_loss=None, perceptual_loss=None)  # made for a training; no part of the weights
 
     def set_clip_negatives(self, captions: Sequence[str], caption_key=str) -> None:
         "Build the CLIP loss, with these captions as its bank; it is no part of the weights."
@@ -180,17 +179,17 @@ class _Learning(_Playing):
         c, relativistic = self.config, self.config.adversarial_loss == "relativistic"
         with torch.no_grad(): fake = self.generate(text, len(captions), rng)
         real, fake = self.augment(real, rng), self.augment(fake, rng)
-        weight = lazy_penalty_weight(self.turns.item(), c.r1_gamma, c.r1_interval) if self.training else 0.0
+        weight = lazy_penalty_weight(self.d_steps.item(), c.r1_gamma, c.r1_interval) if self.training else 0.0
         if weight: real, fake = detach_with_grad(real), detach_with_grad(fake) if relativistic else fake
         judged = self._score_pairs(real, fake, text, captions, rng)
         loss = (conditional_relativistic_d_loss if relativistic else conditional_logistic_d_loss)(judged, c.matching_weight)
-        terms = {"real": torch.stack(judged.real).mean().detach(), "fake": torch.stack(judged.fake).mean().detach()}
-        if judged.mismatched_real: terms["wrong"] = torch.stack(judged.mismatched_real).mean().detach()
+        terms = {"score_real": torch.stack(judged.real).mean().detach(), "score_fake": torch.stack(judged.fake).mean().detach()}
+        if judged.mismatched_real: terms["score_mismatched"] = torch.stack(judged.mismatched_real).mean().detach()
         if weight:
             first = 0 if c.multiscale_loss else -1  # what has been looked at: all sizes, or the largest
             kinds = [(judged.real, real), (judged.fake, fake)][:1 + relativistic]
             loss = loss + weight * sum(zero_centered_gradient_penalty(torch.stack(scores).mean(0).sum(), x[first:]) for scores, x in kinds)
-        if self.training: self.turns += 1
+        if self.training: self.d_steps += 1
         return {"loss": loss, **terms}
 
     def _score_pairs(self, real, fake, text, captions, rng):
@@ -208,15 +207,15 @@ class _Learning(_Playing):
         else:
             with torch.no_grad(): on_real = D.score(D.features(self.augment(real, rng)), style).logits()
             loss = relativistic_g_loss(on_real, scores)
-        terms = {"adversarial": loss.detach()}
+        terms = {"adversarial_loss": loss.detach()}
         if self.config.clip_weight and text is not None:
-            if self.clip_loss is None: raise UserError("the CLIP loss has no bank of captions; call use_bank, or set clip=0")
+            if self.clip_loss is None: raise UserError("the CLIP loss has no bank of captions; call set_clip_negatives, or set clip_weight=0")
             distance = self.clip_loss.to(self.device)(fake[-1], captions)
-            loss, terms["clip"] = loss + self.config.clip_weight * distance, distance.detach()
+            loss, terms["clip_loss"] = loss + self.config.clip_weight * distance, distance.detach()
         if self.config.perceptual_weight:
-            if self.likeness is None: self.__dict__["likeness"] = _perceptual_loss(self)
-            distance = self.likeness.to(self.device)(fake, real).mean()
-            loss, terms["likeness"] = loss + self.config.perceptual_weight * distance, distance.detach()
+            if self.perceptual_loss is None: self.__dict__["perceptual_loss"] = _perceptual_loss(self)
+            distance = self.perceptual_loss.to(self.device)(fake, real).mean()
+            loss, terms["perceptual_loss"] = loss + self.config.perceptual_weight * distance, distance.detach()
         return {"loss": loss, **terms}
 
 # %% ../../nbs/17_train_gigagan.ipynb #5783ef95
@@ -236,43 +235,43 @@ class GigaGAN(_Learning):
         "Draw a picture for each prompt; raises `UserError` for values that make no sense."
         prompts, c = self.validate_prompts(prompts), self.config
         how = float(c.truncation_psi if truncation_psi is None else truncation_psi)
-        if not 0 <= how <= 1: raise UserError(f"truncation must be from 0 to 1, not {how}; 1 leaves all variety")
+        if not 0 <= how <= 1: raise UserError(f"truncation_psi must be from 0 to 1, not {how}; 1 leaves all variety")
         streams, done = prompt_generators(prompts, seed), []
-        for i in show_progress(range(0, len(prompts), batch_size), "drawing") if show_progress else range(0, len(prompts), batch_size):
+        for i in progress_bar(range(0, len(prompts), batch_size), "generator_pretrain_steps") if show_progress else range(0, len(prompts), batch_size):
             z = randn_per_prompt(streams[i:i + batch_size], (c.generator.z_dim,), self.device)
             done.append(self.generator(z, self.encode_captions(prompts[i:i + batch_size]), how)[-1])
         return torch.cat(done).clamp(-1, 1)
 
 # %% ../../nbs/17_train_gigagan.ipynb #79411902
-def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, pictures: int = 40_000, eyes="", mapping_rate=0.01, **model) -> Preset:
+def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, num_images: int = 40_000, eyes="", mapping_lr_mul=0.01, **model) -> Preset:
     "A generator with these channels from 4 pixels on, a discriminator with those from 8 on, both reading words."
     n, sizes = len(channels), tuple(8 * 2**i for i in range(len(channels) - 1))
     near = tuple(i in (1, 2) for i in range(n))  # 8 and 16 pixels look at words
-    g = GeneratorConfig(text_dim=256, channels=channels, num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n], gradient_checkpointing=checkpoint, mapping_lr_mul=mapping_rate,
+    g = GeneratorConfig(text_dim=256, channels=channels, num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n], gradient_checkpointing=checkpoint, mapping_lr_mul=mapping_lr_mul,
                         self_attention=tuple(i == 1 for i in range(n)), cross_attention=near)
     d = DiscriminatorConfig(sizes, seen, tuple(s == 8 for s in sizes), text_dim=256, vision_aided_model=eyes)
-    return Preset(GigaGANConfig(sizes[-1], g, d, **model), train, pictures)
+    return Preset(GigaGANConfig(sizes[-1], g, d, **model), train, num_images)
 
 GAN_CPU_TRAIN_CONFIG = TrainConfig(max_steps=1500, batch_size=32, lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0, max_grad_norm=None,
                         ema_decay=0.998, save_every=250, sample_every=500, log_every=20)
-GAN_GPU_TRAIN_CONFIG = replace(GAN_CPU_TRAIN_CONFIG, steps=100_000, batch_size=64, ema_decay=0.9995, mixed_precision="bf16", save_every=2000,
+GAN_GPU_TRAIN_CONFIG = replace(GAN_CPU_TRAIN_CONFIG, max_steps=100_000, batch_size=64, ema_decay=0.9995, mixed_precision="bf16", save_every=2000,
                         sample_every=2000, log_every=50)
 
 # %% ../../nbs/17_train_gigagan.ipynb #6bc061de
 GIGAGAN_PRESETS = {
-    "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_CPU_TRAIN_CONFIG, steps=300, ema_decay=0.98, save_every=300, sample_every=0), pictures=2048),
+    "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_CPU_TRAIN_CONFIG, max_steps=300, ema_decay=0.98, save_every=300, sample_every=0), num_images=2048),
     "cpu-16": _preset((128, 96, 48), (64, 48), GAN_CPU_TRAIN_CONFIG),
-    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_CPU_TRAIN_CONFIG, steps=1700, batch_size=64, accumulation=2, warm_up=50, schedule="cosine",
-                      save_every=100, sample_every=200), eyes="critters-clip", mapping_rate=1.0, drawing=2000, lessons=100, likeness=3.0, near=0.3, clip=0.3),
-    "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN_CONFIG, pictures=200_000),
+    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_CPU_TRAIN_CONFIG, max_steps=1700, batch_size=64, gradient_accumulation_steps=2, warmup_steps=50, lr_schedule="cosine",
+                      save_every=100, sample_every=200), eyes="critters-clip", mapping_lr_mul=1.0, generator_pretrain_steps=2000, discriminator_pretrain_steps=100, perceptual_weight=3.0, hard_negative_fraction=0.3, clip_weight=0.3),
+    "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN_CONFIG, num_images=200_000),
     "gpu-256": _preset((256, 256, 256, 192, 96, 48, 24), (192, 192, 192, 96, 48, 24), replace(GAN_GPU_TRAIN_CONFIG, batch_size=8),
-                       checkpoint=True, pictures=50_000),
+                       checkpoint=True, num_images=50_000),
 }
 
 # %% ../../nbs/17_train_gigagan.ipynb #d3871be8
 def gigagan_preset(
     preset: str | Preset,
-    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["steps=200", "match=0"]
+    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["max_steps=200", "matching_weight=0"]
 ) -> Preset:
     "A preset with some values replaced; raises `UserError` for an unknown name, with the nearest."
     return get_preset(GIGAGAN_PRESETS, preset, overrides)
@@ -298,7 +297,7 @@ def pretrain_discriminator_text(
         own, loss = D.score(seen, style).logits(), 0.0
         for turn in range(mismatched):
             rows, others = mismatched_indices(batch.captions, rng)
-            if not len(rows): raise UserError("all captions of a batch are equal: nothing to read; set lessons=0")
+            if not len(rows): raise UserError("all captions of a batch are equal: nothing to read; set discriminator_pretrain_steps=0")
             if turn % 2: others = nearest[rows]
             found = D.score([m[rows] for m in seen], style[others]).logits()
             loss = loss + relativistic_d_loss([s[rows] for s in own], found) / mismatched
@@ -313,13 +312,13 @@ def pretrain_discriminator_text(
 def _pretraining_batches(data, lessons: int, batch_size: int, seed: int, title: str) -> Iterable:
     "The numbered batches of a course, smaller ones if there are not so many pictures, with a bar."
     if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
-    return zip(show_progress(range(lessons), title), InfiniteBatches(data, batch_size, seed))
+    return zip(progress_bar(range(lessons), title), InfiniteBatches(data, batch_size, seed))
 
 def _check_pretraining(c: GigaGANConfig, reading: bool = False, copying: bool = False) -> None:
     "Raise `UserError` for lessons from captions that are not read."
-    if copying and not c.text_conditional: raise UserError("a generator without text has no picture to copy; set drawing=0 and likeness=0")
+    if copying and not c.text_conditional: raise UserError("a generator without text has no picture to copy; set generator_pretrain_steps=0 and perceptual_weight=0")
     if reading and not (c.text_conditional and c.text_conditional_discriminator):
-        raise UserError("this discriminator is given no text, so there is nothing to teach; set lessons=0")
+        raise UserError("this discriminator is given no text, so there is nothing to teach; set discriminator_pretrain_steps=0")
 
 # %% ../../nbs/17_train_gigagan.ipynb #b15af7e4
 def pretrain_generator(
@@ -366,17 +365,17 @@ def train_gigagan(
     overrides = parse_overrides(overrides)
     chosen, command = gigagan_preset(preset, overrides), cli_command("gigagan", preset, overrides, data)
     c = chosen.model_config
-    _check_pretraining(c, reading=c.lessons > 0, copying=c.drawing > 0 or c.likeness > 0)  # now, and not after the first course
+    _check_pretraining(c, reading=c.discriminator_pretrain_steps > 0, copying=c.generator_pretrain_steps > 0 or c.perceptual_weight > 0)  # now, and not after the first course
     return run_training(GigaGAN, chosen, data, folder, resume, command, _prepare, upscale=init_gigagan_from_smaller)
 
 def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool, anew: bool) -> None:
     "What a GigaGAN needs before the first step: rates, perhaps lessons, captions that compete."
     model.train_config, said = preset.train_config, list(dict.fromkeys(c[0] for c in getattr(data, "captions", ())))
-    if anew and preset.model_config.drawing: pretrain_generator(model, data, preset.model_config.drawing, seed=preset.train_config.seed)
-    if anew and preset.model_config.lessons: pretrain_discriminator_text(model, data, preset.model_config.lessons, seed=preset.train_config.seed)
+    if anew and preset.model_config.generator_pretrain_steps: pretrain_generator(model, data, preset.model_config.generator_pretrain_steps, seed=preset.train_config.seed)
+    if anew and preset.model_config.discriminator_pretrain_steps: pretrain_discriminator_text(model, data, preset.model_config.discriminator_pretrain_steps, seed=preset.train_config.seed)
     if len(said) < 5000 and not (drawn or preset.model_config.augment):
-        warnings.warn(f"with {len(said)} captions the discriminator may learn the pictures by heart; augment=true helps")
-    if preset.model_config.clip and preset.model_config.reads: model.set_clip_negatives(said[:preset.model_config.clip_bank], caption_attributes if drawn else str)
+        warnings.warn(f"with {len(said)} captions the discriminator may learn the pictures by heart; diff_augment=true helps")
+    if preset.model_config.clip_weight and preset.model_config.reads: model.set_clip_negatives(said[:preset.model_config.clip_num_negatives], caption_attributes if drawn else str)
 
 def caption_attributes(caption: str) -> tuple:
     "What a caption of this book's creatures states, for `ClipLoss`."
@@ -396,17 +395,17 @@ def init_gigagan_from_smaller(
     return model
 
 # %% ../../nbs/17_train_gigagan.ipynb #7ff6fa41
-GAN_ABLATION_PRESET = replace(GIGAGAN_PRESETS["cpu-16"], train=replace(GAN_CPU_TRAIN_CONFIG, steps=400, ema_decay=0.99, tracker="none"), pictures=16_384)
-GAN_ABLATION_PRESET = replace(GAN_ABLATION_PRESET, model=replace(GAN_ABLATION_PRESET.model_config, loss="logistic"))  # as in the paper
-_PAIRS = {"loss": "relativistic"}
+GAN_ABLATION_PRESET = replace(GIGAGAN_PRESETS["cpu-16"], train_config=replace(GAN_CPU_TRAIN_CONFIG, max_steps=400, ema_decay=0.99, log_with="none"), num_images=16_384)
+GAN_ABLATION_PRESET = replace(GAN_ABLATION_PRESET, model_config=replace(GAN_ABLATION_PRESET.model_config, adversarial_loss="logistic"))  # as in the paper
+_PAIRS = {"adversarial_loss": "relativistic"}
 HYPERPARAMETER_ABLATIONS = {"logistic": {}, "relativistic": _PAIRS, "rate / 2": _PAIRS | {"lr": 1e-3}, "rate x 2": _PAIRS | {"lr": 4e-3},
-                "gamma / 10": _PAIRS | {"gamma": 0.1}, "gamma x 10": _PAIRS | {"gamma": 10.0},
-                "batch 64, half the steps": _PAIRS | {"batch_size": 64, "steps": 200}, "nearly right captions": _PAIRS | {"near": 0.5}}
+                "gamma / 10": _PAIRS | {"r1_gamma": 0.1}, "gamma x 10": _PAIRS | {"r1_gamma": 10.0},
+                "batch 64, half the steps": _PAIRS | {"batch_size": 64, "max_steps": 200}, "nearly right captions": _PAIRS | {"hard_negative_fraction": 0.5}}
 
-PRETRAINING_ABLATIONS = {"the game alone": {}, "likeness in the game": {"likeness": 3.0}, "drawing lessons, one step of the game": {"drawing": 200, "steps": 1},
-               "drawing lessons": {"drawing": 200}, "both": {"drawing": 200, "likeness": 3.0},
-               "drawing lessons, no game": {"drawing": 200, "steps": 1, "lr": 1e-6},
-               "both, the rate rising slowly": {"drawing": 200, "likeness": 3.0, "warm_up": 50}}  # for `compare_settings`, see below
+PRETRAINING_ABLATIONS = {"adversarial training only": {}, "likeness in the game": {"perceptual_weight": 3.0}, "drawing lessons, one step of the game": {"generator_pretrain_steps": 200, "max_steps": 1},
+               "drawing lessons": {"generator_pretrain_steps": 200}, "both": {"generator_pretrain_steps": 200, "perceptual_weight": 3.0},
+               "drawing lessons, no game": {"generator_pretrain_steps": 200, "max_steps": 1, "lr": 1e-6},
+               "both, the rate rising slowly": {"generator_pretrain_steps": 200, "perceptual_weight": 3.0, "warmup_steps": 50}}  # for `compare_settings`, see below
 
 def run_gigagan_ablation(
     path: str | os.PathLike | None = None,  # JSON, written after each run; runs that it holds are not made again
@@ -449,9 +448,9 @@ def text_discrimination_accuracy(
     return {k: ((d := above(k)) > 0).float().mean().item() + (d == 0).float().mean().item() / 2 for k in attributes}
 
 # %% ../../nbs/17_train_gigagan.ipynb #895281b9
-FAILURE_CASES = {"healthy": {}, "no penalty, fast critic": {"gamma": 0.0, "lr_ratio": 10.0, "loss": "logistic"},
-                "a critic that hardly learns": {"gamma": 0.0, "lr_ratio": 0.01, "loss": "logistic", "reads": False, "steps": 150},
-                "a critic without text": {"critic_reads": False, "clip": 0.0}, "far too much CLIP": {"clip": 30.0}}
+FAILURE_CASES = {"healthy": {}, "no penalty, fast critic": {"r1_gamma": 0.0, "discriminator_lr_ratio": 10.0, "adversarial_loss": "logistic"},
+                "a critic that hardly learns": {"r1_gamma": 0.0, "discriminator_lr_ratio": 0.01, "adversarial_loss": "logistic", "text_conditional": False, "max_steps": 150},
+                "a critic without text": {"text_conditional_discriminator": False, "clip_weight": 0.0}, "far too much CLIP": {"clip_weight": 30.0}}
 
 def run_failure_cases(
     folder: str | os.PathLike,  # for gigagan-failures.json and .png
@@ -460,10 +459,10 @@ def run_failure_cases(
     n: int = 256,  # pictures to judge each run by
 ) -> dict:
     "Trainings that go wrong, each in its own way, beside one that does not."
-    preset, rows = gigagan_preset(preset, {"tracker": "none"}), []
-    saved = load_or_init_results(None, {"preset": asdict(preset), "n": n})
+    preset, rows = gigagan_preset(preset, {"log_with": "none"}), []
+    saved = load_or_init_results(None, {"preset": asdict(preset), "num_images": n})
     data = critters_dataset(preset.num_images, preset.model_config.size)
-    for name, changes in show_progress(failures.items(), "failures"):
+    for name, changes in progress_bar(failures.items(), "failures"):
         model, history = train_gigagan(gigagan_preset(preset, changes), data)
         again = torch.stack([model.sample(SAMPLE_PROMPTS, seed=s) for s in range(4)])
         variety = (again - again.mean(0)).square().mean().sqrt().item()
