@@ -22,7 +22,7 @@ from t2i_tutorial.core import seeded_generator
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
 from t2i_tutorial.gan.gigagan import ABLATION_LADDER, GigaGAN, gigagan_preset, caption_attributes
 from t2i_tutorial.gan.modulation import modulated_conv2d
-from t2i_tutorial.runs import SAMPLE_PROMPTS, critters_dataset
+from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
 BANKS = (1, 2, 4, 8)

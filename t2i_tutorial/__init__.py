@@ -8,15 +8,15 @@ __version__ = "0.1.0"
 
 from importlib import import_module
 
-_FACE = {"show_images": "core", "seed_everything": "core", "ImageTextDataset": "data", "open_dataset": "data", "Imagen": "diffusion.imagen",
+_PUBLIC = {"show_images": "core", "seed_everything": "core", "ImageTextDataset": "data", "open_dataset": "data", "Imagen": "diffusion.imagen",
          "GigaGAN": "gan.gigagan"}
-_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "gan", "metrics", "models", "runs", "text", "training")
-__all__ = [*_FACE, *_MODULES]
+_MODULES = ("attention", "clip", "core", "critters", "data", "diffusion", "evaluation", "experiments", "gan", "hub", "shapes", "text", "training")
+__all__ = [*_PUBLIC, *_MODULES]
 
 
 def __getattr__(name: str):
     if name in _MODULES: return import_module(f"{__name__}.{name}")
-    if name in _FACE: return getattr(import_module(f"{__name__}.{_FACE[name]}"), name)
+    if name in _PUBLIC: return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Chapter 13: attention against slow loops and PyTorch's own layer, and the properties that shapes cannot show."""
+"""Chapter 8: attention against slow loops and PyTorch's own layer, and the properties that shapes cannot show."""
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Chapter 21: time, the residual block, down and up, against diffusers, slow formulae and each other."""
+"""Chapter 31: time, the residual block, down and up, against diffusers, slow formulae and each other."""
 import math
 
 import pytest

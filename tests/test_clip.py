@@ -1,4 +1,4 @@
-"""Chapter 5: the contrastive loss, the two recorded models, and what they reach."""
+"""Chapter 9: the contrastive loss, the two recorded models, and what they reach."""
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""Chapter 2: creatures drawn by code, their captions, their splits."""
+"""Chapter 3: creatures drawn by code, their captions, their splits."""
 import hashlib
 import math
 import subprocess
@@ -10,10 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from t2i_tutorial import critters
 from t2i_tutorial.core import UserError
-from t2i_tutorial.critters import (
-    ACTIONS, ATTRIBUTES, COLOURS, EYE_COLOURS, FACINGS, HELD_OUT_PAIRS, SIZES, SPECIES, SPLITS, VOCABULARY,
-    Critter, Coordinates, sdf_box, write_caption, sdf_difference, sdf_circle, colour_histogram, sdf_to_alpha, sdf_intersection, render, sdf_ellipse, render_logo, render_logo_rgba,
-    parse_caption, pixel_grid, sdf_polygon, sample_critters, sample_attributes, sdf_capsule, sdf_smooth_union, sdf_union)
+from t2i_tutorial.critters import (ACTIONS, ATTRIBUTES, COLOURS, EYE_COLOURS, FACINGS, HELD_OUT_PAIRS, SIZES, SPECIES, SPLITS, VOCABULARY, Critter, write_caption, colour_histogram, render, render_logo, render_logo_rgba, parse_caption, sample_critters, sample_attributes)
+from t2i_tutorial.shapes import (Coordinates, sdf_box, sdf_difference, sdf_circle, sdf_to_alpha, sdf_intersection, sdf_ellipse, pixel_grid, sdf_polygon, sdf_capsule, sdf_smooth_union, sdf_union)
 from t2i_tutorial.core import seeded_generator
 
 

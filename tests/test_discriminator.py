@@ -1,4 +1,4 @@
-"""Chapter 15: a critic that reads: every score by its own picture and its own text, at the start and after training."""
+"""Chapter 23: a critic that reads: every score by its own picture and its own text, at the start and after training."""
 from dataclasses import asdict, replace
 import json
 

@@ -44,7 +44,7 @@ def test_unknown_directive_warns(monkeypatch):
 
 
 def test_file_is_not_changed_and_result_is_a_notebook():
-    path = ROOT / "nbs" / "01_core.ipynb"
+    path = ROOT / "nbs" / "01_images.ipynb"
     before = path.read_bytes()
     notebook = json.loads(nbdev_book.translate_notebook(path.read_text(encoding="utf-8")))
     assert path.read_bytes() == before
@@ -73,7 +73,7 @@ def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch
         def doc2path(self, d): return str(ROOT / f"{d}.{'ipynb' if d.endswith('core') else 'md'}")
     app, env = App(), Env(); app.env = env
     assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_core"]
-    nbdev_book.read_notebook(app, "nbs/01_core", [(ROOT / "nbs" / "01_core.ipynb").read_text(encoding="utf-8")])
+    nbdev_book.read_notebook(app, "nbs/01_core", [(ROOT / "nbs" / "01_images.ipynb").read_text(encoding="utf-8")])
     assert nbdev_book.outdated(app, env, set(), set(), set()) == []
     monkeypatch.setattr(nbdev_book, "library_hash", lambda module: "other")
     assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_core"]

@@ -1,4 +1,4 @@
-"""Chapter 12: the bank's identities in float64, its choice, and what watching it says."""
+"""Chapter 21: the bank's identities in float64, its choice, and what watching it says."""
 import math
 
 import pytest
@@ -19,7 +19,7 @@ def make(bank, c_in=6, c_out=5, kernel=3, seed=0):
 
 
 def plain_with(layer, n):
-    "The plain layer of chapter 11 with kernel n of the bank, and the same style and bias."
+    "The plain layer of chapter 20 with kernel n of the bank, and the same style and bias."
     plain = ModulatedConv2d(layer.weight.shape[2], layer.weight.shape[1], layer.weight.shape[-1], 8).double()
     plain.style.load_state_dict(layer.style.state_dict())
     plain.weight.data, plain.bias.data = layer.weight.data[n].clone(), layer.bias.data.clone()

@@ -1,4 +1,4 @@
-"""Chapter 10: the rules of the game, one step of each side, R1, DiffAugment, the two tiny networks."""
+"""Chapter 5: the rules of the game, one step of each side, R1, DiffAugment, the two tiny networks."""
 import math
 
 import pytest
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from t2i_tutorial import critters
 from t2i_tutorial.core import UserError, seeded_generator
-from t2i_tutorial.gan import first as G
+from t2i_tutorial.gan import basics as G
 
 
 def noise(*shape, name="x"): return torch.randn(*shape, generator=seeded_generator(0, "first", name, *shape))

@@ -1,4 +1,4 @@
-"""Chapter 16: losses of scores; which picture meets which caption; R1 over all inputs; CLIP's bank; one against one."""
+"""Chapter 24: losses of scores; which picture meets which caption; R1 over all inputs; CLIP's bank; one against one."""
 import math
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Chapter 14: the generator's shapes and promises, what text and chance may do, truncation and walks."""
+"""Chapter 22: the generator's shapes and promises, what text and chance may do, truncation and walks."""
 import json
 from dataclasses import asdict, replace
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from t2i_tutorial.attention import L2SelfAttention2d
 from t2i_tutorial.core import UserError, seeded_generator, seed_everything
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig, MappingNetwork, SynthesisBlock, TextAttentionLayers, slerp, upsample2x, kernel_weights_by_layer, normalize_2nd_moment
-from t2i_tutorial.models import dataclass_from_dict
+from t2i_tutorial.hub import dataclass_from_dict
 from t2i_tutorial.text import TextEmbedding
 
 SMALL = GeneratorConfig(z_dim=16, text_dim=24, style_dim=32, mapping_layers=2, channels=(16, 16, 8), num_kernels=(1, 2, 4),

@@ -1,4 +1,4 @@
-"""Chapter 17: two networks in one model, each told what the other was told; trained, stopped, resumed, saved, drawn with."""
+"""Chapter 25: two networks in one model, each told what the other was told; trained, stopped, resumed, saved, drawn with."""
 import json
 from dataclasses import replace
 
@@ -13,9 +13,10 @@ from t2i_tutorial.gan import gigagan as g
 from t2i_tutorial.gan.discriminator import DiscriminatorConfig, image_pyramid
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig
 from t2i_tutorial.gan.losses import text_gradient_per_head
-from t2i_tutorial.metrics import AttributeClassifier, prompt_accuracy
-from t2i_tutorial.models import BUNDLED_DIR, RESULTS_DIR, TextToImage
-from t2i_tutorial.runs import critters_dataset, swap_attribute
+from t2i_tutorial.evaluation.classifier import AttributeClassifier
+from t2i_tutorial.evaluation.report import prompt_accuracy
+from t2i_tutorial.hub import BUNDLED_DIR, RESULTS_DIR, TextToImage
+from t2i_tutorial.experiments import critters_dataset, swap_attribute
 from t2i_tutorial.text import full_caption
 from t2i_tutorial.training import Trainer
 

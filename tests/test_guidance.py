@@ -1,4 +1,4 @@
-"""Chapter 23: guidance identities, thresholds, the settings, both branches of one network."""
+"""Chapter 33: guidance identities, thresholds, the settings, both branches of one network."""
 from dataclasses import replace
 
 import pytest

@@ -17,8 +17,8 @@ from t2i_tutorial.diffusion.guidance import GuidanceConfig
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, ImagenConfig, imagen_preset, train_imagen
 from t2i_tutorial.diffusion.noise import add_noise, prediction_target
 from t2i_tutorial.diffusion.samplers import run_sampler
-from t2i_tutorial.models import bundled_models, randn_per_prompt, prompt_generators
-from t2i_tutorial.runs import SAMPLE_PROMPTS, critters_dataset
+from t2i_tutorial.hub import bundled_models, randn_per_prompt, prompt_generators
+from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
 from t2i_tutorial.text import TextEmbedding, full_caption
 from t2i_tutorial.training import Trainer, find_checkpoint, load_checkpoint
 
@@ -457,7 +457,8 @@ def test_the_recorded_model_is_the_preset(recorded):
 
 def test_the_recorded_model_draws_what_it_is_asked(recorded):
     "A few prompts, few steps: far above chance, and not the same for other prompts."
-    from t2i_tutorial.metrics import AttributeClassifier, prompt_accuracy
+    from t2i_tutorial.evaluation.classifier import AttributeClassifier
+    from t2i_tutorial.evaluation.report import prompt_accuracy
     asked = critters.sample_critters(24, recorded.config.size, seed=11, split="test")
     images = recorded.sample([full_caption(c) for c in asked.critters], steps=8)
     right = prompt_accuracy(AttributeClassifier.from_pretrained(), images, asked.critters)

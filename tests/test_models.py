@@ -1,4 +1,4 @@
-"""Chapter 8: prompts, random streams, finding, saving, loading and sharing a model; and Imagen under the same face."""
+"""Chapter 15: prompts, random streams, finding, saving, loading and sharing a model; and Imagen under the same face."""
 import os
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from t2i_tutorial import models as M
+from t2i_tutorial import hub as M
 from t2i_tutorial.core import UserError, load_json, load_tensors, seeded_generator, save_json, save_tensors
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
 

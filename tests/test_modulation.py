@@ -1,4 +1,4 @@
-"""Chapter 11: the modulated convolution against a slow loop and finite sums, and what its layers promise of sizes and speeds."""
+"""Chapter 20: the modulated convolution against a slow loop and finite sums, and what its layers promise of sizes and speeds."""
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""Chapter 20: schedules, the forward jump, what a network predicts, and how much it counts."""
+"""Chapter 30: schedules, the forward jump, what a network predicts, and how much it counts."""
 import math
 
 import diffusers

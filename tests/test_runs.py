@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from t2i_tutorial import critters
-from t2i_tutorial import runs as R
+from t2i_tutorial import experiments as R
 from t2i_tutorial.core import UserError, seeded_generator, make_grid
 from t2i_tutorial.data import ImageTextDataset
-from t2i_tutorial.models import TextToImage
-from t2i_tutorial.runs import Preset, get_preset, run_ablation, load_or_init_results, quick_evaluate, run_training
+from t2i_tutorial.hub import TextToImage
+from t2i_tutorial.experiments import Preset, get_preset, run_ablation, load_or_init_results, quick_evaluate, run_training
 from t2i_tutorial.text import full_caption
 from t2i_tutorial.training import TrainConfig
 

@@ -1,4 +1,4 @@
-"""Chapter 24: steps, the walk, exact moments on a Gaussian, and parity with diffusers."""
+"""Chapter 34: steps, the walk, exact moments on a Gaussian, and parity with diffusers."""
 import math
 
 import diffusers

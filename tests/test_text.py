@@ -1,4 +1,4 @@
-"""Chapter 4: tokens, masks, encoders, null text, the cache."""
+"""Chapter 7: tokens, masks, encoders, null text, the cache."""
 import warnings
 
 import pytest

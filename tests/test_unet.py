@@ -1,4 +1,4 @@
-"""Chapter 22: the U-Net's sizes, its wiring, its two doors for text, and what must not come in."""
+"""Chapter 32: the U-Net's sizes, its wiring, its two doors for text, and what must not come in."""
 from dataclasses import asdict, replace
 
 import json
