@@ -1,4 +1,5 @@
 """`make test`: export and clean leave no difference, every notebook runs, the book builds, pytest (with the browser checks) passes."""
+
 import hashlib
 import os
 import subprocess
@@ -8,23 +9,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-                            "PYTHONDONTWRITEBYTECODE": ""}  # compiled modules are kept: a dozen kernels import torch one after the other
+ENVIRONMENT = os.environ | {
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
+}  # compiled modules are kept: a dozen kernels import torch one after the other
 
 
 def run(title: str, *command: str, **environment: str) -> None:
     "Run one step, perhaps with more environment variables; stop with its name if it fails."
     start = time.time()
     print(f"== {title}", flush=True)
-    code = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, env=ENVIRONMENT | environment).returncode
-    if code: sys.exit(f"make: test failed at: {title}")
+    code = subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, env=ENVIRONMENT | environment
+    ).returncode
+    if code:
+        sys.exit(f"make: test failed at: {title}")
     print(f"== {title}: passed in {time.time() - start:.0f} s", flush=True)
 
 
 def sources() -> dict[str, str]:
     "A digest of each notebook and each module."
     files = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("t2i_tutorial/**/*.py")]
-    return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return {
+        str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in files
+    }
 
 
 def main() -> None:
@@ -33,11 +44,22 @@ def main() -> None:
     run("clean", "nbdev_clean")
     after = sources()
     if changed := sorted(k for k in before | after if before.get(k) != after.get(k)):
-        sys.exit(f"make: test failed: export and clean changed {', '.join(changed)}; they are put right now, look at the difference and commit it")
+        sys.exit(
+            f"make: test failed: export and clean changed {', '.join(changed)}; they are put right now, look at the difference and commit it"
+        )
     # two at a time, one thread each: more threads than cores would wait for each other
-    run("every notebook runs", "nbdev_test", "--n_workers", "2", "--do_print", "--timing", OMP_NUM_THREADS="1")
+    run(
+        "every notebook runs",
+        "nbdev_test",
+        "--n_workers",
+        "2",
+        "--do_print",
+        "--timing",
+        OMP_NUM_THREADS="1",
+    )
     run("the book builds", "python", "_ext/book.py")
     run("tests", "pytest", "-n", "2", OMP_NUM_THREADS="1")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
 """`make book`: export the notebooks, execute what changed, build the HTML with warnings as errors, print the address."""
+
 import os
 import re
 import shutil
@@ -11,21 +12,31 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-CACHE = ROOT / "_build" / ".jupyter_cache"  # where Jupyter Book looks for executed notebooks
+CACHE = (
+    ROOT / "_build" / ".jupyter_cache"
+)  # where Jupyter Book looks for executed notebooks
 
 
 def run(*command: str) -> bool:
     "Run a program of the environment: did it succeed?"
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, env=environment).returncode == 0
+    return (
+        subprocess.run(
+            [str(BIN / command[0]), *command[1:]], cwd=ROOT, env=environment
+        ).returncode
+        == 0
+    )
 
 
 def execute(notebook):
     "Run one notebook in a folder of its own; None if its kernel did not start (two may want the same port)."
     from jupyter_cache.executors.utils import single_nb_execution
+
     try:
-        with TemporaryDirectory() as folder: return single_nb_execution(notebook, folder, 300, False)
-    except RuntimeError: return None
+        with TemporaryDirectory() as folder:
+            return single_nb_execution(notebook, folder, 300, False)
+    except RuntimeError:
+        return None
 
 
 def execute_chapters(together: int = 2) -> None:
@@ -34,31 +45,60 @@ def execute_chapters(together: int = 2) -> None:
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
     from nbdev_book import translate_notebook
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    listed = re.findall(r"(?:root|file): (nbs/\w+)$", (ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M)
+
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    listed = re.findall(
+        r"(?:root|file): (nbs/\w+)$",
+        (ROOT / "_toc.yml").read_text(encoding="utf-8"),
+        re.M,
+    )
     cache, todo = get_cache(CACHE), {}
     for path in (ROOT / f"{name}.ipynb" for name in listed):
-        if not path.exists(): continue
-        notebook = nbformat.reads(translate_notebook(path.read_text(encoding="utf-8"), path.stem), as_version=4)
-        try: cache.match_cache_notebook(notebook)
-        except KeyError: todo[path] = notebook
+        if not path.exists():
+            continue
+        notebook = nbformat.reads(
+            translate_notebook(path.read_text(encoding="utf-8"), path.stem),
+            as_version=4,
+        )
+        try:
+            cache.match_cache_notebook(notebook)
+        except KeyError:
+            todo[path] = notebook
     with ProcessPoolExecutor(together) as pool:
         for path, done in zip(todo, pool.map(execute, todo.values())):
-            if done is None or done.err: continue
-            bundle = CacheBundleIn(done.nb, str(path), data={"execution_seconds": done.time})
+            if done is None or done.err:
+                continue
+            bundle = CacheBundleIn(
+                done.nb, str(path), data={"execution_seconds": done.time}
+            )
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def main() -> None:
     start = time.time()
-    if not run("nbdev_export"): sys.exit("make: the export failed; the reason stands above")
+    if not run("nbdev_export"):
+        sys.exit("make: the export failed; the reason stands above")
     execute_chapters()
     if not run("jupyter-book", "build", ".", "-W", "-n", "--keep-going", "-q"):
-        shutil.rmtree(ROOT / "_build" / ".doctrees", ignore_errors=True)  # else the next build would not look at the faulty pages again
-        sys.exit("make: the book failed to build; the reasons stand above, each in a line with WARNING or ERROR")
+        shutil.rmtree(
+            ROOT / "_build" / ".doctrees", ignore_errors=True
+        )  # else the next build would not look at the faulty pages again
+        sys.exit(
+            "make: the book failed to build; the reasons stand above, each in a line with WARNING or ERROR"
+        )
     page = ROOT / "_build" / "html" / "index.html"
-    if not page.exists(): sys.exit("make: the build ended but there is no page; run make clean and make book again")
-    print(f"the book is built in {time.time() - start:.0f} s; open {page.as_uri()} or run make serve")
+    if not page.exists():
+        sys.exit(
+            "make: the build ended but there is no page; run make clean and make book again"
+        )
+    print(
+        f"the book is built in {time.time() - start:.0f} s; open {page.as_uri()} or run make serve"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@
 - `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone.
 - `use_settings` (event `config-inited`) takes title, version, addresses and branch from settings.ini.
 """
+
 import hashlib
 import json
 import re
@@ -19,8 +20,17 @@ LINE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
 log = logging.getLogger(__name__)
 
 # what each directive becomes: a tag, or nothing
-DIRECTIVES = {"default_exp": "remove-cell", "hide": "remove-cell", "slow": "skip-execution", "gpu": "skip-execution",
-              "export": "in-library", "exporti": "in-library", "exports": "in-library", "code-fold": "hide-input", "echo": "remove-input"}
+DIRECTIVES = {
+    "default_exp": "remove-cell",
+    "hide": "remove-cell",
+    "slow": "skip-execution",
+    "gpu": "skip-execution",
+    "export": "in-library",
+    "exporti": "in-library",
+    "exports": "in-library",
+    "code-fold": "hide-input",
+    "echo": "remove-input",
+}
 
 
 def settings() -> dict[str, str]:
@@ -45,24 +55,38 @@ def translate_cell(cell: dict, where: str) -> None:
     metadata = cell.setdefault("metadata", {})
     tags, figure = metadata.setdefault("tags", []), {}
     for name, value in found:
-        if name == "eval" and value == "false": tags.append("skip-execution")
-        elif name == "fig-alt": metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = value
-        elif name == "fig-cap": figure["caption"] = value
-        elif name == "label": figure["name"] = value
-        elif name in DIRECTIVES: tags.append(DIRECTIVES[name])
-        else: log.warning("%s: unknown directive '#| %s'; the book does not know what to do with it", where, name)
-    if figure: metadata.setdefault("mystnb", {})["figure"] = figure
+        if name == "eval" and value == "false":
+            tags.append("skip-execution")
+        elif name == "fig-alt":
+            metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = value
+        elif name == "fig-cap":
+            figure["caption"] = value
+        elif name == "label":
+            figure["name"] = value
+        elif name in DIRECTIVES:
+            tags.append(DIRECTIVES[name])
+        else:
+            log.warning(
+                "%s: unknown directive '#| %s'; the book does not know what to do with it",
+                where,
+                name,
+            )
+    if figure:
+        metadata.setdefault("mystnb", {})["figure"] = figure
 
 
 def library_hash(module: str | None) -> str:
     "A digest of the library as chapter `module` may see it: modules of the chapters up to it (all, if it exports none)."
     digest, index = hashlib.sha256(), []
     for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        if name := module_of(notebook.read_text(encoding="utf-8")): index.append(name)
-    if module in index: index = index[:index.index(module) + 1]
+        if name := module_of(notebook.read_text(encoding="utf-8")):
+            index.append(name)
+    if module in index:
+        index = index[: index.index(module) + 1]
     files = [ROOT / "t2i_tutorial" / (m.replace(".", "/") + ".py") for m in index]
     for file in files + sorted((ROOT / "t2i_tutorial" / "results").rglob("*.*")):
-        if file.is_file(): digest.update(file.name.encode() + file.read_bytes())
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -80,51 +104,91 @@ def translate_notebook(text: str, where: str = "notebook") -> str:
     """
     notebook = json.loads(text)
     for cell in notebook["cells"]:
-        if cell["cell_type"] == "code": translate_cell(cell, where)
-    notebook["metadata"].setdefault("kernelspec", {"name": "python3", "display_name": "python3"})["library"] = library_hash(module_of(text))
+        if cell["cell_type"] == "code":
+            translate_cell(cell, where)
+    notebook["metadata"].setdefault(
+        "kernelspec", {"name": "python3", "display_name": "python3"}
+    )["library"] = library_hash(module_of(text))
     return json.dumps(notebook)
 
 
 def read_notebook(app, docname: str, source: list[str]) -> None:
     "Sphinx is about to parse a file: translate it if it is a notebook, and remember the library that it saw."
-    if not app.env.doc2path(docname).endswith(".ipynb"): return
-    app.env.library_seen = getattr(app.env, "library_seen", {}) | {docname: library_hash(module_of(source[0]))}
+    if not app.env.doc2path(docname).endswith(".ipynb"):
+        return
+    app.env.library_seen = getattr(app.env, "library_seen", {}) | {
+        docname: library_hash(module_of(source[0]))
+    }
     source[0] = translate_notebook(source[0], docname)
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
     "Pages whose file is as it was, but not the library below it: Sphinx would leave them."
-    notebooks = {d: Path(env.doc2path(d)) for d in env.found_docs if str(env.doc2path(d)).endswith(".ipynb")}
+    notebooks = {
+        d: Path(env.doc2path(d))
+        for d in env.found_docs
+        if str(env.doc2path(d)).endswith(".ipynb")
+    }
     seen = getattr(env, "library_seen", {})
-    return [d for d, path in notebooks.items() if seen.get(d) != library_hash(module_of(path.read_text(encoding="utf-8")))]
+    return [
+        d
+        for d, path in notebooks.items()
+        if seen.get(d) != library_hash(module_of(path.read_text(encoding="utf-8")))
+    ]
 
 
 def use_settings(app, config) -> None:
     "Title, version and addresses from settings.ini; the scripts that the static page needs from the book itself."
     s = settings()
-    config.project, config.author, config.version, config.release = s["title"], s["author"], s["version"], s["version"]
+    config.project, config.author, config.version, config.release = (
+        s["title"],
+        s["author"],
+        s["version"],
+        s["version"],
+    )
     config.html_title = s["title"]
-    config.html_theme_options |= {"repository_url": s["git_url"], "repository_branch": s["branch"], "path_to_docs": "", "use_repository_button": True,
-                                  "use_edit_page_button": True, "use_issues_button": True, "navbar_persistent": []}
-    config.html_static_path.append("_ext/static")  # here, and not in _config.yml, or each script in it would be on every page
-    config.nb_ipywidgets_js = {"vendor/ipywidgets-embed.js": {}, "widgets-mathjax.js": {"defer": "defer"}}
+    config.html_theme_options |= {
+        "repository_url": s["git_url"],
+        "repository_branch": s["branch"],
+        "path_to_docs": "",
+        "use_repository_button": True,
+        "use_edit_page_button": True,
+        "use_issues_button": True,
+        "navbar_persistent": [],
+    }
+    config.html_static_path.append(
+        "_ext/static"
+    )  # here, and not in _config.yml, or each script in it would be on every page
+    config.nb_ipywidgets_js = {
+        "vendor/ipywidgets-embed.js": {},
+        "widgets-mathjax.js": {"defer": "defer"},
+    }
     config.mathjax_path = "vendor/mathjax-tex-svg.js"
 
 
 def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
     "Only what the page needs: no Thebe (unused, and it would come from a CDN), the widgets' script only where widgets are."
     widgets = "application/vnd.jupyter.widget-view+json" in context.get("body", "")
+
     def wanted(script) -> bool:
         text = f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
-        return "thebe" not in text and (widgets or not re.search("ipywidgets-embed|widgets-mathjax", text))
+        return "thebe" not in text and (
+            widgets or not re.search("ipywidgets-embed|widgets-mathjax", text)
+        )
+
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
 
 
 def uncaption_text(app, doctree) -> None:
     "A caption belongs to a picture: what a cell says in text beside its figure stands without one, and is not counted."
     for figure in list(doctree.findall(nodes.figure)):
-        said = [n for n in figure.children if not isinstance(n, (nodes.caption, nodes.legend))]
-        if said and all(isinstance(n, nodes.literal_block) for n in said): figure.replace_self(said)
+        said = [
+            n
+            for n in figure.children
+            if not isinstance(n, (nodes.caption, nodes.legend))
+        ]
+        if said and all(isinstance(n, nodes.literal_block) for n in said):
+            figure.replace_self(said)
 
 
 def setup(app):

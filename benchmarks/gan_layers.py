@@ -6,6 +6,7 @@ Three tables, each measured in one run, forward and backward (on a CPU processor
 32-pixel generator; banks of N = 1, 2, 4, 8 kernels against the plain layer, time and peak memory, beside N whole convolutions; and a step of both networks of the preset `--preset`, rung by rung from an
 unconditional GAN to all parts. At the end, the time in which a trained model draws a picture.
 """
+
 import argparse
 import json
 import os
@@ -13,16 +14,23 @@ import platform
 from statistics import median
 from time import perf_counter, process_time
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts bytes talks much; before torch is imported
+os.environ.setdefault(
+    "KINETO_LOG_LEVEL", "99"
+)  # the profiler that counts bytes talks much; before torch is imported
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from t2i_tutorial.core import seeded_generator
-from t2i_tutorial.gan.filter_bank import FilterBankConv2d
-from t2i_tutorial.gan.gigagan import ABLATION_LADDER, GigaGAN, gigagan_preset, caption_attributes
-from t2i_tutorial.gan.modulation import modulated_conv2d
 from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
+from t2i_tutorial.gan.filter_bank import FilterBankConv2d
+from t2i_tutorial.gan.gigagan import (
+    ABLATION_LADDER,
+    GigaGAN,
+    caption_attributes,
+    gigagan_preset,
+)
+from t2i_tutorial.gan.modulation import modulated_conv2d
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
 BANKS = (1, 2, 4, 8)
@@ -38,19 +46,28 @@ def loop(x, kernel, style):
     return torch.cat(out)
 
 
-def copied(x, kernel, style): return modulated_conv2d(x, kernel.expand(len(x), -1, -1, -1, -1), style)  # the grouped convolution
+def copied(x, kernel, style):
+    return modulated_conv2d(
+        x, kernel.expand(len(x), -1, -1, -1, -1), style
+    )  # the grouped convolution
 
 
 def scaled(x, kernel, style):
     "Factors on the maps, one kernel for all."
     d = torch.rsqrt(F.linear(style.square(), kernel.square().sum((2, 3))) + 1e-8)
-    return F.conv2d(x * style[..., None, None], kernel, padding=kernel.shape[-1] // 2) * d[..., None, None]
+    return (
+        F.conv2d(x * style[..., None, None], kernel, padding=kernel.shape[-1] // 2)
+        * d[..., None, None]
+    )
 
 
 def n_convolutions(layer, x, w):
     "The slow road of a bank: every kernel convolves, the outputs are mixed."
     a, s = layer.selection(w), layer.style(w)
-    return sum(a[:, n, None, None, None] * modulated_conv2d(x, k * layer.scale, s) for n, k in enumerate(layer.weight))
+    return sum(
+        a[:, n, None, None, None] * modulated_conv2d(x, k * layer.scale, s)
+        for n, k in enumerate(layer.weight)
+    )
 
 
 def step(call):
@@ -62,9 +79,12 @@ def seconds(call, device: torch.device, repeats: int) -> float:
     "The median time of a step after one to warm up."
     times, clock = [], perf_counter if device.type == "cuda" else process_time
     for _ in range(repeats + 1):
-        if device.type == "cuda": torch.cuda.synchronize()
-        start = clock(); step(call)
-        if device.type == "cuda": torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = clock()
+        step(call)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(clock() - start)
     return median(times[1:])
 
@@ -72,80 +92,146 @@ def seconds(call, device: torch.device, repeats: int) -> float:
 def peak_bytes(call, device: torch.device) -> int:
     "The largest sum of what PyTorch's allocator gave out during a step, beyond what was there before."
     if device.type == "cuda":
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated()
-        step(call); torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(call)
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched: step(call)
-    changes = [(e.start_ns(), e.nbytes()) for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        step(call)
+    changes = [
+        (e.start_ns(), e.nbytes())
+        for e in watched.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
     now = most = 0
-    for _, change in sorted(changes): now += change; most = max(most, now)
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
     return most
 
 
 def inputs(side: int, channels: int, batch: int, device: torch.device):
     "Features, kernel and styles that want gradients."
-    made = torch.randn(batch, channels, side, side), torch.randn(channels, channels, 3, 3), 1 + 0.3 * torch.randn(batch, channels)
+    made = (
+        torch.randn(batch, channels, side, side),
+        torch.randn(channels, channels, 3, 3),
+        1 + 0.3 * torch.randn(batch, channels),
+    )
     return [t.to(device).requires_grad_() for t in made]
 
 
-def measure_ways(side: int, channels: int, batch: int, device: torch.device, repeats: int) -> dict:
+def measure_ways(
+    side: int, channels: int, batch: int, device: torch.device, repeats: int
+) -> dict:
     "Times of the loop, of both ways without it, and of what `modulated_conv` chooses."
     x, kernel, style = inputs(side, channels, batch, device)
-    ways = {"loop": loop, "grouped": copied, "scaled": scaled, "chosen": modulated_conv2d}
+    ways = {
+        "loop": loop,
+        "grouped": copied,
+        "scaled": scaled,
+        "chosen": modulated_conv2d,
+    }
     with torch.no_grad():
         truth = loop(x.double(), kernel.double(), style.double())
-        error = max((way(x, kernel, style) - truth).abs().max().item() for way in ways.values())
-    took = {name: seconds(lambda way=way: way(x, kernel, style), device, repeats) for name, way in ways.items()}
+        error = max(
+            (way(x, kernel, style) - truth).abs().max().item() for way in ways.values()
+        )
+    took = {
+        name: seconds(lambda way=way: way(x, kernel, style), device, repeats)
+        for name, way in ways.items()
+    }
     return {"side": side, "channels": channels, "seconds": took, "largest_error": error}
 
 
-def measure_banks(side: int, channels: int, batch: int, device: torch.device, repeats: int) -> list[dict]:
+def measure_banks(
+    side: int, channels: int, batch: int, device: torch.device, repeats: int
+) -> list[dict]:
     "Time and peak memory for every size of the bank, and for N whole convolutions."
     rows = []
     for n in BANKS:
         torch.manual_seed(0)
-        layer, w = FilterBankConv2d(channels, channels, 3, 128, n).to(device), torch.randn(batch, 128, device=device)
+        layer, w = (
+            FilterBankConv2d(channels, channels, 3, 128, n).to(device),
+            torch.randn(batch, 128, device=device),
+        )
         x = torch.randn(batch, channels, side, side, device=device).requires_grad_()
-        calls = {"bank": lambda: layer(x, w), "n_convolutions": lambda: n_convolutions(layer, x, w)}
-        for call in calls.values(): step(call)  # the gradients' own memory is there before
-        rows.append({"side": side, "channels": channels, "kernels": n, "parameters": sum(p.numel() for p in layer.parameters()),
-                     "seconds": {k: seconds(c, device, repeats) for k, c in calls.items()},
-                     "peak_bytes": {k: peak_bytes(c, device) for k, c in calls.items()}})
+        calls = {
+            "bank": lambda: layer(x, w),
+            "n_convolutions": lambda: n_convolutions(layer, x, w),
+        }
+        for call in calls.values():
+            step(call)  # the gradients' own memory is there before
+        rows.append(
+            {
+                "side": side,
+                "channels": channels,
+                "kernels": n,
+                "parameters": sum(p.numel() for p in layer.parameters()),
+                "seconds": {k: seconds(c, device, repeats) for k, c in calls.items()},
+                "peak_bytes": {k: peak_bytes(c, device) for k, c in calls.items()},
+            }
+        )
     return rows
 
 
 def turn(model, batch, phase: str):
     "The slopes of one side, without the penalty, which comes every sixteenth step only."
     for name in model.phases:
-        for p in model.trainable_parameters(name): p.requires_grad_(name == phase)
+        for p in model.trainable_parameters(name):
+            p.requires_grad_(name == phase)
     model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
-    for p in model.parameters(): p.grad = None
+    for p in model.parameters():
+        p.grad = None
 
 
-def measure_rungs(preset: str, batch: int, device: torch.device, repeats: int) -> list[dict]:
+def measure_rungs(
+    preset: str, batch: int, device: torch.device, repeats: int
+) -> list[dict]:
     "Time and peak memory of one turn of each side, from an unconditional GAN to all parts."
     rows, data = [], critters_dataset(256, gigagan_preset(preset).model_config.size)
     pictures = next(data.batches(batch, shuffle=False))
     for name, changes in ABLATION_LADDER.items():
         torch.manual_seed(0)
-        model = GigaGAN(gigagan_preset(preset, changes).model_config).to(device).eval()  # eval: no penalty
-        if model.config.clip_weight: model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
+        model = (
+            GigaGAN(gigagan_preset(preset, changes).model_config).to(device).eval()
+        )  # eval: no penalty
+        if model.config.clip_weight:
+            model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
+
         def both():
-            for phase in model.phases: turn(model, pictures, phase)
+            for phase in model.phases:
+                turn(model, pictures, phase)
             return torch.zeros(1, requires_grad=True)
-        rows.append({"rung": name, "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds(both, device, repeats), "peak_bytes": peak_bytes(both, device)})
+
+        rows.append(
+            {
+                "rung": name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "seconds": seconds(both, device, repeats),
+                "peak_bytes": peak_bytes(both, device),
+            }
+        )
     return rows
 
 
 def measure_drawing(name: str, batch: int, device: torch.device, repeats: int) -> dict:
     "Seconds a picture of a trained model, from prompts to pixels, in a batch."
-    model, prompts = GigaGAN.from_pretrained(name, str(device)), [*SAMPLE_PROMPTS] * (-(-batch // len(SAMPLE_PROMPTS)))
+    model, prompts = (
+        GigaGAN.from_pretrained(name, str(device)),
+        [*SAMPLE_PROMPTS] * (-(-batch // len(SAMPLE_PROMPTS))),
+    )
     times, clock = [], perf_counter if device.type == "cuda" else process_time
     for k in range(repeats + 1):
         start = clock()
         model.sample(prompts[:batch], seed=k, batch_size=batch).cpu()
         times.append(clock() - start)
-    return {"model": name, "batch": batch, "seconds_a_picture": median(times[1:]) / batch}
+    return {
+        "model": name,
+        "batch": batch,
+        "seconds_a_picture": median(times[1:]) / batch,
+    }
 
 
 def main():
@@ -154,36 +240,77 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--preset", default="cpu-32", help="of the third table")
-    parser.add_argument("--model", default="critters-32-gigagan", help="that draws, trained")
+    parser.add_argument(
+        "--model", default="critters-32-gigagan", help="that draws, trained"
+    )
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     device = torch.device(args.device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, {platform.machine()}, batch {args.batch}\n")
-    print(f"{'side':>6}{'channels':>10}{'loop, ms':>10}{'grouped':>10}{'scaled':>10}{'chosen':>10}{'error':>10}   (times the loop's speed)")
+    print(
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, {platform.machine()}, batch {args.batch}\n"
+    )
+    print(
+        f"{'side':>6}{'channels':>10}{'loop, ms':>10}{'grouped':>10}{'scaled':>10}{'chosen':>10}{'error':>10}   (times the loop's speed)"
+    )
     ways = []
     for side, channels in LEVELS:
-        ways.append(row := measure_ways(side, channels, args.batch, device, args.repeats))
+        ways.append(
+            row := measure_ways(side, channels, args.batch, device, args.repeats)
+        )
         took = row["seconds"]
-        faster = "".join(f"{took['loop'] / took[k]:>9.2f}x" for k in ("grouped", "scaled", "chosen"))
-        print(f"{side:>6}{channels:>10}{1000 * took['loop']:>10.1f}{faster}{row['largest_error']:>10.0e}")
-    print(f"\n{'side':>6}{'channels':>10}{'kernels':>9}{'time':>8}{'peak':>8}{'N convs: time':>16}{'peak':>8}   (all relative to N = 1)")
+        faster = "".join(
+            f"{took['loop'] / took[k]:>9.2f}x" for k in ("grouped", "scaled", "chosen")
+        )
+        print(
+            f"{side:>6}{channels:>10}{1000 * took['loop']:>10.1f}{faster}{row['largest_error']:>10.0e}"
+        )
+    print(
+        f"\n{'side':>6}{'channels':>10}{'kernels':>9}{'time':>8}{'peak':>8}{'N convs: time':>16}{'peak':>8}   (all relative to N = 1)"
+    )
     banks = []
     for side, channels in LEVELS:
         rows = measure_banks(side, channels, args.batch, device, args.repeats)
         banks += rows
         for row in rows:
-            t, m, t1, m1 = row["seconds"], row["peak_bytes"], rows[0]["seconds"]["bank"], rows[0]["peak_bytes"]["bank"]
-            print(f"{side:>6}{channels:>10}{row['kernels']:>9}{t['bank'] / t1:>7.2f}x{m['bank'] / m1:>7.2f}x"
-                  f"{t['n_convolutions'] / t1:>15.2f}x{m['n_convolutions'] / m1:>7.2f}x")
-    print(f"\n{'rung':>16}{'parameters':>12}{'a step, ms':>12}{'relative':>10}{'peak, MB':>10}{'relative':>10}")
+            t, m, t1, m1 = (
+                row["seconds"],
+                row["peak_bytes"],
+                rows[0]["seconds"]["bank"],
+                rows[0]["peak_bytes"]["bank"],
+            )
+            print(
+                f"{side:>6}{channels:>10}{row['kernels']:>9}{t['bank'] / t1:>7.2f}x{m['bank'] / m1:>7.2f}x"
+                f"{t['n_convolutions'] / t1:>15.2f}x{m['n_convolutions'] / m1:>7.2f}x"
+            )
+    print(
+        f"\n{'rung':>16}{'parameters':>12}{'a step, ms':>12}{'relative':>10}{'peak, MB':>10}{'relative':>10}"
+    )
     rungs = measure_rungs(args.preset, args.batch, device, args.repeats)
     for row in rungs:
-        print(f"{row['rung']:>16}{row['parameters']:>12}{1000 * row['seconds']:>12.0f}{row['seconds'] / rungs[0]['seconds']:>9.2f}x{row['peak_bytes'] / 1e6:>10.0f}{row['peak_bytes'] / rungs[0]['peak_bytes']:>9.2f}x")
+        print(
+            f"{row['rung']:>16}{row['parameters']:>12}{1000 * row['seconds']:>12.0f}{row['seconds'] / rungs[0]['seconds']:>9.2f}x{row['peak_bytes'] / 1e6:>10.0f}{row['peak_bytes'] / rungs[0]['peak_bytes']:>9.2f}x"
+        )
     drawing = measure_drawing(args.model, 16, device, args.repeats)
-    print(f"\n{drawing['model']} draws a picture in {1000 * drawing['seconds_a_picture']:.1f} ms, in a batch of {drawing['batch']}")
+    print(
+        f"\n{drawing['model']} draws a picture in {1000 * drawing['seconds_a_picture']:.1f} ms, in a batch of {drawing['batch']}"
+    )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads(), "batch": args.batch, "preset": args.preset, "ways": ways, "banks": banks, "rungs": rungs, "generation": generation}, f, indent=1)
+            json.dump(
+                {
+                    "torch": torch.__version__,
+                    "device": str(device),
+                    "threads": torch.get_num_threads(),
+                    "batch": args.batch,
+                    "preset": args.preset,
+                    "ways": ways,
+                    "banks": banks,
+                    "rungs": rungs,
+                    "generation": generation,
+                },
+                f,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":

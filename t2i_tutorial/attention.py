@@ -27,18 +27,24 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         if heads < 1 or dim % heads:
-            raise UserError(f"{dim} channels cannot be cut into {heads} heads; make channels a multiple of heads")
+            raise UserError(
+                f"{dim} channels cannot be cut into {heads} heads; make channels a multiple of heads"
+            )
         self.heads = heads
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)  # one factor is zero at the start, never two
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # one factor is zero at the start, never two
 
     def project(
         self,
         x: Float[Tensor, "b n dim"],
-        context: Float[Tensor, "b m context_dim"] | None = None,  # `x` itself if not given
-    ) -> tuple[Float[Tensor, "b h n c"], Float[Tensor, "b h m c"], Float[Tensor, "b h m c"]]:
+        context: Float[Tensor, "b m context_dim"]
+        | None = None,  # `x` itself if not given
+    ) -> tuple[
+        Float[Tensor, "b h n c"], Float[Tensor, "b h m c"], Float[Tensor, "b h m c"]
+    ]:
         "Queries, keys and values, cut into heads."
         q = rearrange(self.q(x), "b n (h c) -> b h n c", h=self.heads)
         kv = self.kv(x if context is None else context)
@@ -47,13 +53,17 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n dim"],
-        context: Float[Tensor, "b m context_dim"] | None = None,  # `x` itself if not given
-        mask: Bool[Tensor, "b m"] | None = None,  # True where the context may be looked at
+        context: Float[Tensor, "b m context_dim"]
+        | None = None,  # `x` itself if not given
+        mask: Bool[Tensor, "b m"]
+        | None = None,  # True where the context may be looked at
     ) -> Float[Tensor, "b n dim"]:
         "Attend; what is masked has no influence at all."
         q, k, v = self.project(x, context)
         allowed = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)  # softmax(q k' / sqrt(c)) v
+        seen = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=allowed
+        )  # softmax(q k' / sqrt(c)) v
         return self.out(rearrange(seen, "b h n c -> b n (h c)"))
 
 # %% ../nbs/08_attention.ipynb #c4973710
@@ -66,12 +76,16 @@ class SelfAttention2d(nn.Module):
         heads: int = 4,
     ):
         super().__init__()
-        self.norm, self.attn = nn.GroupNorm(8, channels), MultiHeadAttention(channels, heads=heads)
+        self.norm, self.attn = (
+            nn.GroupNorm(8, channels),
+            MultiHeadAttention(channels, heads=heads),
+        )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         "x + attention of all places to all places."
         places = rearrange(self.norm(x), "b c h w -> b (h w) c")
         return x + rearrange(self.attn(places), "b (h w) c -> b c h w", h=x.shape[2])
+
 
 class CrossAttention2d(nn.Module):
     "Every place of a feature map looks at the words; the result is added to what came in."
@@ -90,7 +104,9 @@ class CrossAttention2d(nn.Module):
         self,
         x: Float[Tensor, "b c h w"],
         tokens: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"],  # True where there is a token; at least one in each text
+        mask: Bool[
+            Tensor, "b n"
+        ],  # True where there is a token; at least one in each text
     ) -> Float[Tensor, "b c h w"]:
         "x + attention of all places to all words."
         places = rearrange(self.norm(x), "b c h w -> b (h w) c")
@@ -108,7 +124,8 @@ def attention_weights(
     "Who looks at whom: the weights that `attend` uses, head by head, for drawing."
     q, k, _ = attn.project(x, context)
     fit = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if mask is not None: fit = fit.masked_fill(~rearrange(mask, "b m -> b 1 1 m"), -torch.inf)
+    if mask is not None:
+        fit = fit.masked_fill(~rearrange(mask, "b m -> b 1 1 m"), -torch.inf)
     return fit.softmax(-1)
 
 # %% ../nbs/08_attention.ipynb #89648308
@@ -119,7 +136,11 @@ def pairwise_squared_distance(
     "q² + k² - 2 q k for each pair of vectors. No root is taken: it would have no slope where q = k."
     q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
     with torch.autocast(q.device.type, enabled=False):
-        return q.square().sum(-1)[..., None] + k.square().sum(-1)[..., None, :] - 2 * q @ k.transpose(-1, -2)
+        return (
+            q.square().sum(-1)[..., None]
+            + k.square().sum(-1)[..., None, :]
+            - 2 * q @ k.transpose(-1, -2)
+        )
 
 # %% ../nbs/08_attention.ipynb #a46e4d2e
 class L2SelfAttention2d(nn.Module):
@@ -133,29 +154,44 @@ class L2SelfAttention2d(nn.Module):
     ):
         super().__init__()
         if heads < 1 or channels % heads:
-            raise UserError(f"{channels} channels cannot be cut into {heads} heads; make channels a multiple of heads")
-        self.qk = nn.Parameter(torch.randn(heads, channels // heads, channels))  # one map for queries and keys
-        self.v = nn.Parameter(torch.randn(heads, channels // heads, channels // heads))  # from these to values
+            raise UserError(
+                f"{channels} channels cannot be cut into {heads} heads; make channels a multiple of heads"
+            )
+        self.qk = nn.Parameter(
+            torch.randn(heads, channels // heads, channels)
+        )  # one map for queries and keys
+        self.v = nn.Parameter(
+            torch.randn(heads, channels // heads, channels // heads)
+        )  # from these to values
         self.out = nn.Parameter(torch.randn(channels, channels))
         self.gain = nn.Parameter(torch.tensor(float(gain)))
 
     def logits(
         self,
         positions: Float[Tensor, "b n channels"],
-    ) -> tuple[Float[Tensor, "b h n n"], Float[Tensor, "b h n c"]]:  # rows that add up to 1; values
+    ) -> tuple[
+        Float[Tensor, "b h n n"], Float[Tensor, "b h n c"]
+    ]:  # rows that add up to 1; values
         "Who looks at whom, and what is there to be had."
         c = self.v.shape[-1]
-        q = einsum(positions, self.qk, "b n i, h c i -> b h n c") * self.qk.shape[-1] ** -0.5
+        q = (
+            einsum(positions, self.qk, "b n i, h c i -> b h n c")
+            * self.qk.shape[-1] ** -0.5
+        )
         v = einsum(q, self.v, "b h n c, h d c -> b h n d") * c**-0.5
         return (-pairwise_squared_distance(q, q) / (8 * c) ** 0.5).softmax(-1), v
 
-    def attention(self, positions: Float[Tensor, "b n channels"]) -> Float[Tensor, "b n channels"]:
+    def attention(
+        self, positions: Float[Tensor, "b n channels"]
+    ) -> Float[Tensor, "b n channels"]:
         "The answers, before the gain. Written out, because R1 needs a second derivative, which the fast call lacks."
         w, v = self.logits(positions)
         seen = rearrange(w.to(v.dtype) @ v, "b h n c -> b n (h c)")
         return seen @ self.out.T * len(self.out) ** -0.5
 
-    def forward(self, x: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b channels h w"]:
+    def forward(
+        self, x: Float[Tensor, "b channels h w"]
+    ) -> Float[Tensor, "b channels h w"]:
         "x + gain times the answers of all places."
         seen = self.attention(rearrange(x, "b c h w -> b (h w) c"))
         return x + self.gain * rearrange(seen, "b (h w) c -> b c h w", h=x.shape[2])

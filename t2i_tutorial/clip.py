@@ -11,7 +11,11 @@ __all__ = ['BUNDLED_CLIPS', 'CLIP_PRESETS', 'ZERO_SHOT_TEMPLATES', 'duplicate_ma
            'hardware_info', 'git_commit', 'save_clip_run']
 
 # %% ../nbs/09_clip.ipynb #bddc8f92
-import math, os, platform, subprocess, time
+import math
+import os
+import platform
+import subprocess
+import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
@@ -25,9 +29,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from . import critters
-from .core import (BUNDLED_DIR, MODEL_VERSION, load_model_config, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar, save_json,
-                               save_tensors, seed_everything, to_uint8)
-from .text import TextEmbedding, Tokenizer, fix_articles, full_caption, mean_pool, detailed_caption, sample_captions, oov_words
+from t2i_tutorial.core import (
+    BUNDLED_DIR,
+    MODEL_VERSION,
+    UserError,
+    check_choice,
+    from_uint8,
+    load_json,
+    load_model_config,
+    load_tensors,
+    progress_bar,
+    save_json,
+    save_tensors,
+    seed_everything,
+    seeded_generator,
+    to_uint8,
+)
+from t2i_tutorial.text import (
+    TextEmbedding,
+    Tokenizer,
+    detailed_caption,
+    fix_articles,
+    full_caption,
+    mean_pool,
+    oov_words,
+    sample_captions,
+)
 
 # %% ../nbs/09_clip.ipynb #2bb6ef36
 def duplicate_mask(captions: Sequence[str]) -> Bool[Tensor, "b b"]:
@@ -36,16 +63,21 @@ def duplicate_mask(captions: Sequence[str]) -> Bool[Tensor, "b b"]:
     ids = torch.tensor([number[c] for c in captions])
     return (ids[:, None] == ids) & ~torch.eye(len(ids), dtype=torch.bool)
 
+
 def contrastive_loss(
     images: Float[Tensor, "b e"],  # normalised embeddings
-    texts: Float[Tensor, "b e"],   # of the captions that belong to them, normalised
-    logit_scale: Float[Tensor, ""] | float,     # 1 / temperature
-    duplicates: Bool[Tensor, "b b"] | Sequence[str] | None = None,  # pairs that are no negatives, or the captions
+    texts: Float[Tensor, "b e"],  # of the captions that belong to them, normalised
+    logit_scale: Float[Tensor, ""] | float,  # 1 / temperature
+    duplicates: Bool[Tensor, "b b"]
+    | Sequence[str]
+    | None = None,  # pairs that are no negatives, or the captions
 ) -> Float[Tensor, ""]:
     "Symmetric InfoNCE: each picture must find its text among the batch, each text its picture (Radford et al. 2021)."
     logits = logit_scale * images @ texts.T
     if duplicates is not None:
-        same = duplicates if isinstance(duplicates, Tensor) else duplicate_mask(duplicates)
+        same = (
+            duplicates if isinstance(duplicates, Tensor) else duplicate_mask(duplicates)
+        )
         logits = logits.masked_fill(same.to(logits.device), -torch.inf)
     right = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
@@ -56,10 +88,18 @@ class ConvResidualBlock(nn.Module):
 
     def __init__(self, c: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.GroupNorm(8, c), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1),
-                                    nn.GroupNorm(8, c), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1))
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, c),
+            nn.SiLU(),
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.GroupNorm(8, c),
+            nn.SiLU(),
+            nn.Conv2d(c, c, 3, padding=1),
+        )
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]: return x + self.layers(x)
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x + self.layers(x)
+
 
 class ImageEncoder(nn.Module):
     "Pictures of one size to vectors: each stage halves the sides and doubles the channels."
@@ -68,11 +108,18 @@ class ImageEncoder(nn.Module):
         super().__init__()
         c, side = channels, size // 8
         self.stages = nn.Sequential(
-            nn.Conv2d(3, c, 5, stride=2, padding=2), ConvResidualBlock(c),              # size / 2
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), ConvResidualBlock(2 * c),      # size / 4
-            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1), ConvResidualBlock(4 * c),  # size / 8
-            nn.GroupNorm(8, 4 * c), nn.SiLU())
-        self.out = nn.Linear(4 * c * side * side, dim)  # sees where things are: left is not right
+            nn.Conv2d(3, c, 5, stride=2, padding=2),
+            ConvResidualBlock(c),  # size / 2
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
+            ConvResidualBlock(2 * c),  # size / 4
+            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1),
+            ConvResidualBlock(4 * c),  # size / 8
+            nn.GroupNorm(8, 4 * c),
+            nn.SiLU(),
+        )
+        self.out = nn.Linear(
+            4 * c * side * side, dim
+        )  # sees where things are: left is not right
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b e"]:
         x = self.stages(images.contiguous(memory_format=torch.channels_last))
@@ -85,19 +132,38 @@ class TransformerBlock(nn.Module):
     def __init__(self, d: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1, self.qkv, self.proj = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.norm2, self.mlp = nn.LayerNorm(d), nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.norm1, self.qkv, self.proj = (
+            nn.LayerNorm(d),
+            nn.Linear(d, 3 * d),
+            nn.Linear(d, d),
+        )
+        self.norm2, self.mlp = (
+            nn.LayerNorm(d),
+            nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d)),
+        )
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h c) -> three b h n c", three=3, h=self.heads)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])  # nobody looks at padding
+    def forward(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b n d"]:
+        q, k, v = rearrange(
+            self.qkv(self.norm1(x)),
+            "b n (three h c) -> three b h n c",
+            three=3,
+            h=self.heads,
+        )
+        a = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None, None]
+        )  # nobody looks at padding
         x = x + self.proj(rearrange(a, "b h n c -> b n (h c)"))
         return x + self.mlp(self.norm2(x))
+
 
 class TextTransformer(nn.Module):
     "Token numbers to one vector a token, and one a text."
 
-    def __init__(self, vocab_size: int, max_length: int, dim: int, layers: int, heads: int):
+    def __init__(
+        self, vocab_size: int, max_length: int, dim: int, layers: int, heads: int
+    ):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.position_embedding = nn.Parameter(torch.randn(max_length, dim) * 0.02)
@@ -105,9 +171,12 @@ class TextTransformer(nn.Module):
         self.norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, dim)
         nn.init.normal_(self.token_embedding.weight, std=0.05)
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> TextEmbedding:
-        x = self.token_embedding(ids) + self.position_embedding[:ids.shape[1]]
-        for block in self.blocks: x = block(x, mask)
+    def forward(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+    ) -> TextEmbedding:
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
         x = self.norm(x).masked_fill(~mask[..., None], 0)
         return TextEmbedding(x, mask, F.normalize(self.out(mean_pool(x, mask)), dim=-1))
 
@@ -115,13 +184,15 @@ class TextTransformer(nn.Module):
 @dataclass(frozen=True)
 class CLIPConfig:
     "The sizes of a contrastive model."
-    dim: int = 128       # of a token, and of an embedding
-    layers: int = 2      # of the text tower
+
+    dim: int = 128  # of a token, and of an embedding
+    layers: int = 2  # of the text tower
     heads: int = 4
-    channels: int = 40   # of the picture tower's first stage, a multiple of 8
-    size: int = 32       # pixels; other pictures are resized
+    channels: int = 40  # of the picture tower's first stage, a multiple of 8
+    size: int = 32  # pixels; other pictures are resized
     vocab_size: int = 469
-    max_length: int = 48     # tokens at most
+    max_length: int = 48  # tokens at most
+
 
 BUNDLED_CLIPS = ("critters-clip", "critters-clip-score")
 
@@ -133,7 +204,13 @@ class CLIP(nn.Module):
         super().__init__()
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.image_encoder = ImageEncoder(config.size, config.channels, config.dim)
-        self.text_encoder = TextTransformer(config.vocab_size, config.max_length, config.dim, config.layers, config.heads)
+        self.text_encoder = TextTransformer(
+            config.vocab_size,
+            config.max_length,
+            config.dim,
+            config.layers,
+            config.heads,
+        )
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
@@ -144,47 +221,67 @@ class CLIP(nn.Module):
     def resize(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         "Pictures of any size at the tower's."
         s = self.config.size
-        if images.shape[-2:] == (s, s): return images
-        return F.interpolate(images, (s, s), mode="bicubic", antialias=True, align_corners=False)
+        if images.shape[-2:] == (s, s):
+            return images
+        return F.interpolate(
+            images, (s, s), mode="bicubic", antialias=True, align_corners=False
+        )
 
     def encode_image(
-        self, images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
+        self,
+        images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
     ) -> Float[Tensor, "b e"]:  # of length 1
         "Where pictures lie; gradients flow back into the pictures."
         return F.normalize(self.image_encoder(self.resize(images)).float(), dim=-1)
 
     def feature_maps(
-        self, images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
-    ) -> list[Float[Tensor, "b c _ _"]]:  # after each of the three stages, sides s / 2, s / 4 and s / 8
+        self,
+        images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
+    ) -> list[
+        Float[Tensor, "b c _ _"]
+    ]:  # after each of the three stages, sides s / 2, s / 4 and s / 8
         "What the picture tower sees on the way, for others to build on."
         x, seen = self.resize(images).contiguous(memory_format=torch.channels_last), []
         for layer in self.image_encoder.stages:
             x = layer(x)
-            if isinstance(layer, ConvResidualBlock): seen.append(x)
+            if isinstance(layer, ConvResidualBlock):
+                seen.append(x)
         return seen
 
     def embed_text(self, texts: Sequence[str]) -> TextEmbedding:
         "Tokens, mask and normalised embedding of texts, with gradients."
         ids, mask = self.tokenizer.encode(texts)
-        return self.text_encoder(ids.to(self.log_logit_scale.device), mask.to(self.log_logit_scale.device))
+        return self.text_encoder(
+            ids.to(self.log_logit_scale.device), mask.to(self.log_logit_scale.device)
+        )
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
         "Where texts lie; of length 1."
         return self.embed_text(texts).pooled
 
-    def similarity(self, images: Float[Tensor, "b 3 h w"], texts: Sequence[str]) -> Float[Tensor, "b t"]:
+    def similarity(
+        self, images: Float[Tensor, "b 3 h w"], texts: Sequence[str]
+    ) -> Float[Tensor, "b t"]:
         "The cosine between every picture and every text."
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         "Write weights (in 16 bits), sizes and tokenizer."
         folder = Path(folder)
-        save_tensors(folder / "model.safetensors", {k: v.half() for k, v in self.state_dict().items()})
+        save_tensors(
+            folder / "model.safetensors",
+            {k: v.half() for k, v in self.state_dict().items()},
+        )
         self.tokenizer.save(folder / "tokenizer.json")
-        return save_json(folder / "config.json", {"model_type": "clip", "format": MODEL_VERSION, **asdict(self.config)}).parent
+        return save_json(
+            folder / "config.json",
+            {"model_type": "clip", "format": MODEL_VERSION, **asdict(self.config)},
+        ).parent
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike, device: str | torch.device = "cpu") -> "CLIP":
+    def from_pretrained(
+        cls, name_or_folder: str | os.PathLike, device: str | torch.device = "cpu"
+    ) -> "CLIP":
         "Load a recorded model by its name, or what `save_pretrained` wrote; raises `UserError` if it is not there or not whole."
         return _load_clip(name_or_folder, cls).to(device)
 
@@ -192,15 +289,31 @@ class CLIP(nn.Module):
 def _load_clip(name_or_folder: str | os.PathLike, cls: type[CLIP] = CLIP) -> CLIP:
     "Tokenizer, sizes and weights of a folder or a recorded name."
     name, folder = str(name_or_folder), Path(name_or_folder)
-    if name in BUNDLED_CLIPS: folder = BUNDLED_DIR / name
-    elif not folder.is_dir(): check_choice("contrastive model", name, [*BUNDLED_CLIPS, "a folder that exists"])
+    if name in BUNDLED_CLIPS:
+        folder = BUNDLED_DIR / name
+    elif not folder.is_dir():
+        check_choice(
+            "contrastive model", name, [*BUNDLED_CLIPS, "a folder that exists"]
+        )
     saved = load_model_config(folder, "clip")
-    try: config = CLIPConfig(**saved)
-    except TypeError as e: raise UserError(f"{str(folder)!r} holds no contrastive model of ours ({e}); choose another folder") from e
-    clip = cls(config, Tokenizer.load(folder / "tokenizer.json"), name if name in BUNDLED_CLIPS else folder.name)
+    try:
+        config = CLIPConfig(**saved)
+    except TypeError as e:
+        raise UserError(
+            f"{str(folder)!r} holds no contrastive model of ours ({e}); choose another folder"
+        ) from e
+    clip = cls(
+        config,
+        Tokenizer.load(folder / "tokenizer.json"),
+        name if name in BUNDLED_CLIPS else folder.name,
+    )
     weights, _ = load_tensors(folder / "model.safetensors")
-    try: clip.load_state_dict({k: v.float() for k, v in weights.items()})
-    except RuntimeError as e: raise UserError(f"the weights in {str(folder)!r} do not fit its config.json; fetch both again") from e
+    try:
+        clip.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as e:
+        raise UserError(
+            f"the weights in {str(folder)!r} do not fit its config.json; fetch both again"
+        ) from e
     return clip.eval()
 
 # %% ../nbs/09_clip.ipynb #9604df40
@@ -213,24 +326,46 @@ class CLIPTextEncoder(nn.Module):
         token_embeddings: bool = False,  # put the vectors that the tower began with beside those that it made; doubles `dim`
     ):
         super().__init__()
-        self.text_transformer, self.tokenizer, self.token_embeddings = deepcopy(clip.text_encoder).eval().requires_grad_(False), clip.tokenizer, token_embeddings
-        self.name, self.dim = clip.name + "+token-embeddings" * token_embeddings, clip.config.dim * (1 + token_embeddings)
+        self.text_transformer, self.tokenizer, self.token_embeddings = (
+            deepcopy(clip.text_encoder).eval().requires_grad_(False),
+            clip.tokenizer,
+            token_embeddings,
+        )
+        self.name, self.dim = (
+            clip.name + "+token-embeddings" * token_embeddings,
+            clip.config.dim * (1 + token_embeddings),
+        )
 
     def train(self, mode: bool = True) -> "CLIPTextEncoder":
         "Stays as it is: a frozen encoder has no training mode."
         return super().train(False)
 
     @torch.no_grad()
-    def embed(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> TextEmbedding:
+    def embed(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+    ) -> TextEmbedding:
         "Token numbers to vectors."
-        ids, mask = ids.to(self.text_transformer.position_embedding.device), mask.to(self.text_transformer.position_embedding.device)
+        ids, mask = (
+            ids.to(self.text_transformer.position_embedding.device),
+            mask.to(self.text_transformer.position_embedding.device),
+        )
         made = self.text_transformer(ids, mask)
-        return self._concat_token_embeddings(made, ids) if self.token_embeddings else made
+        return (
+            self._concat_token_embeddings(made, ids) if self.token_embeddings else made
+        )
 
-    def _concat_token_embeddings(self, made: TextEmbedding, ids: Int[Tensor, "b n"]) -> TextEmbedding:
+    def _concat_token_embeddings(
+        self, made: TextEmbedding, ids: Int[Tensor, "b n"]
+    ) -> TextEmbedding:
         "Made vectors, then plain ones, each half with mean 0 and variance 1; pooled alike."
-        def level(x): return F.layer_norm(x, x.shape[-1:])
-        plain = self.text_transformer.token_embedding(ids) + self.text_transformer.position_embedding[:ids.shape[1]]
+
+        def level(x):
+            return F.layer_norm(x, x.shape[-1:])
+
+        plain = (
+            self.text_transformer.token_embedding(ids)
+            + self.text_transformer.position_embedding[: ids.shape[1]]
+        )
         plain = level(plain).masked_fill(~made.mask[..., None], 0)
         pooled = torch.cat([level(made.pooled), level(mean_pool(plain, made.mask))], -1)
         return TextEmbedding(torch.cat([made.tokens, plain], -1), made.mask, pooled)
@@ -247,19 +382,39 @@ class CLIPTextEncoder(nn.Module):
 @dataclass(frozen=True)
 class CritterDataset:
     "Creatures drawn once and kept as bytes; captions are written afresh every time."
+
     pixels: Tensor  # uint8 (n, 3, size, size)
     critters: list[critters.Critter]
 
     @classmethod
-    def from_seed(cls, n: int, seed: int = 0, split: str = "train", size: int = 32, chunk_size: int = 4096) -> "CritterDataset":
+    def from_seed(
+        cls,
+        n: int,
+        seed: int = 0,
+        split: str = "train",
+        size: int = 32,
+        chunk_size: int = 4096,
+    ) -> "CritterDataset":
         "Draw n creatures, a piece at a time."
         starts = range(0, n, chunk_size)
         drawn = []
         for i in progress_bar(starts, "drawing") if n > chunk_size else starts:
-            drawn.append(critters.sample_critters(min(chunk_size, n - i), size, seed=seed * 1000 + i // chunk_size, split=split))
-        return cls(torch.cat([to_uint8(d.images) for d in drawn]), [c for d in drawn for c in d.critters])
+            drawn.append(
+                critters.sample_critters(
+                    min(chunk_size, n - i),
+                    size,
+                    seed=seed * 1000 + i // chunk_size,
+                    split=split,
+                )
+            )
+        return cls(
+            torch.cat([to_uint8(d.images) for d in drawn]),
+            [c for d in drawn for c in d.critters],
+        )
 
-    def __len__(self) -> int: return len(self.critters)
+    def __len__(self) -> int:
+        return len(self.critters)
+
 
 def augment_images(
     images: Float[Tensor, "b 3 h w"],  # in [-1, 1], on white
@@ -270,64 +425,119 @@ def augment_images(
     padded = F.pad(images, (2, 2, 2, 2), value=1.0)
     dy, dx = torch.randint(0, 5, (2, b, 1), generator=generator)
     rows, columns = dy + torch.arange(h), dx + torch.arange(w)
-    shifted = padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # b h w c
+    shifted = padded[
+        torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ]  # b h w c
     strength = 0.1 * torch.rand(b, 1, 1, 1, generator=generator)
-    return rearrange(shifted, "b h w c -> b c h w") + strength * torch.randn(b, 3, h, w, generator=generator)
+    return rearrange(shifted, "b h w c -> b c h w") + strength * torch.randn(
+        b, 3, h, w, generator=generator
+    )
 
 # %% ../nbs/09_clip.ipynb #9cfdd8c6
 @dataclass(frozen=True)
 class CLIPTrainConfig:
     "How a contrastive model is trained."
+
     model_config: CLIPConfig = field(default_factory=CLIPConfig)
     seed: int = 0
-    num_images: int = 49_152   # drawn once
+    num_images: int = 49_152  # drawn once
     max_steps: int = 1000
     batch_size: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 60        # steps
-    mixed_precision: bool = True        # the picture tower computes in bfloat16, where the processor can
+    warmup_steps: int = 60  # steps
+    mixed_precision: bool = (
+        True  # the picture tower computes in bfloat16, where the processor can
+    )
+
 
 CLIP_PRESETS = {
     "critters-clip": CLIPTrainConfig(),
     "critters-clip-score": CLIPTrainConfig(CLIPConfig(dim=96, channels=32), seed=1),
-    "tiny": CLIPTrainConfig(CLIPConfig(dim=64, layers=1, channels=16), num_images=4096, max_steps=60, batch_size=128, warmup_steps=10)}
+    "tiny": CLIPTrainConfig(
+        CLIPConfig(dim=64, layers=1, channels=16),
+        num_images=4096,
+        max_steps=60,
+        batch_size=128,
+        warmup_steps=10,
+    ),
+}
+
 
 def clip_lr_at_step(step: int, config: CLIPTrainConfig) -> float:
     "Learning rate: a straight warm-up, then half a cosine down to 0."
-    if step < config.warmup_steps: return config.lr * (step + 1) / config.warmup_steps
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
     return config.lr * (1 + math.cos(math.pi * done)) / 2
 
 # %% ../nbs/09_clip.ipynb #147c58a2
-def sample_batch(dataset: CritterDataset, size: int, generator: torch.Generator) -> tuple[Float[Tensor, "b 3 h w"], list[str]]:
+def sample_batch(
+    dataset: CritterDataset, size: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "b 3 h w"], list[str]]:
     "Random pictures, wobbled, with fresh captions: half of them as they come, half that say more."
     index = torch.randint(len(dataset), (size,), generator=generator)
-    captions = [detailed_caption(dataset.critters[i], generator, 6 if k % 2 else 1) for k, i in enumerate(index.tolist())]
+    captions = [
+        detailed_caption(dataset.critters[i], generator, 6 if k % 2 else 1)
+        for k, i in enumerate(index.tolist())
+    ]
     return augment_images(from_uint8(dataset.pixels[index]), generator), captions
+
 
 def supports_bf16(device: torch.device) -> bool:
     "Whether a device computes in bfloat16 itself; one that only imitates it is many times slower than in 32 bits."
-    if device.type == "cpu": return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return (
+            bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            if torch.backends.mkldnn.is_available()
+            else False
+        )
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
 
-def clip_train_step(clip: CLIP, optimizer: torch.optim.Optimizer, images: Float[Tensor, "b 3 h w"], captions: list[str], mixed_precision: bool) -> dict[str, float]:
+
+def clip_train_step(
+    clip: CLIP,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "b 3 h w"],
+    captions: list[str],
+    mixed_precision: bool,
+) -> dict[str, float]:
     "One step of training; returns what to record."
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed_precision and supports_bf16(images.device)): pictures = clip.encode_image(images)
+    with torch.autocast(
+        images.device.type,
+        torch.bfloat16,
+        enabled=mixed_precision and supports_bf16(images.device),
+    ):
+        pictures = clip.encode_image(images)
     texts = clip.encode_text(captions)
     same = duplicate_mask(captions).to(images.device)
     loss = contrastive_loss(pictures, texts, clip.logit_scale, same)
-    optimizer.zero_grad(); loss.backward()
+    optimizer.zero_grad()
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-    if not (loss.isfinite() and norm.isfinite()): raise UserError(f"the loss is {loss.item()}, the gradient {norm.item()}; lower the learning rate")
+    if not (loss.isfinite() and norm.isfinite()):
+        raise UserError(
+            f"the loss is {loss.item()}, the gradient {norm.item()}; lower the learning rate"
+        )
     optimizer.step()
-    found = (texts @ pictures.T).argmax(1) == torch.arange(len(captions), device=images.device)
-    return {"loss": loss.item(), "accuracy": found.float().mean().item(), "scale": clip.logit_scale.item(), "grad_norm": norm.item()}
+    found = (texts @ pictures.T).argmax(1) == torch.arange(
+        len(captions), device=images.device
+    )
+    return {
+        "loss": loss.item(),
+        "accuracy": found.float().mean().item(),
+        "scale": clip.logit_scale.item(),
+        "grad_norm": norm.item(),
+    }
 
 # %% ../nbs/09_clip.ipynb #3b1443ab
 def train_clip(
     preset: str | CLIPTrainConfig = "critters-clip",
-    folder: str | os.PathLike | None = None,  # where to write weights and the record; nowhere if not given
+    folder: str
+    | os.PathLike
+    | None = None,  # where to write weights and the record; nowhere if not given
     callback: Callable[[int, CLIP, dict], None] | None = None,  # called after each step
     **changes,  # fields of the preset to change, for instance max_steps=100
 ) -> tuple[CLIP, list[dict]]:  # the model, what was recorded at each step
@@ -335,135 +545,296 @@ def train_clip(
     config = make_clip_config(preset, **changes)
     start, name = time.time(), preset if isinstance(preset, str) else "clip"
     seed_everything(config.seed)
-    tokenizer = Tokenizer.train(sample_captions(20_000, config.seed) + sample_captions(5_000, config.seed + 1, tries=6))
-    clip = CLIP(CLIPConfig(**{**asdict(config.model_config), "vocab_size": tokenizer.size, "max_length": tokenizer.max_length}), tokenizer, name)
+    tokenizer = Tokenizer.train(
+        sample_captions(20_000, config.seed)
+        + sample_captions(5_000, config.seed + 1, tries=6)
+    )
+    clip = CLIP(
+        CLIPConfig(
+            **{
+                **asdict(config.model_config),
+                "vocab_size": tokenizer.size,
+                "max_length": tokenizer.max_length,
+            }
+        ),
+        tokenizer,
+        name,
+    )
     clip.image_encoder.to(memory_format=torch.channels_last)
-    pool = CritterDataset.from_seed(config.num_images, config.seed + 1, size=config.model_config.size)
+    pool = CritterDataset.from_seed(
+        config.num_images, config.seed + 1, size=config.model_config.size
+    )
     generator = seeded_generator(config.seed, "clip", "batches")
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        clip.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+    )
     history = []
     for step in progress_bar(range(config.max_steps), f"training {name}"):
-        for group in optimiser.param_groups: group["lr"] = clip_lr_at_step(step, config)
-        history.append({"step": step, "seconds": round(time.time() - start, 2), **clip_train_step(clip, optimiser, *sample_batch(pool, config.batch_size, generator), config.mixed_precision)})
-        if callback: callback(step, clip, history[-1])
+        for group in optimiser.param_groups:
+            group["lr"] = clip_lr_at_step(step, config)
+        history.append(
+            {
+                "step": step,
+                "seconds": round(time.time() - start, 2),
+                **clip_train_step(
+                    clip,
+                    optimiser,
+                    *sample_batch(pool, config.batch_size, generator),
+                    config.mixed_precision,
+                ),
+            }
+        )
+        if callback:
+            callback(step, clip, history[-1])
     clip.eval()
-    if folder is not None: save_clip_run(clip, config, history, folder, time.time() - start)
+    if folder is not None:
+        save_clip_run(clip, config, history, folder, time.time() - start)
     return clip, history
 
 # %% ../nbs/09_clip.ipynb #78c8a870
 def make_clip_config(preset: str | CLIPTrainConfig, **changes) -> CLIPTrainConfig:
     "A preset with some fields changed; raises `UserError` for an unknown preset or field."
-    if isinstance(preset, str): preset = CLIP_PRESETS[check_choice("preset", preset, CLIP_PRESETS)]
-    for key in changes: check_choice("field of a training", key, [f.name for f in fields(CLIPTrainConfig)])
-    config = CLIPTrainConfig(**{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes})
+    if isinstance(preset, str):
+        preset = CLIP_PRESETS[check_choice("preset", preset, CLIP_PRESETS)]
+    for key in changes:
+        check_choice(
+            "field of a training", key, [f.name for f in fields(CLIPTrainConfig)]
+        )
+    config = CLIPTrainConfig(
+        **{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes}
+    )
     if not 1 < config.batch_size <= config.num_images:
-        raise UserError(f"batch_size must be from 2 to the number of pictures ({config.num_images}), not {config.batch_size}")
-    if config.lr <= 0: raise UserError(f"lr must be above 0, not {config.lr}")
-    if config.max_steps < 1: raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
+        raise UserError(
+            f"batch_size must be from 2 to the number of pictures ({config.num_images}), not {config.batch_size}"
+        )
+    if config.lr <= 0:
+        raise UserError(f"lr must be above 0, not {config.lr}")
+    if config.max_steps < 1:
+        raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
     return config
 
 # %% ../nbs/09_clip.ipynb #f7633249
-ZERO_SHOT_TEMPLATES = {"species": "a {species}", "body_colour": "a {body_colour} {species}", "second_colour": "a {body_colour} and {second_colour} {species}",
-           "eye_colour": "a {body_colour} {species} with {eye_colour} eyes", "action": "a {body_colour} {species}, {action}",
-           "size": "a {size} {body_colour} {species}", "facing": "a {species}, facing {facing}"}
+ZERO_SHOT_TEMPLATES = {
+    "species": "a {species}",
+    "body_colour": "a {body_colour} {species}",
+    "second_colour": "a {body_colour} and {second_colour} {species}",
+    "eye_colour": "a {body_colour} {species} with {eye_colour} eyes",
+    "action": "a {body_colour} {species}, {action}",
+    "size": "a {size} {body_colour} {species}",
+    "facing": "a {species}, facing {facing}",
+}
+
 
 def zero_shot_prompts(key: str, value: str) -> list[str]:
     "Every prompt of the template that states this value, over all species and colours; never one colour twice."
     said, colours = ZERO_SHOT_TEMPLATES[key], critters.COLOURS
-    fill = lambda s, b, c: said.format(**{"species": s, "body_colour": b, "second_colour": c} | {key: value})
-    pair = lambda b, c: (value if key == "body_colour" else b) != (value if key == "second_colour" else c)
-    return sorted({fix_articles(fill(s, b, c)) for s in critters.SPECIES for b in colours for c in colours if pair(b, c)})
+    fill = lambda s, b, c: said.format(
+        **{"species": s, "body_colour": b, "second_colour": c} | {key: value}
+    )
+    pair = lambda b, c: (
+        (value if key == "body_colour" else b)
+        != (value if key == "second_colour" else c)
+    )
+    return sorted(
+        {
+            fix_articles(fill(s, b, c))
+            for s in critters.SPECIES
+            for b in colours
+            for c in colours
+            if pair(b, c)
+        }
+    )
+
 
 @torch.no_grad()
 def zero_shot_accuracy(
-    clip: CLIP, dataset: CritterDataset,
+    clip: CLIP,
+    dataset: CritterDataset,
     keys: Sequence[str] = tuple(ZERO_SHOT_TEMPLATES),
     mode: str = "sum",  # "sum" the probabilities of all prompts of a value, or take their "mean" direction
-) -> dict[str, float]:  # for each attribute the share of pictures whose likeliest value is the right one
+) -> dict[
+    str, float
+]:  # for each attribute the share of pictures whose likeliest value is the right one
     "Classify pictures by prompts alone; raises `UserError` for another `how`."
     check_choice("way", mode, ("sum", "mean"))
     images, shares = embed_images(clip, dataset), {}
     for key in keys:
-        texts = [clip.encode_text(zero_shot_prompts(key, v)) for v in critters.ATTRIBUTES[key]]
-        if mode == "sum": logits = [(clip.logit_scale * images @ t.T).logsumexp(1) for t in texts]
-        else: logits = [images @ F.normalize(t.mean(0), dim=0) for t in texts]
-        right = torch.tensor([critters.ATTRIBUTES[key].index(getattr(c, key)) for c in dataset.critters])
+        texts = [
+            clip.encode_text(zero_shot_prompts(key, v))
+            for v in critters.ATTRIBUTES[key]
+        ]
+        if mode == "sum":
+            logits = [(clip.logit_scale * images @ t.T).logsumexp(1) for t in texts]
+        else:
+            logits = [images @ F.normalize(t.mean(0), dim=0) for t in texts]
+        right = torch.tensor(
+            [critters.ATTRIBUTES[key].index(getattr(c, key)) for c in dataset.critters]
+        )
         shares[key] = (torch.stack(logits, 1).argmax(1) == right).float().mean().item()
     return shares
+
 
 @torch.no_grad()
 def embed_images(clip: CLIP, dataset: CritterDataset) -> Float[Tensor, "n e"]:
     "All pictures of a pool, a piece at a time."
-    return torch.cat([clip.encode_image(from_uint8(p)) for p in dataset.pixels.split(512)])
+    return torch.cat(
+        [clip.encode_image(from_uint8(p)) for p in dataset.pixels.split(512)]
+    )
 
 # %% ../nbs/09_clip.ipynb #8f4f98a5
 @torch.no_grad()
-def retrieval_recall(clip: CLIP, dataset: CritterDataset, captions: Sequence[str], pool_size: int = 256) -> dict[str, float]:
+def retrieval_recall(
+    clip: CLIP, dataset: CritterDataset, captions: Sequence[str], pool_size: int = 256
+) -> dict[str, float]:
     "Each caption looks for its picture among 256: how often it finds its own, and how often one that fits."
     images, own, fits = embed_images(clip, dataset), 0, 0
     for i in range(0, len(dataset) - pool_size + 1, pool_size):
-        best = (clip.encode_text(captions[i:i + pool_size]) @ images[i:i + pool_size].T).argmax(1).tolist()
+        best = (
+            (
+                clip.encode_text(captions[i : i + pool_size])
+                @ images[i : i + pool_size].T
+            )
+            .argmax(1)
+            .tolist()
+        )
         own += sum(k == j for k, j in enumerate(best))
-        fits += sum(caption_matches(dataset.critters[i + j], captions[i + k]) for k, j in enumerate(best))
+        fits += sum(
+            caption_matches(dataset.critters[i + j], captions[i + k])
+            for k, j in enumerate(best)
+        )
     n = len(dataset) // pool_size * pool_size
     return {"own": own / n, "fits": fits / n}
 
+
 def caption_matches(critter: critters.Critter, caption: str) -> bool:
     "Whether everything that the caption states is true of the creature."
-    return all(getattr(critter, k) == v for k, v in critters.parse_caption(caption).items())
+    return all(
+        getattr(critter, k) == v for k, v in critters.parse_caption(caption).items()
+    )
 
 # %% ../nbs/09_clip.ipynb #8893b659
 @torch.no_grad()
 def attribute_binding_accuracy(clip: CLIP, dataset: CritterDataset) -> dict[str, float]:
     "How often a picture prefers its caption to the same words with two colours exchanged."
     images, cs, shares = embed_images(clip, dataset), dataset.critters, {}
+
     def prefers(rows, right, wrong):
-        right, wrong = (clip.encode_text([fix_articles(t) for t in texts]) for texts in (right, wrong))
+        right, wrong = (
+            clip.encode_text([fix_articles(t) for t in texts])
+            for texts in (right, wrong)
+        )
         return ((images[rows] * (right - wrong)).sum(1) > 0).float().mean().item()
+
     pair, eyed = "a {} and {} {}".format, "a {} {} with {} eyes".format
-    shares["body colour and second colour"] = prefers(slice(None), [pair(c.body_colour, c.second_colour, c.species) for c in cs],
-                                        [pair(c.second_colour, c.body_colour, c.species) for c in cs])
-    rows = [i for i, c in enumerate(cs)
-            if c.eye_colour in critters.COLOURS and c.body_colour in critters.EYE_COLOURS and c.eye_colour != c.body_colour]
+    shares["body colour and second colour"] = prefers(
+        slice(None),
+        [pair(c.body_colour, c.second_colour, c.species) for c in cs],
+        [pair(c.second_colour, c.body_colour, c.species) for c in cs],
+    )
+    rows = [
+        i
+        for i, c in enumerate(cs)
+        if c.eye_colour in critters.COLOURS
+        and c.body_colour in critters.EYE_COLOURS
+        and c.eye_colour != c.body_colour
+    ]
     some = [cs[i] for i in rows]
-    shares["body colour and eyes"] = prefers(rows, [eyed(c.body_colour, c.species, c.eye_colour) for c in some],
-                                      [eyed(c.eye_colour, c.species, c.body_colour) for c in some])
+    shares["body colour and eyes"] = prefers(
+        rows,
+        [eyed(c.body_colour, c.species, c.eye_colour) for c in some],
+        [eyed(c.eye_colour, c.species, c.body_colour) for c in some],
+    )
     return shares
 
 # %% ../nbs/09_clip.ipynb #070c74a7
-def evaluate_clip(clip: CLIP, n: int = 2048, seed: int = 0, splits: Sequence[str] = ("test", "held_out")) -> dict[str, dict]:
+def evaluate_clip(
+    clip: CLIP,
+    n: int = 2048,
+    seed: int = 0,
+    splits: Sequence[str] = ("test", "held_out"),
+) -> dict[str, dict]:
     "Retrieval, zero-shot accuracy and colour binding on fresh creatures."
     report = {}
     for split in splits:
         pool = CritterDataset.from_seed(n, seed, split, clip.config.size)
         g = seeded_generator(seed, "retrieval", split)
         natural = [critters.write_caption(c, g)[0] for c in pool.critters]
-        report[split] = {"n": n, "retrieval, full captions": retrieval_recall(clip, pool, [full_caption(c) for c in pool.critters]),
-                         "retrieval, captions as they come": retrieval_recall(clip, pool, natural), "zero-shot": zero_shot_accuracy(clip, pool),
-                         "zero-shot, mean direction": zero_shot_accuracy(clip, pool, mode="mean"), "binding": attribute_binding_accuracy(clip, pool)}
+        report[split] = {
+            "n": n,
+            "retrieval, full captions": retrieval_recall(
+                clip, pool, [full_caption(c) for c in pool.critters]
+            ),
+            "retrieval, captions as they come": retrieval_recall(clip, pool, natural),
+            "zero-shot": zero_shot_accuracy(clip, pool),
+            "zero-shot, mean direction": zero_shot_accuracy(clip, pool, mode="mean"),
+            "binding": attribute_binding_accuracy(clip, pool),
+        }
     return report
 
 # %% ../nbs/09_clip.ipynb #511f4df4
 def hardware_info() -> dict:
     "What this runs on, for the record."
     cpu = platform.processor() or platform.machine()
-    try: cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
+    try:
+        cpu = next(
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
 
 def git_commit() -> str | None:
     "The code's git revision, where it is known."
     here = Path(str(files("t2i_tutorial"))).parent
-    try: return subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError): return None
+    try:
+        return (
+            subprocess.run(
+                ["git", "-C", str(here), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                timeout=5,
+            ).stdout.strip()
+            or None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 # %% ../nbs/09_clip.ipynb #551e9a36
-def save_clip_run(clip: CLIP, config: CLIPTrainConfig, history: list[dict], folder: str | os.PathLike, seconds: float) -> Path:
+def save_clip_run(
+    clip: CLIP,
+    config: CLIPTrainConfig,
+    history: list[dict],
+    folder: str | os.PathLike,
+    seconds: float,
+) -> Path:
     "Save the weights, load them again, measure what was loaded, write it all down."
     folder = clip.save_pretrained(folder)
     loaded = CLIP.from_pretrained(folder)
     thin = [h for h in history if h["step"] % 10 == 0 or h["step"] == len(history) - 1]
-    thin = [{k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()} for h in thin]
-    run = {"command": f"t2i train clip --preset {clip.name}", "training": asdict(config), "git_commit": git_commit(), "hardware": hardware_info(),
-           "seconds": round(seconds, 1), "parameters": sum(p.numel() for p in clip.parameters()), "history": thin, "evaluation": evaluate_clip(loaded)}
+    thin = [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()}
+        for h in thin
+    ]
+    run = {
+        "command": f"t2i train clip --preset {clip.name}",
+        "training": asdict(config),
+        "git_commit": git_commit(),
+        "hardware": hardware_info(),
+        "seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in clip.parameters()),
+        "history": thin,
+        "evaluation": evaluate_clip(loaded),
+    }
     return save_json(folder / "run.json", run)

@@ -9,7 +9,11 @@ __all__ = ['TEXT_COLOUR', 'PALETTE', 'BUNDLED_DIR', 'RESULTS_DIR', 'MODEL_VERSIO
            'save_json', 'load_json', 'save_tensors', 'load_tensors', 'load_model_config', 'progress_bar']
 
 # %% ../nbs/01_images.ipynb #dc70dc43
-import hashlib, json, os, random, secrets
+import hashlib
+import json
+import os
+import random
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -37,8 +41,11 @@ def to_uint8(
 ) -> UInt8[Tensor, "*b 3 h w"]:  # whole numbers from 0 to 255
     "Turn images in [-1, 1] into bytes, rounding to the nearest level; raises `UserError` on NaN."
     if images.isnan().any():
-        raise UserError("images contain NaN and cannot be shown or saved; find the step that made it")
+        raise UserError(
+            "images contain NaN and cannot be shown or saved; find the step that made it"
+        )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
 
 def from_uint8(
     images: UInt8[Tensor, "*b 3 h w"],  # whole numbers from 0 to 255
@@ -49,85 +56,150 @@ def from_uint8(
 # %% ../nbs/01_images.ipynb #a5efb4ae
 def from_pil(
     image: Image.Image,  # any Pillow picture
-    background: tuple[int, int, int] = (255, 255, 255),  # the colour behind transparent pixels, 0 to 255
+    background: tuple[int, int, int] = (
+        255,
+        255,
+        255,
+    ),  # the colour behind transparent pixels, 0 to 255
 ) -> Float[Tensor, "3 h w"]:  # float32 image in [-1, 1]
     "Turn a Pillow picture into a tensor, transparent parts laid over `background`."
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, (*background, 255)), image
+        )
     pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return from_uint8(rearrange(pixels, "h w c -> c h w").contiguous())
+
 
 def to_pil(
     image: Float[Tensor, "3 h w"],  # one image in [-1, 1]
     enlarge: int = 1,  # whole factor; each pixel becomes a block of enlarge x enlarge
 ) -> Image.Image:  # an RGB picture
     "Turn a tensor into a Pillow picture, enlarged without blur."
-    picture = Image.fromarray(rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy())
+    picture = Image.fromarray(
+        rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy()
+    )
     w, h = picture.size
     return picture.resize((w * enlarge, h * enlarge), Image.Resampling.NEAREST)
 
 # %% ../nbs/01_images.ipynb #4a387f61
 TEXT_COLOUR = "#777777"  # text and axes: readable on a white page and on a dark one
-PALETTE = ["#3a86c8", "#d9772b", "#2f9e5e", "#c44e7d", "#8a6fd1", "#a8862a", "#2f9d9d", "#d05050"]
+PALETTE = [
+    "#3a86c8",
+    "#d9772b",
+    "#2f9e5e",
+    "#c44e7d",
+    "#8a6fd1",
+    "#a8862a",
+    "#2f9d9d",
+    "#d05050",
+]
+
 
 def set_plot_style() -> None:
     "Set matplotlib up so that figures are transparent and readable on light and dark pages."
     import matplotlib as mpl
+
     clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor",
-           "xtick.color", "ytick.color", "grid.color")
-    mpl.rcParams.update({k: "none" for k in clear} | {k: TEXT_COLOUR for k in ink} | {
-        "axes.prop_cycle": mpl.cycler(color=PALETTE), "lines.linewidth": 1.8, "grid.alpha": 0.25,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-        "axes.titlesize": 10, "font.size": 9, "figure.dpi": 110,
-        "image.cmap": "gray", "image.interpolation": "nearest"})
+    ink = (
+        "text.color",
+        "axes.labelcolor",
+        "axes.edgecolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
+        "grid.color",
+    )
+    mpl.rcParams.update(
+        {k: "none" for k in clear}
+        | {k: TEXT_COLOUR for k in ink}
+        | {
+            "axes.prop_cycle": mpl.cycler(color=PALETTE),
+            "lines.linewidth": 1.8,
+            "grid.alpha": 0.25,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "axes.titlesize": 10,
+            "font.size": 9,
+            "figure.dpi": 110,
+            "image.cmap": "gray",
+            "image.interpolation": "nearest",
+        }
+    )
 
 # %% ../nbs/01_images.ipynb #1c027962
 def _as_batch(images) -> list:
     "A list of (3, h, w) images; raises `UserError` if there are none or their sizes differ."
     images = list(images)
-    if not images: raise UserError("no images to show: the list is empty")
+    if not images:
+        raise UserError("no images to show: the list is empty")
     shapes = {tuple(i.shape) for i in images}
     if len(shapes) > 1:
-        raise UserError(f"images of different sizes cannot share a grid: {sorted(shapes)}; resize them")
+        raise UserError(
+            f"images of different sizes cannot share a grid: {sorted(shapes)}; resize them"
+        )
     return images
 
+
 def show_images(
-    images: Float[Tensor, "b 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
+    images: Float[Tensor, "b 3 h w"]
+    | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
     captions: Sequence[str] | None = None,  # one text below each image
     columns: int | None = None,  # images in a row; as many as fit a page if not given
-    scale: int | None = None,  # screen pixels for one image pixel; an image is about 90 wide if not given
+    scale: int
+    | None = None,  # screen pixels for one image pixel; an image is about 90 wide if not given
     title: str | None = None,  # a line above the grid
 ):  # a matplotlib Figure; as the last line of a cell it is displayed
     "Show images in a grid, pixels sharp, captions below; raises `UserError` if the numbers differ."
     images = _as_batch(images)
     captions = list(captions) if captions is not None else [""] * len(images)
     if len(captions) != len(images):
-        raise UserError(f"{len(images)} images but {len(captions)} captions; give one caption each")
+        raise UserError(
+            f"{len(images)} images but {len(captions)} captions; give one caption each"
+        )
     w = images[0].shape[-1]
     scale = scale or max(1, ceil(90 / w))
     columns = min(len(images), columns or max(1, 760 // (scale * w + 8)))
     return _draw_grid(images, captions, columns, scale, title)
 
 # %% ../nbs/01_images.ipynb #15b18827
-def _draw_grid(images: list, captions: list, columns: int, scale: int, title: str | None):
+def _draw_grid(
+    images: list, captions: list, columns: int, scale: int, title: str | None
+):
     "A figure with every image enlarged on one transparent sheet, and its caption below it."
     import matplotlib.pyplot as plt
+
     gap, line, dpi, head = 8, 13, 100, 22 if title else 0
     h, w = (scale * side for side in images[0].shape[-2:])
     texts = ["\n".join(wrap(c, max(6, int(w / 5.6)))) for c in captions]
     below = line * max(t.count("\n") + bool(t) for t in texts) + gap
-    height, width = ceil(len(images) / columns) * (h + below) + head, columns * (w + gap)
+    height, width = (
+        ceil(len(images) / columns) * (h + below) + head,
+        columns * (w + gap),
+    )
     sheet = np.zeros((height, width, 4), dtype=np.uint8)
     fig = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)
     for k, (image, text) in enumerate(zip(images, texts)):
         top, left = head + (k // columns) * (h + below), (k % columns) * (w + gap)
         pixels = np.asarray(to_pil(image.detach().float(), scale))
-        sheet[top:top + h, left:left + w] = np.dstack([pixels, np.full((h, w), 255, np.uint8)])
-        if text: fig.text((left + w / 2) / width, 1 - (top + h + 3) / height, text, color=TEXT_COLOUR,
-                          ha="center", va="top", fontsize=7.5, linespacing=1.15)
-    if title: fig.text(0, 1, title, va="top", fontsize=10, color=TEXT_COLOUR)
+        sheet[top : top + h, left : left + w] = np.dstack(
+            [pixels, np.full((h, w), 255, np.uint8)]
+        )
+        if text:
+            fig.text(
+                (left + w / 2) / width,
+                1 - (top + h + 3) / height,
+                text,
+                color=TEXT_COLOUR,
+                ha="center",
+                va="top",
+                fontsize=7.5,
+                linespacing=1.15,
+            )
+    if title:
+        fig.text(0, 1, title, va="top", fontsize=10, color=TEXT_COLOUR)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
     ax.axis("off")
@@ -136,7 +208,8 @@ def _draw_grid(images: list, captions: list, columns: int, scale: int, title: st
 
 # %% ../nbs/01_images.ipynb #08dfe9d4
 def make_grid(
-    images: Float[Tensor, "b 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
+    images: Float[Tensor, "b 3 h w"]
+    | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
     columns: int | None = None,  # images in a row; a square grid if not given
     padding: int = 2,  # white pixels between and around the images
 ) -> Float[Tensor, "3 gh gw"]:  # one large image
@@ -144,26 +217,36 @@ def make_grid(
     images = _as_batch(images)
     columns = columns or ceil(len(images) ** 0.5)
     (_, h, w), rows = images[0].shape, ceil(len(images) / columns)
-    grid = torch.ones(3, rows * (h + padding) + padding, columns * (w + padding) + padding)
+    grid = torch.ones(
+        3, rows * (h + padding) + padding, columns * (w + padding) + padding
+    )
     for k, image in enumerate(images):
         row, column = divmod(k, columns)
         top, left = padding + row * (h + padding), padding + column * (w + padding)
-        grid[:, top:top + h, left:left + w] = image
+        grid[:, top : top + h, left : left + w] = image
     return grid
 
 # %% ../nbs/01_images.ipynb #7b6fe1dc
 def show_table(
-    rows: Sequence[Mapping],  # a mapping from column to value each, all with the same columns
+    rows: Sequence[
+        Mapping
+    ],  # a mapping from column to value each, all with the same columns
     digits: int = 3,  # significant ones of a float
 ):  # an IPython Markdown object; as the last line of a cell it is displayed
     "Rows as a table; raises `UserError` if there are none or their columns differ."
     from IPython.display import Markdown
-    if not rows: raise UserError("no rows to show: the list is empty")
+
+    if not rows:
+        raise UserError("no rows to show: the list is empty")
     for r in rows:
-        if list(r) != list(rows[0]): raise UserError(f"rows with other columns: {list(r)} and {list(rows[0])}")
+        if list(r) != list(rows[0]):
+            raise UserError(f"rows with other columns: {list(r)} and {list(rows[0])}")
+
     def cell(v):
-        if not isinstance(v, float): return str(v).replace("|", "&#124;")
+        if not isinstance(v, float):
+            return str(v).replace("|", "&#124;")
         return f"{v:,.0f}" if 10**digits <= abs(v) < 1e15 else f"{v:.{digits}g}"
+
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]
     return Markdown("\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines))
 
@@ -174,25 +257,41 @@ def _png(image: Float[Tensor, "3 h w"], width: int) -> bytes:
     to_pil(image, max(1, width // image.shape[-1])).save(buffer, "png")
     return buffer.getvalue()
 
+
 def slider_grid(
-    images: Float[Tensor, "n 3 h w"] | Sequence[Float[Tensor, "3 h w"]],  # the last axis fastest
+    images: Float[Tensor, "n 3 h w"]
+    | Sequence[Float[Tensor, "3 h w"]],  # the last axis fastest
     axes: dict[str, Sequence[str]],  # the name of each slider and its labels
     width: int = 256,  # pixels on the screen
 ):  # an ipywidgets box: the picture above one slider an axis
     "Sliders over pictures that work in a static page; raises `UserError` if the numbers differ."
     import ipywidgets as widgets
+
     images, counts = list(images), [len(labels) for labels in axes.values()]
     if not images or len(images) != prod(counts):
-        raise UserError(f"{len(images)} frames for {' x '.join(map(str, counts))} slider positions; "
-                        "give one frame for each combination")
-    shape = {"layout": {"width": "26em", "max_width": "95%"}, "style": {"description_width": "7em"}}
-    sliders = [widgets.SelectionSlider(options=list(labels), description=name, **shape)
-               for name, labels in axes.items()]
-    level = [widgets.Image(value=_png(f, width), layout={"width": f"{width}px"}) for f in images]
+        raise UserError(
+            f"{len(images)} frames for {' x '.join(map(str, counts))} slider positions; "
+            "give one frame for each combination"
+        )
+    shape = {
+        "layout": {"width": "26em", "max_width": "95%"},
+        "style": {"description_width": "7em"},
+    }
+    sliders = [
+        widgets.SelectionSlider(options=list(labels), description=name, **shape)
+        for name, labels in axes.items()
+    ]
+    level = [
+        widgets.Image(value=_png(f, width), layout={"width": f"{width}px"})
+        for f in images
+    ]
     for slider, n in reversed(list(zip(sliders, counts))):
-        level = [widgets.Stack(children=level[i:i + n], selected_index=0)
-                 for i in range(0, len(level), n)]
-        for stack in level: widgets.jslink((slider, "index"), (stack, "selected_index"))
+        level = [
+            widgets.Stack(children=level[i : i + n], selected_index=0)
+            for i in range(0, len(level), n)
+        ]
+        for stack in level:
+            widgets.jslink((slider, "index"), (stack, "selected_index"))
     return widgets.VBox([*level, *sliders])
 
 # %% ../nbs/01_images.ipynb #21d43c5e
@@ -201,8 +300,11 @@ def seed_everything(
 ) -> torch.Generator:  # torch's own generator, now seeded
     "Seed Python, NumPy and torch on every device; raises `UserError` for a seed out of range."
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
-    random.seed(seed); np.random.seed(seed)
+        raise UserError(
+            f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}"
+        )
+    random.seed(seed)
+    np.random.seed(seed)
     return torch.manual_seed(seed)
 
 # %% ../nbs/01_images.ipynb #91e67f83
@@ -222,29 +324,43 @@ def check_choice(
 ) -> str:  # `value`, if it is one of the options
     "Return `value` if it is an option; else raise `UserError` that names the nearest ones."
     options = list(options)
-    if value in options: return value
+    if value in options:
+        return value
     near = get_close_matches(str(value).lower(), options, n=2, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise UserError(f"unknown {kind} {value!r}; {hint}choose from: {', '.join(options)}")
+    raise UserError(
+        f"unknown {kind} {value!r}; {hint}choose from: {', '.join(options)}"
+    )
+
 
 def check_image_size(
     size: int,  # pixels
-    minimum: int = 16, maximum: int = 512,  # bounds, both allowed
+    minimum: int = 16,
+    maximum: int = 512,  # bounds, both allowed
 ) -> int:  # `size`, if it is usable
     "Return `size` if it is a whole number of pixels in bounds; else raise `UserError`."
-    if isinstance(size, bool) or not isinstance(size, int) or not minimum <= size <= maximum:
-        raise UserError(f"size must be a whole number of pixels from {minimum} to {maximum}, not {size!r}")
+    if (
+        isinstance(size, bool)
+        or not isinstance(size, int)
+        or not minimum <= size <= maximum
+    ):
+        raise UserError(
+            f"size must be a whole number of pixels from {minimum} to {maximum}, not {size!r}"
+        )
     return size
 
 # %% ../nbs/01_images.ipynb #abfee12f
 def get_device(
-    name: str | None = None,  # "cpu", "cuda", "cuda:1", "mps"; the best that there is if not given
+    name: str
+    | None = None,  # "cpu", "cuda", "cuda:1", "mps"; the best that there is if not given
 ) -> torch.device:  # ready to use
     "A CUDA GPU, else Apple's, else the CPU; raises `UserError` for one that is not there."
     there = ["cpu"] + ["mps"] * torch.backends.mps.is_available()
     there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if "cuda:0" in there: there.append("cuda")
-    if name is None: name = next(d for d in ("cuda", "mps", "cpu") if d in there)
+    if "cuda:0" in there:
+        there.append("cuda")
+    if name is None:
+        name = next(d for d in ("cuda", "mps", "cpu") if d in there)
     return torch.device(check_choice("device", name, there))
 
 # %% ../nbs/01_images.ipynb #0f30c121
@@ -261,14 +377,17 @@ def atomic_write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with open(partial, "rb+") as f: os.fsync(f.fileno())
+        with open(partial, "rb+") as f:
+            os.fsync(f.fileno())
         os.replace(partial, path)
     except OSError as e:
         reason = f"{e.strerror or e}; free some space or choose another place"
         raise UserError(f"cannot write {str(path)!r}: {reason}") from e
     finally:
-        try: partial.unlink(missing_ok=True)
-        except OSError: pass
+        try:
+            partial.unlink(missing_ok=True)
+        except OSError:
+            pass
 
 # %% ../nbs/01_images.ipynb #54718c8f
 def save_json(
@@ -276,22 +395,28 @@ def save_json(
     value,  # anything that JSON can hold
 ) -> Path:  # the path written
     "Save as JSON, wholly or not at all; raises `UserError` if `value` cannot be written as JSON."
-    try: text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as e:
         raise UserError(f"cannot save {str(path)!r} as JSON: {e}") from e
-    with atomic_write(path) as partial: partial.write_text(text, encoding="utf-8")
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return Path(path)
+
 
 def load_json(
     path: str | os.PathLike,  # where from
 ):  # what was saved
     "Load JSON; raises `UserError` if the file is missing or malformed, with the line."
     name = repr(str(path))
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot read {name}: {e.strerror}; check the path") from e
     except json.JSONDecodeError as e:
-        raise UserError(f"{name} is not valid JSON, line {e.lineno}: {e.msg}; mend or remove it") from e
+        raise UserError(
+            f"{name} is not valid JSON, line {e.lineno}: {e.msg}; mend or remove it"
+        ) from e
     except UnicodeDecodeError as e:
         raise UserError(f"{name} is not text in UTF-8; mend or remove it") from e
 
@@ -299,14 +424,20 @@ def load_json(
 def save_tensors(
     path: str | os.PathLike,  # where to, for instance "model.safetensors"
     tensors: dict[str, Tensor],  # named tensors
-    config: dict | None = None,  # settings to keep in the header, anything that JSON can hold
+    config: dict
+    | None = None,  # settings to keep in the header, anything that JSON can hold
 ) -> Path:  # the path written
     "Save named tensors, wholly or not at all; raises `UserError` if they cannot be written."
     from safetensors.torch import save
+
     header = {"config": json.dumps(config or {})}
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header)
-    with atomic_write(path) as partial: partial.write_bytes(content)
+    content = save(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header
+    )
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
     return Path(path)
+
 
 def load_tensors(
     path: str | os.PathLike,  # where from
@@ -314,6 +445,7 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict]:  # the tensors, the configuration
     "Load what `save_tensors` wrote; raises `UserError` if the file is missing or not whole."
     from safetensors import SafetensorError, safe_open
+
     name = repr(str(path))
     try:
         with safe_open(path, framework="pt", device=str(device)) as f:
@@ -322,12 +454,19 @@ def load_tensors(
     except FileNotFoundError as e:
         raise UserError(f"cannot read {name}: no such file; check the path") from e
     except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{name} is no whole safetensors file ({e}); fetch or save it again") from e
+        raise UserError(
+            f"{name} is no whole safetensors file ({e}); fetch or save it again"
+        ) from e
 
 # %% ../nbs/01_images.ipynb #46749ddf
-BUNDLED_DIR = Path(str(files("t2i_tutorial"))) / "pretrained"  # models that can be loaded by name
-RESULTS_DIR = Path(str(files("t2i_tutorial"))) / "results"  # numbers and images of recorded runs
+BUNDLED_DIR = (
+    Path(str(files("t2i_tutorial"))) / "pretrained"
+)  # models that can be loaded by name
+RESULTS_DIR = (
+    Path(str(files("t2i_tutorial"))) / "results"
+)  # numbers and images of recorded runs
 MODEL_VERSION = 2  # of a model's folder
+
 
 def load_model_config(
     folder: Path,  # with a config.json
@@ -337,14 +476,20 @@ def load_model_config(
     saved, name = load_json(folder / "config.json"), repr(str(folder))
     found = saved.get("model_type") if isinstance(saved, dict) else None
     if isinstance(saved, dict) and found is None and {"family", "model"} & set(saved):
-        raise UserError(f"the model in {name} was saved in format 1, this version reads {MODEL_VERSION}; "
-                        "train or fetch it again")
+        raise UserError(
+            f"the model in {name} was saved in format 1, this version reads {MODEL_VERSION}; "
+            "train or fetch it again"
+        )
     if found != model_type:
-        raise UserError(f"{name} holds no {model_type} model (its model_type is {found!r}); "
-                        "choose another folder")
+        raise UserError(
+            f"{name} holds no {model_type} model (its model_type is {found!r}); "
+            "choose another folder"
+        )
     if saved.get("format") != MODEL_VERSION:
-        raise UserError(f"the model in {name} has format {saved.get('format')!r}, this version reads {MODEL_VERSION}; "
-                        "upgrade t2i-tutorial, or fetch it again")
+        raise UserError(
+            f"the model in {name} has format {saved.get('format')!r}, this version reads {MODEL_VERSION}; "
+            "upgrade t2i-tutorial, or fetch it again"
+        )
     return {k: v for k, v in saved.items() if k not in ("model_type", "format")}
 
 # %% ../nbs/01_images.ipynb #4333ff59
@@ -355,4 +500,7 @@ def progress_bar(
 ):  # the same items, with a bar on standard error
     "Go through `items`; a progress bar shows up if it takes more than two seconds."
     from tqdm import tqdm
-    return tqdm(items, desc=description, total=total, leave=False, dynamic_ncols=True, delay=2)
+
+    return tqdm(
+        items, desc=description, total=total, leave=False, dynamic_ncols=True, delay=2
+    )

@@ -14,28 +14,78 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import pi
 from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from .core import UserError, check_choice, check_image_size, seeded_generator
-from .shapes import (Scalar, DistanceField, Coordinates, pixel_grid, sdf_circle, sdf_to_alpha, sdf_capsule, sdf_ellipse, sdf_box, sdf_polygon, sdf_union, sdf_intersection, sdf_difference, sdf_smooth_union, sdf_arc, composite)
+
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_image_size,
+    seeded_generator,
+)
+from t2i_tutorial.shapes import (
+    Coordinates,
+    DistanceField,
+    composite,
+    pixel_grid,
+    sdf_arc,
+    sdf_box,
+    sdf_capsule,
+    sdf_circle,
+    sdf_difference,
+    sdf_ellipse,
+    sdf_intersection,
+    sdf_polygon,
+    sdf_smooth_union,
+    sdf_to_alpha,
+    sdf_union,
+)
 
 # %% ../nbs/03_critters.ipynb #9339fa05
 COLOURS = {  # body colours and second colours, RGB in [0, 1]
-    "red": (0.88, 0.15, 0.17), "orange": (0.99, 0.53, 0.10), "yellow": (0.99, 0.87, 0.22), "green": (0.28, 0.70, 0.27),
-    "blue": (0.17, 0.45, 0.93), "purple": (0.55, 0.25, 0.78), "pink": (0.99, 0.60, 0.77), "brown": (0.53, 0.32, 0.16),
-    "grey": (0.62, 0.67, 0.70), "black": (0.25, 0.27, 0.27)}
+    "red": (0.88, 0.15, 0.17),
+    "orange": (0.99, 0.53, 0.10),
+    "yellow": (0.99, 0.87, 0.22),
+    "green": (0.28, 0.70, 0.27),
+    "blue": (0.17, 0.45, 0.93),
+    "purple": (0.55, 0.25, 0.78),
+    "pink": (0.99, 0.60, 0.77),
+    "brown": (0.53, 0.32, 0.16),
+    "grey": (0.62, 0.67, 0.70),
+    "black": (0.25, 0.27, 0.27),
+}
 EYE_COLOURS = {
-    "red": (0.88, 0.10, 0.12), "yellow": (0.97, 0.76, 0.05), "green": (0.10, 0.62, 0.20), "blue": (0.10, 0.45, 0.95), "purple": (0.58, 0.20, 0.80)}
-_OUTLINE_COLOUR, _WHITE, _WATER, _MINT = (0.13, 0.03, 0.22), (1.0, 1.0, 1.0), (0.60, 0.85, 0.98), (0.35, 0.85, 0.80)  # used for props and outlines only
-ACTIONS = ("standing", "sleeping", "jumping", "running", "swimming", "breathing fire", "holding a balloon")
+    "red": (0.88, 0.10, 0.12),
+    "yellow": (0.97, 0.76, 0.05),
+    "green": (0.10, 0.62, 0.20),
+    "blue": (0.10, 0.45, 0.95),
+    "purple": (0.58, 0.20, 0.80),
+}
+_OUTLINE_COLOUR, _WHITE, _WATER, _MINT = (
+    (0.13, 0.03, 0.22),
+    (1.0, 1.0, 1.0),
+    (0.60, 0.85, 0.98),
+    (0.35, 0.85, 0.80),
+)  # used for props and outlines only
+ACTIONS = (
+    "standing",
+    "sleeping",
+    "jumping",
+    "running",
+    "swimming",
+    "breathing fire",
+    "holding a balloon",
+)
 SIZES = ("small", "large")
 FACINGS = ("left", "right")
 
 # %% ../nbs/03_critters.ipynb #8f229271
 class RenderContext(NamedTuple):
     "What a group of creatures of one kind is drawn with; every field has one entry for each creature."
+
     p: Coordinates  # pixels in the creature's own frame: feet at y = -0.87, looking to the right
     floor: Coordinates  # pixels in a frame on the ground below it, never tilted
     pixel: Float[Tensor, "b 1 1"]  # width of a pixel in the creature's unit
@@ -51,64 +101,127 @@ class RenderContext(NamedTuple):
 
     def take(self, index: Int[Tensor, " k"]) -> "RenderContext":
         "The pen of some of the creatures."
-        return RenderContext(*[Coordinates(f.x[index], f.y[index]) if isinstance(f, Coordinates) else f[index] for f in self])
+        return RenderContext(
+            *[
+                Coordinates(f.x[index], f.y[index])
+                if isinstance(f, Coordinates)
+                else f[index]
+                for f in self
+            ]
+        )
+
 
 class Shape(NamedTuple):
     "One piece of a creature."
+
     shape: DistanceField
     paint: str = "body"  # or "second", or "white"
     lined: bool = True  # False for a marking, which has no line around it
 
+
 class SpeciesDrawing(NamedTuple):
     "What a species function returns."
+
     shapes: list[Shape]  # from back to front
     face: DistanceField | None  # nose and mouth, in ink
     eyes: list[tuple[float, float, float]]  # x, y and radius of each
 
-def _feet(p: Coordinates, pen: RenderContext, back: float, front: float, radii: tuple[float, float]) -> DistanceField:
+
+def _feet(
+    p: Coordinates,
+    pen: RenderContext,
+    back: float,
+    front: float,
+    radii: tuple[float, float],
+) -> DistanceField:
     "Two feet, further apart in a stride."
     step = 0.17 * pen.stride
-    return sdf_union(sdf_ellipse(p, (back + step, -0.86 + radii[1] / 2), radii), sdf_ellipse(p, (front - step, -0.86 + radii[1] / 2), radii))
+    return sdf_union(
+        sdf_ellipse(p, (back + step, -0.86 + radii[1] / 2), radii),
+        sdf_ellipse(p, (front - step, -0.86 + radii[1] / 2), radii),
+    )
 
 # %% ../nbs/03_critters.ipynb #0f9bb31f
-def _shade(image: Float[Tensor, "b 3 h w"], d: Float[Tensor, "b h w"], pixel: Float[Tensor, "b 1 1"]) -> None:
+def _shade(
+    image: Float[Tensor, "b 3 h w"],
+    d: Float[Tensor, "b h w"],
+    pixel: Float[Tensor, "b 1 1"],
+) -> None:
     "Darken the rim that faces down, lighten the rim that faces up, by looking a step along the light."
     dx, dy = torch.zeros_like(d), torch.zeros_like(d)
     dx[..., 1:-1] = d[..., 2:] - d[..., :-2]
     dy[:, 1:-1] = d[:, :-2] - d[:, 2:]
     towards = (0.4 * dx + 0.9 * dy) / (2 * pixel)  # how fast d grows towards the light
     inside = sdf_to_alpha(d, pixel)
-    for colour, step, strength in ((_OUTLINE_COLOUR, -0.16, 0.18), (_WHITE, 0.12, 0.18)):
-        rim = inside * sdf_to_alpha(-(d + step * towards), 1.5 * pixel)  # inside here, outside one step on
+    for colour, step, strength in (
+        (_OUTLINE_COLOUR, -0.16, 0.18),
+        (_WHITE, 0.12, 0.18),
+    ):
+        rim = inside * sdf_to_alpha(
+            -(d + step * towards), 1.5 * pixel
+        )  # inside here, outside one step on
         image.lerp_(torch.tensor(colour).view(1, 3, 1, 1), strength * rim[:, None])
 
 # %% ../nbs/03_critters.ipynb #f94da284
-def _paint_eye(image: Float[Tensor, "b 3 h w"], pen: RenderContext, centre: tuple[float, float], radius: float) -> None:
+def _paint_eye(
+    image: Float[Tensor, "b 3 h w"],
+    pen: RenderContext,
+    centre: tuple[float, float],
+    radius: float,
+) -> None:
     "A white ball, a coloured iris turned forwards, a pupil and a glint; or a lid and its lashes."
     (x, y), r, opened = centre, radius * pen.eye, 1 - pen.closed
-    ball, iris = sdf_circle(pen.p, centre, r), sdf_circle(pen.p, (x + 0.22 * r, y - 0.04), 0.70 * r)
+    ball, iris = (
+        sdf_circle(pen.p, centre, r),
+        sdf_circle(pen.p, (x + 0.22 * r, y - 0.04), 0.70 * r),
+    )
     lid = pen.paints[:, 0].lerp(torch.ones(()), 0.45)
     composite(image, ball - 0.035, _OUTLINE_COLOUR, pen.pixel, opened)
     composite(image, ball, pen.closed[..., None] * lid + opened[..., None], pen.pixel)
     composite(image, iris, pen.paints[:, 2], pen.pixel, opened)
     composite(image, iris + 0.46 * r, _OUTLINE_COLOUR, pen.pixel, opened)
-    composite(image, sdf_circle(pen.p, (x + 0.05 * r, y + 0.38 * r), 0.2 * r), _WHITE, pen.pixel, opened)
-    composite(image, sdf_intersection((ball + 0.02).abs() - 0.04, pen.p.y - y), _OUTLINE_COLOUR, pen.pixel, pen.closed)
+    composite(
+        image,
+        sdf_circle(pen.p, (x + 0.05 * r, y + 0.38 * r), 0.2 * r),
+        _WHITE,
+        pen.pixel,
+        opened,
+    )
+    composite(
+        image,
+        sdf_intersection((ball + 0.02).abs() - 0.04, pen.p.y - y),
+        _OUTLINE_COLOUR,
+        pen.pixel,
+        pen.closed,
+    )
 
 # %% ../nbs/03_critters.ipynb #d53731c5
-_OUTLINE_WIDTH, _LINE_WIDTH = 0.055, 0.03  # widths of the outer and the inner lines, in the creature's unit
+_OUTLINE_WIDTH, _LINE_WIDTH = (
+    0.055,
+    0.03,
+)  # widths of the outer and the inner lines, in the creature's unit
 
-def _paint_creature(image: Float[Tensor, "b 3 h w"], sketch: SpeciesDrawing, pen: RenderContext, lit: bool = True) -> None:
+
+def _paint_creature(
+    image: Float[Tensor, "b 3 h w"],
+    sketch: SpeciesDrawing,
+    pen: RenderContext,
+    lit: bool = True,
+) -> None:
     "Outline, parts from back to front, shading, face, eyes."
     paints = {"body": pen.paints[:, 0], "second": pen.paints[:, 1], "white": _WHITE}
     silhouette = sdf_union(*[part.shape for part in sketch.shapes])
     composite(image, silhouette - _OUTLINE_WIDTH, _OUTLINE_COLOUR, pen.pixel)
     for part in sketch.shapes:
-        if part.lined: composite(image, part.shape - _LINE_WIDTH, _OUTLINE_COLOUR, pen.pixel, 0.8)
+        if part.lined:
+            composite(image, part.shape - _LINE_WIDTH, _OUTLINE_COLOUR, pen.pixel, 0.8)
         composite(image, part.shape, paints[part.paint], pen.pixel)
-    if lit: _shade(image, silhouette, pen.pixel)
-    if sketch.face is not None: composite(image, sketch.face, _OUTLINE_COLOUR, pen.pixel)
-    for x, y, radius in sketch.eyes: _paint_eye(image, pen, (x, y), radius)
+    if lit:
+        _shade(image, silhouette, pen.pixel)
+    if sketch.face is not None:
+        composite(image, sketch.face, _OUTLINE_COLOUR, pen.pixel)
+    for x, y, radius in sketch.eyes:
+        _paint_eye(image, pen, (x, y), radius)
 
 # %% ../nbs/03_critters.ipynb #c17637b0
 class _Species(NamedTuple):
@@ -117,13 +230,19 @@ class _Species(NamedTuple):
     mouth: tuple[float, float]
     hand: tuple[float, float]
 
+
 _SPECIES: dict[str, _Species] = {}
 
-def _species(name: str, part: str, mouth: tuple[float, float], hand: tuple[float, float]):
+
+def _species(
+    name: str, part: str, mouth: tuple[float, float], hand: tuple[float, float]
+):
     "Enter the function below in the table of species."
+
     def enter(sketch):
         _SPECIES[name] = _Species(sketch, part, mouth, hand)
         return sketch
+
     return enter
 
 # %% ../nbs/03_critters.ipynb #9773a38b
@@ -131,19 +250,44 @@ def _species(name: str, part: str, mouth: tuple[float, float], hand: tuple[float
 def _dragon(p, pen):
     up = 0.12 * pen.wag
     body = sdf_ellipse(p, (-0.13, -0.42), (0.40, 0.42))
-    tail = sdf_smooth_union(sdf_capsule(p, (-0.35, -0.62), (-0.76, -0.62), 0.16, 0.09), sdf_capsule(p, (-0.76, -0.62), (-0.90, -0.30), 0.09, 0.05), 0.06)
+    tail = sdf_smooth_union(
+        sdf_capsule(p, (-0.35, -0.62), (-0.76, -0.62), 0.16, 0.09),
+        sdf_capsule(p, (-0.76, -0.62), (-0.90, -0.30), 0.09, 0.05),
+        0.06,
+    )
     spade = sdf_polygon(p, (-1.06, -0.36), (-0.72, -0.24), (-0.97, 0.04 + up / 2))
-    wing = sdf_union(sdf_polygon(p, (-0.25, -0.20), (-0.20, 0.10), (-0.46, 0.66 + up), (-0.66, 0.28 + up)),
-                 sdf_polygon(p, (-0.25, -0.25), (-0.20, 0.05), (-0.56, 0.56 + up), (-0.88, 0.12 + up)))
+    wing = sdf_union(
+        sdf_polygon(
+            p, (-0.25, -0.20), (-0.20, 0.10), (-0.46, 0.66 + up), (-0.66, 0.28 + up)
+        ),
+        sdf_polygon(
+            p, (-0.25, -0.25), (-0.20, 0.05), (-0.56, 0.56 + up), (-0.88, 0.12 + up)
+        ),
+    )
     wing = sdf_difference(wing, sdf_circle(p, (-0.72, -0.20), 0.32))
-    horns = sdf_union(sdf_capsule(p, (0.02, 0.58), (-0.14, 0.92), 0.10, 0.02), sdf_capsule(p, (0.34, 0.60), (0.30, 0.95), 0.09, 0.02))
-    head = sdf_smooth_union(sdf_circle(p, (0.18, 0.30), 0.39), sdf_ellipse(p, (0.52, 0.13), (0.32, 0.22)), 0.12)
+    horns = sdf_union(
+        sdf_capsule(p, (0.02, 0.58), (-0.14, 0.92), 0.10, 0.02),
+        sdf_capsule(p, (0.34, 0.60), (0.30, 0.95), 0.09, 0.02),
+    )
+    head = sdf_smooth_union(
+        sdf_circle(p, (0.18, 0.30), 0.39),
+        sdf_ellipse(p, (0.52, 0.13), (0.32, 0.22)),
+        0.12,
+    )
     belly = sdf_intersection(sdf_ellipse(p, (0.08, -0.44), (0.20, 0.30)), body + 0.03)
     feet = _feet(p, pen, -0.26, 0.12, (0.19, 0.12))
     arm = sdf_capsule(p, (0.05, -0.28), (0.28, -0.32 + 0.7 * up), 0.08)
     face = sdf_union(sdf_circle(p, (0.70, 0.20), 0.035), sdf_arc(p, (0.56, 0.08), 0.12))
-    parts = [Shape(wing, "second"), Shape(spade, "second"), Shape(horns, "second"), Shape(sdf_union(tail, body)),
-             Shape(belly, "second", False), Shape(feet), Shape(head), Shape(arm)]
+    parts = [
+        Shape(wing, "second"),
+        Shape(spade, "second"),
+        Shape(horns, "second"),
+        Shape(sdf_union(tail, body)),
+        Shape(belly, "second", False),
+        Shape(feet),
+        Shape(head),
+        Shape(arm),
+    ]
     return SpeciesDrawing(parts, face, [(0.12, 0.40, 0.19), (0.47, 0.40, 0.17)])
 
 # %% ../nbs/03_critters.ipynb #3d80acbe
@@ -151,29 +295,81 @@ def _dragon(p, pen):
 def _cat(p, pen):
     sway = 0.10 * pen.wag
     body = sdf_ellipse(p, (-0.06, -0.48), (0.37, 0.38))
-    tail = sdf_smooth_union(sdf_capsule(p, (-0.34, -0.70), (-0.72, -0.62), 0.09), sdf_capsule(p, (-0.72, -0.62), (-0.78 - sway, 0.02), 0.09), 0.08)
+    tail = sdf_smooth_union(
+        sdf_capsule(p, (-0.34, -0.70), (-0.72, -0.62), 0.09),
+        sdf_capsule(p, (-0.72, -0.62), (-0.78 - sway, 0.02), 0.09),
+        0.08,
+    )
     tip = sdf_capsule(p, (-0.78 - sway, -0.02), (-0.78 - sway, 0.12), 0.10)
     head = sdf_ellipse(p, (0.10, 0.22), (0.52, 0.43))
-    ears = sdf_union(sdf_polygon(p, (-0.40, 0.28), (0.02, 0.52), (-0.36, 0.92), rounding=0.02), sdf_polygon(p, (0.20, 0.54), (0.60, 0.28), (0.56, 0.92), rounding=0.02))
-    inner = sdf_union(sdf_polygon(p, (-0.32, 0.40), (-0.06, 0.54), (-0.31, 0.79)), sdf_polygon(p, (0.26, 0.54), (0.52, 0.40), (0.51, 0.79)))
+    ears = sdf_union(
+        sdf_polygon(p, (-0.40, 0.28), (0.02, 0.52), (-0.36, 0.92), rounding=0.02),
+        sdf_polygon(p, (0.20, 0.54), (0.60, 0.28), (0.56, 0.92), rounding=0.02),
+    )
+    inner = sdf_union(
+        sdf_polygon(p, (-0.32, 0.40), (-0.06, 0.54), (-0.31, 0.79)),
+        sdf_polygon(p, (0.26, 0.54), (0.52, 0.40), (0.51, 0.79)),
+    )
     belly = sdf_intersection(sdf_ellipse(p, (0.04, -0.46), (0.23, 0.27)), body + 0.02)
     feet = _feet(p, pen, -0.22, 0.16, (0.17, 0.11))
-    whiskers = sdf_union(*[sdf_capsule(p, (x, 0.03 + y), (x + s * 0.26, 0.03 + 3 * y), 0.012) for x, s in ((0.53, 1), (-0.30, -1)) for y in (0.03, -0.03)])
-    face = sdf_union(sdf_ellipse(p, (0.21, 0.08), (0.07, 0.05)), sdf_arc(p, (0.21, 0.03), 0.09), whiskers)
-    parts = [Shape(tail), Shape(tip, "second"), Shape(body), Shape(belly, "second", False), Shape(feet), Shape(ears), Shape(inner, "second", False), Shape(head)]
+    whiskers = sdf_union(
+        *[
+            sdf_capsule(p, (x, 0.03 + y), (x + s * 0.26, 0.03 + 3 * y), 0.012)
+            for x, s in ((0.53, 1), (-0.30, -1))
+            for y in (0.03, -0.03)
+        ]
+    )
+    face = sdf_union(
+        sdf_ellipse(p, (0.21, 0.08), (0.07, 0.05)),
+        sdf_arc(p, (0.21, 0.03), 0.09),
+        whiskers,
+    )
+    parts = [
+        Shape(tail),
+        Shape(tip, "second"),
+        Shape(body),
+        Shape(belly, "second", False),
+        Shape(feet),
+        Shape(ears),
+        Shape(inner, "second", False),
+        Shape(head),
+    ]
     return SpeciesDrawing(parts, face, [(-0.08, 0.27, 0.18), (0.40, 0.27, 0.18)])
+
 
 @_species("owl", part="wings", mouth=(0.16, 0.02), hand=(0.62, -0.36))
 def _owl(p, pen):
     lift = 0.14 * pen.wag + 0.18 * pen.stride.abs()
     body = sdf_ellipse(p, (0.0, -0.10), (0.52, 0.70))
-    tufts = sdf_union(sdf_polygon(p, (-0.50, 0.20), (-0.06, 0.56), (-0.56, 0.90), rounding=0.02), sdf_polygon(p, (0.06, 0.56), (0.50, 0.20), (0.56, 0.90), rounding=0.02))
-    wings = sdf_union(sdf_capsule(p, (-0.44, 0.02), (-0.66 - lift, -0.42 + lift), 0.17, 0.10), sdf_capsule(p, (0.44, 0.02), (0.66 + lift, -0.42 + lift), 0.17, 0.10))
-    marks = sdf_union(*[sdf_capsule(p, (x + s * 0.07, y + 0.02), (x, y - 0.05), 0.04) for x, y in ((-0.13, -0.34), (0.17, -0.34), (0.02, -0.54)) for s in (-1, 1)])
-    face = sdf_union(sdf_circle(p, (-0.20, 0.24), 0.31), sdf_circle(p, (0.28, 0.24), 0.31))
+    tufts = sdf_union(
+        sdf_polygon(p, (-0.50, 0.20), (-0.06, 0.56), (-0.56, 0.90), rounding=0.02),
+        sdf_polygon(p, (0.06, 0.56), (0.50, 0.20), (0.56, 0.90), rounding=0.02),
+    )
+    wings = sdf_union(
+        sdf_capsule(p, (-0.44, 0.02), (-0.66 - lift, -0.42 + lift), 0.17, 0.10),
+        sdf_capsule(p, (0.44, 0.02), (0.66 + lift, -0.42 + lift), 0.17, 0.10),
+    )
+    marks = sdf_union(
+        *[
+            sdf_capsule(p, (x + s * 0.07, y + 0.02), (x, y - 0.05), 0.04)
+            for x, y in ((-0.13, -0.34), (0.17, -0.34), (0.02, -0.54))
+            for s in (-1, 1)
+        ]
+    )
+    face = sdf_union(
+        sdf_circle(p, (-0.20, 0.24), 0.31), sdf_circle(p, (0.28, 0.24), 0.31)
+    )
     beak = sdf_polygon(p, (-0.06, 0.12), (0.16, 0.12), (0.06, -0.14), rounding=0.01)
     feet = sdf_union(*[sdf_ellipse(p, (x, -0.82), (0.13, 0.07)) for x in (-0.18, 0.20)])
-    parts = [Shape(feet, "second"), Shape(tufts), Shape(body), Shape(marks, "second", False), Shape(wings, "second"), Shape(face), Shape(beak, "second")]
+    parts = [
+        Shape(feet, "second"),
+        Shape(tufts),
+        Shape(body),
+        Shape(marks, "second", False),
+        Shape(wings, "second"),
+        Shape(face),
+        Shape(beak, "second"),
+    ]
     return SpeciesDrawing(parts, None, [(-0.18, 0.25, 0.21), (0.30, 0.25, 0.21)])
 
 # %% ../nbs/03_critters.ipynb #1942829c
@@ -183,84 +379,232 @@ def _rabbit(p, pen):
     body = sdf_ellipse(p, (-0.08, -0.50), (0.39, 0.37))
     head = sdf_ellipse(p, (0.10, 0.00), (0.49, 0.40))
     tips = ((-0.12, -0.24), (0.24, 0.30))
-    ears = sdf_union(*[sdf_capsule(p, (x, 0.25), (end + bend, 0.84), 0.12) for x, end in tips])
-    inner = sdf_union(*[sdf_capsule(p, (x, 0.34), (end + bend, 0.82), 0.055) for x, end in tips])
+    ears = sdf_union(
+        *[sdf_capsule(p, (x, 0.25), (end + bend, 0.84), 0.12) for x, end in tips]
+    )
+    inner = sdf_union(
+        *[sdf_capsule(p, (x, 0.34), (end + bend, 0.82), 0.055) for x, end in tips]
+    )
     tail = sdf_circle(p, (-0.50, -0.58), 0.16)
     belly = sdf_intersection(sdf_ellipse(p, (0.05, -0.52), (0.20, 0.21)), body + 0.02)
     feet = _feet(p, pen, -0.24, 0.20, (0.22, 0.11))
-    face = sdf_union(sdf_ellipse(p, (0.22, -0.12), (0.06, 0.045)), sdf_arc(p, (0.22, -0.17), 0.08))
-    parts = [Shape(tail, "second"), Shape(body), Shape(belly, "second", False), Shape(feet), Shape(ears), Shape(inner, "second", False), Shape(head)]
+    face = sdf_union(
+        sdf_ellipse(p, (0.22, -0.12), (0.06, 0.045)), sdf_arc(p, (0.22, -0.17), 0.08)
+    )
+    parts = [
+        Shape(tail, "second"),
+        Shape(body),
+        Shape(belly, "second", False),
+        Shape(feet),
+        Shape(ears),
+        Shape(inner, "second", False),
+        Shape(head),
+    ]
     return SpeciesDrawing(parts, face, [(-0.06, 0.08, 0.17), (0.38, 0.08, 0.17)])
+
 
 @_species("turtle", part="spots", mouth=(0.88, -0.02), hand=(0.88, -0.04))
 def _turtle(p, pen):
     dome = sdf_intersection(sdf_ellipse(p, (-0.20, -0.46), (0.66, 0.74)), -0.46 - p.y)
     rim = sdf_box(p, (-0.20, -0.47), (0.70, 0.10), 0.09)
-    spots = sdf_intersection(sdf_union(sdf_ellipse(p, (-0.20, -0.04), (0.20, 0.20)), sdf_circle(p, (-0.60, -0.20), 0.16), sdf_circle(p, (0.20, -0.20), 0.16)), dome + 0.04)
-    head = sdf_smooth_union(sdf_circle(p, (0.60, 0.12), 0.34), sdf_capsule(p, (0.36, -0.40), (0.52, 0.0), 0.16), 0.08)
-    legs = sdf_union(*[sdf_capsule(p, (x, -0.50), (x + 0.10 * s * pen.stride, -0.74), 0.14) for x, s in ((-0.60, 1), (0.22, -1))])
+    spots = sdf_intersection(
+        sdf_union(
+            sdf_ellipse(p, (-0.20, -0.04), (0.20, 0.20)),
+            sdf_circle(p, (-0.60, -0.20), 0.16),
+            sdf_circle(p, (0.20, -0.20), 0.16),
+        ),
+        dome + 0.04,
+    )
+    head = sdf_smooth_union(
+        sdf_circle(p, (0.60, 0.12), 0.34),
+        sdf_capsule(p, (0.36, -0.40), (0.52, 0.0), 0.16),
+        0.08,
+    )
+    legs = sdf_union(
+        *[
+            sdf_capsule(p, (x, -0.50), (x + 0.10 * s * pen.stride, -0.74), 0.14)
+            for x, s in ((-0.60, 1), (0.22, -1))
+        ]
+    )
     tail = sdf_capsule(p, (-0.80, -0.58), (-1.0, -0.66 + 0.05 * pen.wag), 0.08, 0.02)
-    parts = [Shape(tail), Shape(legs), Shape(head), Shape(dome), Shape(spots, "second", False), Shape(rim)]
-    return SpeciesDrawing(parts, sdf_arc(p, (0.68, 0.00), 0.14), [(0.50, 0.20, 0.17), (0.80, 0.20, 0.15)])
+    parts = [
+        Shape(tail),
+        Shape(legs),
+        Shape(head),
+        Shape(dome),
+        Shape(spots, "second", False),
+        Shape(rim),
+    ]
+    return SpeciesDrawing(
+        parts, sdf_arc(p, (0.68, 0.00), 0.14), [(0.50, 0.20, 0.17), (0.80, 0.20, 0.15)]
+    )
 
 # %% ../nbs/03_critters.ipynb #0ca118e3
 @_species("fish", part="fins", mouth=(0.78, -0.26), hand=(0.80, -0.28))
 def _fish(p, pen):
     sway = 0.10 * pen.wag
     body = sdf_ellipse(p, (0.18, -0.18), (0.68, 0.52))
-    tail = sdf_polygon(p, (-0.34, -0.18), (-0.92, 0.26 + sway), (-0.92, -0.62 + sway), rounding=0.03)
+    tail = sdf_polygon(
+        p, (-0.34, -0.18), (-0.92, 0.26 + sway), (-0.92, -0.62 + sway), rounding=0.03
+    )
     tail = sdf_difference(tail, sdf_circle(p, (-1.08, -0.18 + sway), 0.32))
     back = sdf_intersection(sdf_ellipse(p, (0.08, 0.24), (0.36, 0.38)), 0.0 - p.y)
     under = sdf_polygon(p, (0.0, -0.50), (0.30, -0.54), (-sway, -0.84), rounding=0.03)
     side = sdf_ellipse(p, (-0.04, -0.26), (0.21, 0.12 + 0.2 * sway))
-    parts = [Shape(tail, "second"), Shape(back, "second"), Shape(under, "second"), Shape(body), Shape(side, "second")]
+    parts = [
+        Shape(tail, "second"),
+        Shape(back, "second"),
+        Shape(under, "second"),
+        Shape(body),
+        Shape(side, "second"),
+    ]
     return SpeciesDrawing(parts, sdf_arc(p, (0.66, -0.30), 0.11), [(0.48, -0.02, 0.20)])
+
 
 @_species("snail", part="shell", mouth=(0.76, -0.22), hand=(0.80, -0.30))
 def _snail(p, pen):
     shell = sdf_circle(p, (-0.32, -0.22), 0.43)
-    ring, core = sdf_circle(p, (-0.29, -0.24), 0.26).abs() - 0.045, sdf_circle(p, (-0.22, -0.24), 0.17).abs() - 0.045
-    spiral = sdf_union(sdf_intersection(ring, -0.24 - p.y), sdf_intersection(core, p.y + 0.24), sdf_circle(p, (-0.37, -0.24), 0.045))
+    ring, core = (
+        sdf_circle(p, (-0.29, -0.24), 0.26).abs() - 0.045,
+        sdf_circle(p, (-0.22, -0.24), 0.17).abs() - 0.045,
+    )
+    spiral = sdf_union(
+        sdf_intersection(ring, -0.24 - p.y),
+        sdf_intersection(core, p.y + 0.24),
+        sdf_circle(p, (-0.37, -0.24), 0.045),
+    )
     foot = sdf_capsule(p, (-0.82, -0.74), (0.54, -0.72), 0.12, 0.17)
-    trunk = sdf_smooth_union(foot, sdf_capsule(p, (0.44, -0.60), (0.54, -0.06), 0.26, 0.31), 0.30)
-    stalks = sdf_union(*[sdf_capsule(p, (x, 0.0), (end + 0.05 * pen.wag, 0.42), 0.07) for x, end in ((0.42, 0.28), (0.62, 0.72))])
-    parts = [Shape(stalks), Shape(trunk), Shape(shell, "second"), Shape(spiral, "body", False)]
-    return SpeciesDrawing(parts, sdf_arc(p, (0.60, -0.18), 0.11), [(0.28, 0.50, 0.20), (0.74, 0.50, 0.20)])
+    trunk = sdf_smooth_union(
+        foot, sdf_capsule(p, (0.44, -0.60), (0.54, -0.06), 0.26, 0.31), 0.30
+    )
+    stalks = sdf_union(
+        *[
+            sdf_capsule(p, (x, 0.0), (end + 0.05 * pen.wag, 0.42), 0.07)
+            for x, end in ((0.42, 0.28), (0.62, 0.72))
+        ]
+    )
+    parts = [
+        Shape(stalks),
+        Shape(trunk),
+        Shape(shell, "second"),
+        Shape(spiral, "body", False),
+    ]
+    return SpeciesDrawing(
+        parts, sdf_arc(p, (0.60, -0.18), 0.11), [(0.28, 0.50, 0.20), (0.74, 0.50, 0.20)]
+    )
 
 # %% ../nbs/03_critters.ipynb #13be6629
 @_species("mushroom", part="spots", mouth=(0.22, -0.46), hand=(0.60, -0.44))
 def _mushroom(p, pen):
     cap = sdf_intersection(sdf_ellipse(p, (0.0, 0.06), (0.86, 0.80)), 0.02 - p.y) - 0.05
-    spots = sdf_intersection(sdf_union(sdf_ellipse(p, (-0.10, 0.56), (0.20, 0.17)), sdf_circle(p, (-0.58, 0.26), 0.14), sdf_circle(p, (0.52, 0.34), 0.16)), cap + 0.03)
-    stem = sdf_smooth_union(sdf_ellipse(p, (0.02, -0.42), (0.42, 0.36)), sdf_box(p, (0.02, -0.16), (0.34, 0.26), 0.1), 0.1)
+    spots = sdf_intersection(
+        sdf_union(
+            sdf_ellipse(p, (-0.10, 0.56), (0.20, 0.17)),
+            sdf_circle(p, (-0.58, 0.26), 0.14),
+            sdf_circle(p, (0.52, 0.34), 0.16),
+        ),
+        cap + 0.03,
+    )
+    stem = sdf_smooth_union(
+        sdf_ellipse(p, (0.02, -0.42), (0.42, 0.36)),
+        sdf_box(p, (0.02, -0.16), (0.34, 0.26), 0.1),
+        0.1,
+    )
     feet = _feet(p, pen, -0.20, 0.24, (0.18, 0.11))
-    arms = sdf_union(*[sdf_capsule(p, (0.02 + s * 0.36, -0.36), (0.02 + s * 0.58, -0.44 - s * 0.1 * pen.wag), 0.08) for s in (-1, 1)])
-    parts = [Shape(arms, "second"), Shape(feet), Shape(stem, "second"), Shape(cap), Shape(spots, "second", False)]
-    return SpeciesDrawing(parts, sdf_arc(p, (0.12, -0.44), 0.09), [(-0.10, -0.22, 0.17), (0.32, -0.22, 0.17)])
+    arms = sdf_union(
+        *[
+            sdf_capsule(
+                p,
+                (0.02 + s * 0.36, -0.36),
+                (0.02 + s * 0.58, -0.44 - s * 0.1 * pen.wag),
+                0.08,
+            )
+            for s in (-1, 1)
+        ]
+    )
+    parts = [
+        Shape(arms, "second"),
+        Shape(feet),
+        Shape(stem, "second"),
+        Shape(cap),
+        Shape(spots, "second", False),
+    ]
+    return SpeciesDrawing(
+        parts,
+        sdf_arc(p, (0.12, -0.44), 0.09),
+        [(-0.10, -0.22, 0.17), (0.32, -0.22, 0.17)],
+    )
+
 
 @_species("octopus", part="arms", mouth=(0.28, -0.14), hand=(0.70, -0.60))
 def _octopus(p, pen):
-    head = sdf_smooth_union(sdf_ellipse(p, (0.0, 0.26), (0.59, 0.60)), sdf_box(p, (0.0, -0.18), (0.47, 0.26), 0.16), 0.1)
+    head = sdf_smooth_union(
+        sdf_ellipse(p, (0.0, 0.26), (0.59, 0.60)),
+        sdf_box(p, (0.0, -0.18), (0.47, 0.26), 0.16),
+        0.1,
+    )
     curl = 0.10 * pen.wag + 0.10 * pen.stride
     arms = []
     for x, low in ((-0.14, -0.82), (0.14, -0.82), (-0.40, -0.76), (0.40, -0.76)):
         knee, end = (1.4 * x, -0.64), (1.9 * x + (0.12 if x > 0 else -0.12) + curl, low)
-        arms.append(Shape(sdf_smooth_union(sdf_capsule(p, (x, -0.22), knee, 0.13, 0.11), sdf_capsule(p, knee, end, 0.11, 0.07), 0.05), "second"))
-    spots = sdf_intersection(sdf_union(sdf_circle(p, (-0.26, 0.64), 0.11), sdf_circle(p, (0.04, 0.72), 0.08), sdf_circle(p, (-0.42, 0.40), 0.08)), head + 0.02)
-    return SpeciesDrawing([*arms, Shape(head), Shape(spots, "second", False)], sdf_arc(p, (0.14, -0.10), 0.11), [(-0.10, 0.17, 0.20), (0.36, 0.17, 0.20)])
+        arms.append(
+            Shape(
+                sdf_smooth_union(
+                    sdf_capsule(p, (x, -0.22), knee, 0.13, 0.11),
+                    sdf_capsule(p, knee, end, 0.11, 0.07),
+                    0.05,
+                ),
+                "second",
+            )
+        )
+    spots = sdf_intersection(
+        sdf_union(
+            sdf_circle(p, (-0.26, 0.64), 0.11),
+            sdf_circle(p, (0.04, 0.72), 0.08),
+            sdf_circle(p, (-0.42, 0.40), 0.08),
+        ),
+        head + 0.02,
+    )
+    return SpeciesDrawing(
+        [*arms, Shape(head), Shape(spots, "second", False)],
+        sdf_arc(p, (0.14, -0.10), 0.11),
+        [(-0.10, 0.17, 0.20), (0.36, 0.17, 0.20)],
+    )
 
 # %% ../nbs/03_critters.ipynb #9684f71e
 @_species("duck", part="wings", mouth=(0.92, 0.14), hand=(0.88, 0.14))
 def _duck(p, pen):
     up = 0.1 * pen.wag
-    body = sdf_smooth_union(sdf_ellipse(p, (-0.16, -0.44), (0.60, 0.36)), sdf_polygon(p, (-0.62, -0.52), (-0.40, -0.24), (-0.92, 0.02 + up / 2)), 0.12)
-    neck = sdf_smooth_union(sdf_capsule(p, (0.20, -0.30), (0.24, 0.20), 0.22), sdf_circle(p, (0.26, 0.30), 0.38), 0.06)
-    bill = sdf_union(sdf_ellipse(p, (0.70, 0.21), (0.28, 0.11)), sdf_ellipse(p, (0.66, 0.10), (0.22, 0.09)))
-    wing = sdf_smooth_union(sdf_ellipse(p, (-0.24, -0.40), (0.33, 0.21)), sdf_capsule(p, (-0.40, -0.36), (-0.64, -0.22 + up), 0.10, 0.04), 0.06)
+    body = sdf_smooth_union(
+        sdf_ellipse(p, (-0.16, -0.44), (0.60, 0.36)),
+        sdf_polygon(p, (-0.62, -0.52), (-0.40, -0.24), (-0.92, 0.02 + up / 2)),
+        0.12,
+    )
+    neck = sdf_smooth_union(
+        sdf_capsule(p, (0.20, -0.30), (0.24, 0.20), 0.22),
+        sdf_circle(p, (0.26, 0.30), 0.38),
+        0.06,
+    )
+    bill = sdf_union(
+        sdf_ellipse(p, (0.70, 0.21), (0.28, 0.11)),
+        sdf_ellipse(p, (0.66, 0.10), (0.22, 0.09)),
+    )
+    wing = sdf_smooth_union(
+        sdf_ellipse(p, (-0.24, -0.40), (0.33, 0.21)),
+        sdf_capsule(p, (-0.40, -0.36), (-0.64, -0.22 + up), 0.10, 0.04),
+        0.06,
+    )
     tuft = sdf_capsule(p, (0.20, 0.62), (0.06, 0.84 + up / 2), 0.07, 0.03)
     feet = _feet(p, pen, -0.14, 0.14, (0.18, 0.07))
-    parts = [Shape(feet, "second"), Shape(tuft), Shape(bill, "second"), Shape(sdf_smooth_union(body, neck, 0.12)), Shape(wing, "second")]
+    parts = [
+        Shape(feet, "second"),
+        Shape(tuft),
+        Shape(bill, "second"),
+        Shape(sdf_smooth_union(body, neck, 0.12)),
+        Shape(wing, "second"),
+    ]
     return SpeciesDrawing(parts, None, [(0.34, 0.37, 0.20)])
+
 
 @_species("crab", part="claws", mouth=(0.20, -0.46), hand=(0.68, 0.16))
 def _crab(p, pen):
@@ -271,13 +615,34 @@ def _crab(p, pen):
         for k in (0, 1):
             knee = (s * (0.66 + 0.08 * k), -0.56 + 0.12 * k)
             foot = (s * (0.74 + 0.10 * k) + 0.06 * pen.stride, -0.84 + 0.10 * k)
-            limbs.append(sdf_union(sdf_capsule(p, (s * 0.42, -0.56 + 0.1 * k), knee, 0.07), sdf_capsule(p, knee, foot, 0.07, 0.04)))
+            limbs.append(
+                sdf_union(
+                    sdf_capsule(p, (s * 0.42, -0.56 + 0.1 * k), knee, 0.07),
+                    sdf_capsule(p, knee, foot, 0.07, 0.04),
+                )
+            )
         x, y = s * 0.68, 0.34 - s * 0.08 * pen.wag
         q = Coordinates((p.x - x) * s, p.y - y)
-        claws.append(sdf_difference(sdf_ellipse(q, (0, 0), (0.25, 0.29)), sdf_polygon(q, (-0.04, 0.0), (0.12, 0.46), (-0.22, 0.46))))
-    stalks = sdf_union(*[sdf_capsule(p, (x, -0.10), (x, 0.10), 0.07) for x in (-0.14, 0.26)])
-    parts = [Shape(sdf_union(*limbs)), Shape(sdf_union(*claws), "second"), Shape(stalks), Shape(body)]
-    return SpeciesDrawing(parts, sdf_arc(p, (0.06, -0.42), 0.13), [(-0.14, 0.06, 0.19), (0.26, 0.06, 0.19)])
+        claws.append(
+            sdf_difference(
+                sdf_ellipse(q, (0, 0), (0.25, 0.29)),
+                sdf_polygon(q, (-0.04, 0.0), (0.12, 0.46), (-0.22, 0.46)),
+            )
+        )
+    stalks = sdf_union(
+        *[sdf_capsule(p, (x, -0.10), (x, 0.10), 0.07) for x in (-0.14, 0.26)]
+    )
+    parts = [
+        Shape(sdf_union(*limbs)),
+        Shape(sdf_union(*claws), "second"),
+        Shape(stalks),
+        Shape(body),
+    ]
+    return SpeciesDrawing(
+        parts,
+        sdf_arc(p, (0.06, -0.42), 0.13),
+        [(-0.14, 0.06, 0.19), (0.26, 0.06, 0.19)],
+    )
 
 # %% ../nbs/03_critters.ipynb #0448fa0b
 @_species("elephant", part="ears", mouth=(1.00, -0.06), hand=(0.98, -0.12))
@@ -285,34 +650,79 @@ def _elephant(p, pen):
     curl = 0.08 * pen.wag
     body = sdf_ellipse(p, (-0.28, -0.28), (0.56, 0.44))
     step = 0.10 * pen.stride
-    legs = sdf_union(*[sdf_box(p, (x + s * step, -0.66), (0.15, 0.20), 0.06) for x, s in ((-0.60, 1), (0.04, -1))])
-    far = sdf_union(*[sdf_box(p, (x + s * step, -0.62), (0.12, 0.20), 0.06) for x, s in ((-0.32, -1), (0.24, 1))])
-    trunk = sdf_smooth_union(sdf_capsule(p, (0.54, 0.02), (0.74, -0.40), 0.18, 0.12), sdf_capsule(p, (0.74, -0.40), (0.99, -0.12 + curl), 0.12, 0.10), 0.10)
+    legs = sdf_union(
+        *[
+            sdf_box(p, (x + s * step, -0.66), (0.15, 0.20), 0.06)
+            for x, s in ((-0.60, 1), (0.04, -1))
+        ]
+    )
+    far = sdf_union(
+        *[
+            sdf_box(p, (x + s * step, -0.62), (0.12, 0.20), 0.06)
+            for x, s in ((-0.32, -1), (0.24, 1))
+        ]
+    )
+    trunk = sdf_smooth_union(
+        sdf_capsule(p, (0.54, 0.02), (0.74, -0.40), 0.18, 0.12),
+        sdf_capsule(p, (0.74, -0.40), (0.99, -0.12 + curl), 0.12, 0.10),
+        0.10,
+    )
     head = sdf_smooth_union(sdf_circle(p, (0.32, 0.22), 0.42), trunk, 0.08)
     ear = sdf_ellipse(p, (-0.12, 0.24), (0.34 + 0.4 * curl, 0.46))
     tusk = sdf_capsule(p, (0.46, -0.16), (0.58, -0.30), 0.06, 0.03)
     tail = sdf_capsule(p, (-0.80, -0.14), (-0.95, -0.46 + curl), 0.05)
-    parts = [Shape(tail), Shape(far), Shape(legs), Shape(body), Shape(head), Shape(tusk, "white"), Shape(ear, "second")]
+    parts = [
+        Shape(tail),
+        Shape(far),
+        Shape(legs),
+        Shape(body),
+        Shape(head),
+        Shape(tusk, "white"),
+        Shape(ear, "second"),
+    ]
     return SpeciesDrawing(parts, None, [(0.36, 0.30, 0.18), (0.64, 0.30, 0.15)])
 
 # %% ../nbs/03_critters.ipynb #57e62b60
 _EFFECT_COLOUR = (0.40, 0.43, 0.60)  # the colour of speed lines and Zs
 
+
 def _jump_lines(image, pen):
-    lines = sdf_union(*[sdf_capsule(pen.floor, (x, 0.14), (1.25 * x, 0.02), 0.035) for x in (-0.62, 0.62, -0.34, 0.34)])
+    lines = sdf_union(
+        *[
+            sdf_capsule(pen.floor, (x, 0.14), (1.25 * x, 0.02), 0.035)
+            for x in (-0.62, 0.62, -0.34, 0.34)
+        ]
+    )
     composite(image, lines, _EFFECT_COLOUR, pen.pixel)
 
+
 def _dust(image, pen):
-    puff = sdf_union(sdf_circle(pen.p, (-0.72, -0.74), 0.14), sdf_circle(pen.p, (-0.95, -0.68), 0.17), sdf_circle(pen.p, (-1.14, -0.76), 0.10))
+    puff = sdf_union(
+        sdf_circle(pen.p, (-0.72, -0.74), 0.14),
+        sdf_circle(pen.p, (-0.95, -0.68), 0.17),
+        sdf_circle(pen.p, (-1.14, -0.76), 0.10),
+    )
     composite(image, puff - 0.04, (0.62, 0.60, 0.62), pen.pixel)
     composite(image, puff, (0.90, 0.89, 0.88), pen.pixel)
-    lines = sdf_union(*[sdf_capsule(pen.p, (x, y), (x + 0.30, y), 0.035) for x, y in ((-1.15, 0.25), (-1.25, -0.05), (-1.20, -0.36))])
+    lines = sdf_union(
+        *[
+            sdf_capsule(pen.p, (x, y), (x + 0.30, y), 0.035)
+            for x, y in ((-1.15, 0.25), (-1.25, -0.05), (-1.20, -0.36))
+        ]
+    )
     composite(image, lines, _EFFECT_COLOUR, pen.pixel)
+
 
 def _snores(image, pen):
     for x, y, r in ((0.72, 0.62, 0.13), (1.02, 1.02, 0.19)):
-        q = Coordinates((pen.p.x - x) * pen.side, pen.p.y - y - 0.05 * pen.flicker)  # flipped beforehand, so that Z stays Z
-        z = sdf_union(sdf_capsule(q, (-r, r), (r, r), 0.05), sdf_capsule(q, (r, r), (-r, -r), 0.05), sdf_capsule(q, (-r, -r), (r, -r), 0.05))
+        q = Coordinates(
+            (pen.p.x - x) * pen.side, pen.p.y - y - 0.05 * pen.flicker
+        )  # flipped beforehand, so that Z stays Z
+        z = sdf_union(
+            sdf_capsule(q, (-r, r), (r, r), 0.05),
+            sdf_capsule(q, (r, r), (-r, -r), 0.05),
+            sdf_capsule(q, (-r, -r), (r, -r), 0.05),
+        )
         composite(image, z, _EFFECT_COLOUR, pen.pixel)
 
 # %% ../nbs/03_critters.ipynb #f0e363c2
@@ -321,49 +731,111 @@ def _water(image, pen):
     top = y - 0.36 - 0.05 * (9 * x + 3 * pen.flicker).sin()
     pool = sdf_intersection(sdf_box(pen.floor, (0, 0.20), (1.22, 0.50), 0.25), top)
     composite(image, pool, _WATER, pen.pixel, 0.82)
-    composite(image, sdf_intersection(top.abs() - 0.03, x.abs() - 1.20), (0.20, 0.55, 0.85), pen.pixel)
+    composite(
+        image,
+        sdf_intersection(top.abs() - 0.03, x.abs() - 1.20),
+        (0.20, 0.55, 0.85),
+        pen.pixel,
+    )
+
 
 def _fire(image, pen):
     q = Coordinates(pen.p.x - pen.mouth.x, pen.p.y - pen.mouth.y)
+
     def flame(s):
-        tongue = sdf_smooth_union(sdf_capsule(q, (0.04, 0.0), (0.40 * s, -0.02), 0.05, 0.20 * s), sdf_capsule(q, (0.40 * s, 0.10 * s), (0.70 * s, 0.20 * s), 0.12 * s, 0.02), 0.08)
-        return sdf_smooth_union(tongue, sdf_capsule(q, (0.42 * s, -0.08 * s), (0.76 * s, -0.14 * s), 0.12 * s, 0.02), 0.08)
+        tongue = sdf_smooth_union(
+            sdf_capsule(q, (0.04, 0.0), (0.40 * s, -0.02), 0.05, 0.20 * s),
+            sdf_capsule(q, (0.40 * s, 0.10 * s), (0.70 * s, 0.20 * s), 0.12 * s, 0.02),
+            0.08,
+        )
+        return sdf_smooth_union(
+            tongue,
+            sdf_capsule(
+                q, (0.42 * s, -0.08 * s), (0.76 * s, -0.14 * s), 0.12 * s, 0.02
+            ),
+            0.08,
+        )
+
     tall = 1 + 0.12 * pen.flicker
     outer = flame(tall)
     composite(image, outer - 0.04, (0.75, 0.12, 0.05), pen.pixel)
     composite(image, outer, (1.0, 0.50, 0.05), pen.pixel)
     composite(image, flame(0.66 * tall), (1.0, 0.90, 0.30), pen.pixel)
 
+
 def _balloon(image, pen):
     x, y = 0.66 + 0.30 * pen.eye + 0.05 * pen.flicker, 0.30 + 0.60 * pen.eye
-    composite(image, sdf_capsule(pen.p, (pen.hand.x, pen.hand.y), (x, y - 0.3), 0.025), _OUTLINE_COLOUR, pen.pixel)
-    d = sdf_smooth_union(sdf_ellipse(pen.p, (x, y), (0.30, 0.34)), sdf_capsule(pen.p, (x, y - 0.3), (x, y - 0.38), 0.05, 0.08), 0.03)
+    composite(
+        image,
+        sdf_capsule(pen.p, (pen.hand.x, pen.hand.y), (x, y - 0.3), 0.025),
+        _OUTLINE_COLOUR,
+        pen.pixel,
+    )
+    d = sdf_smooth_union(
+        sdf_ellipse(pen.p, (x, y), (0.30, 0.34)),
+        sdf_capsule(pen.p, (x, y - 0.3), (x, y - 0.38), 0.05, 0.08),
+        0.03,
+    )
     composite(image, d - 0.05, _OUTLINE_COLOUR, pen.pixel)
     composite(image, d, _MINT, pen.pixel)
-    composite(image, sdf_ellipse(pen.p, (x - 0.11, y + 0.12), (0.07, 0.10)), _WHITE, pen.pixel, 0.85)
+    composite(
+        image,
+        sdf_ellipse(pen.p, (x - 0.11, y + 0.12), (0.07, 0.10)),
+        _WHITE,
+        pen.pixel,
+        0.85,
+    )
 
 # %% ../nbs/03_critters.ipynb #4bca46b2
 SPECIES = tuple(_SPECIES)
-ATTRIBUTES = {"species": SPECIES, "body_colour": tuple(COLOURS), "second_colour": tuple(COLOURS), "eye_colour": (*EYE_COLOURS, "closed"),
-              "action": ACTIONS, "size": SIZES, "facing": FACINGS}
+ATTRIBUTES = {
+    "species": SPECIES,
+    "body_colour": tuple(COLOURS),
+    "second_colour": tuple(COLOURS),
+    "eye_colour": (*EYE_COLOURS, "closed"),
+    "action": ACTIONS,
+    "size": SIZES,
+    "facing": FACINGS,
+}
 _BEHIND = {"jumping": _jump_lines, "running": _dust}
-_IN_FRONT = {"sleeping": _snores, "swimming": _water, "breathing fire": _fire, "holding a balloon": _balloon}
-_PAINTS, _IRISES = torch.tensor(list(COLOURS.values())), torch.tensor([*EYE_COLOURS.values(), _OUTLINE_COLOUR])
-_MOUTHS, _HANDS = torch.tensor([s.mouth for s in _SPECIES.values()]), torch.tensor([s.hand for s in _SPECIES.values()])
-_POSES = torch.tensor([  # shift, lift, width, height, tilt in degrees, stride, scale
-    [0.00, 0.00, 1.00, 1.00, 0.0, 0.0, 1.00],  # standing
-    [-0.06, 0.00, 1.06, 0.86, 0.0, 0.0, 1.00],  # sleeping
-    [0.00, 0.28, 0.95, 1.05, 6.0, 0.5, 0.92],  # jumping
-    [0.08, 0.03, 1.00, 1.00, -9.0, 1.0, 1.00],  # running
-    [0.00, 0.14, 1.00, 1.00, 3.0, 0.5, 1.00],  # swimming
-    [-0.03, 0.00, 1.00, 1.00, 3.0, 0.0, 0.86],  # breathing fire
-    [-0.14, 0.00, 1.00, 1.00, 0.0, 0.0, 0.93]])  # holding a balloon
+_IN_FRONT = {
+    "sleeping": _snores,
+    "swimming": _water,
+    "breathing fire": _fire,
+    "holding a balloon": _balloon,
+}
+_PAINTS, _IRISES = (
+    torch.tensor(list(COLOURS.values())),
+    torch.tensor([*EYE_COLOURS.values(), _OUTLINE_COLOUR]),
+)
+_MOUTHS, _HANDS = (
+    torch.tensor([s.mouth for s in _SPECIES.values()]),
+    torch.tensor([s.hand for s in _SPECIES.values()]),
+)
+_POSES = torch.tensor(
+    [  # shift, lift, width, height, tilt in degrees, stride, scale
+        [0.00, 0.00, 1.00, 1.00, 0.0, 0.0, 1.00],  # standing
+        [-0.06, 0.00, 1.06, 0.86, 0.0, 0.0, 1.00],  # sleeping
+        [0.00, 0.28, 0.95, 1.05, 6.0, 0.5, 0.92],  # jumping
+        [0.08, 0.03, 1.00, 1.00, -9.0, 1.0, 1.00],  # running
+        [0.00, 0.14, 1.00, 1.00, 3.0, 0.5, 1.00],  # swimming
+        [-0.03, 0.00, 1.00, 1.00, 3.0, 0.0, 0.86],  # breathing fire
+        [-0.14, 0.00, 1.00, 1.00, 0.0, 0.0, 0.93],
+    ]
+)  # holding a balloon
 
 # %% ../nbs/03_critters.ipynb #d746be95
-def _pose(at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: int) -> RenderContext:
+def _pose(
+    at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: int
+) -> RenderContext:
     "Put each creature in its place: frames, paints and poses."
     col = lambda v: rearrange(v, "b -> b 1 1")
-    j, pose, small, fire = 2 * jitter - 1, _POSES[at["action"]], at["size"] == 0, at["action"] == ACTIONS.index("breathing fire")
+    j, pose, small, fire = (
+        2 * jitter - 1,
+        _POSES[at["action"]],
+        at["size"] == 0,
+        at["action"] == ACTIONS.index("breathing fire"),
+    )
     scale = torch.where(small, 0.61, 0.82) * pose[:, 6] * (1 + 0.05 * j[:, 0])
     mouth, hand = _MOUTHS[at["species"]], _HANDS[at["species"]]
     shift = (pose[:, 0] - fire * 0.5 * (mouth[:, 0] - 0.3)) * scale + 0.05 * j[:, 1]
@@ -373,33 +845,69 @@ def _pose(at: dict[str, Int[Tensor, " b"]], jitter: Float[Tensor, "b 8"], size: 
     x, y = centres.x - col(shift), centres.y - col(ground)
     up = y - col(pose[:, 1] * scale)
     cos, sin = col(tilt.cos()), col(tilt.sin())
-    own = Coordinates((x * cos + up * sin) / col(scale * pose[:, 2]), (up * cos - x * sin) / col(scale * pose[:, 3]) - 0.87)
-    paints = torch.stack([_PAINTS[at["body_colour"]], _PAINTS[at["second_colour"]], _IRISES[at["eye_colour"]]], 1)[..., None, None]
-    return RenderContext(own, Coordinates(x / col(scale), y / col(scale)), col(2 / size / scale), paints, col(j[:, 4]), col(pose[:, 5] * (0.8 + 0.2 * j[:, 5])),
-               col(j[:, 6]), col(1 + 0.25 * small), col((at["eye_colour"] == len(EYE_COLOURS)).float()), col(2.0 * at["facing"] - 1),
-               Coordinates(col(mouth[:, 0]), col(mouth[:, 1])), Coordinates(col(hand[:, 0]), col(hand[:, 1])))
+    own = Coordinates(
+        (x * cos + up * sin) / col(scale * pose[:, 2]),
+        (up * cos - x * sin) / col(scale * pose[:, 3]) - 0.87,
+    )
+    paints = torch.stack(
+        [
+            _PAINTS[at["body_colour"]],
+            _PAINTS[at["second_colour"]],
+            _IRISES[at["eye_colour"]],
+        ],
+        1,
+    )[..., None, None]
+    return RenderContext(
+        own,
+        Coordinates(x / col(scale), y / col(scale)),
+        col(2 / size / scale),
+        paints,
+        col(j[:, 4]),
+        col(pose[:, 5] * (0.8 + 0.2 * j[:, 5])),
+        col(j[:, 6]),
+        col(1 + 0.25 * small),
+        col((at["eye_colour"] == len(EYE_COLOURS)).float()),
+        col(2.0 * at["facing"] - 1),
+        Coordinates(col(mouth[:, 0]), col(mouth[:, 1])),
+        Coordinates(col(hand[:, 0]), col(hand[:, 1])),
+    )
 
 # %% ../nbs/03_critters.ipynb #171ecd59
 def _layer(image, pen, values, names, painters) -> None:
     "Let each painter paint the pictures whose value carries its name."
     for name, painter in painters.items():
         index = (values == names.index(name)).nonzero()[:, 0]
-        if len(index) == 0: continue
+        if len(index) == 0:
+            continue
         group = image[index]
         painter(group, pen.take(index))
         image[index] = group
 
+
 def _render(
     at: dict[str, Int[Tensor, " b"]],  # attributes by number
     jitter: Float[Tensor, "b 8"],  # in [0, 1)
-    size: int, background: float = 1.0,
+    size: int,
+    background: float = 1.0,
 ) -> Float[Tensor, "b 3 h w"]:  # in [0, 1]
     "Draw a batch: shadow, what is behind, creatures, what is in front; then turn those that face left."
-    image, pen = torch.full((len(jitter), 3, size, size), background), _pose(at, jitter, size)
+    image, pen = (
+        torch.full((len(jitter), 3, size, size), background),
+        _pose(at, jitter, size),
+    )
     lift = rearrange(_POSES[at["action"], 1].clamp(min=0), "b -> b 1 1")
     dry = (at["action"] != ACTIONS.index("swimming")).float()
-    composite(image, sdf_ellipse(pen.floor, (0, -0.02), (0.78 - lift, 0.10 - 0.1 * lift)), (0.78, 0.79, 0.85), pen.pixel, rearrange(dry, "b -> b 1 1"))
-    creatures = {name: lambda i, p, s=s: _paint_creature(i, s.sketch(p.p, p), p) for name, s in _SPECIES.items()}
+    composite(
+        image,
+        sdf_ellipse(pen.floor, (0, -0.02), (0.78 - lift, 0.10 - 0.1 * lift)),
+        (0.78, 0.79, 0.85),
+        pen.pixel,
+        rearrange(dry, "b -> b 1 1"),
+    )
+    creatures = {
+        name: lambda i, p, s=s: _paint_creature(i, s.sketch(p.p, p), p)
+        for name, s in _SPECIES.items()
+    }
     _layer(image, pen, at["action"], ACTIONS, _BEHIND)
     _layer(image, pen, at["species"], SPECIES, creatures)
     _layer(image, pen, at["action"], ACTIONS, _IN_FRONT)
@@ -407,42 +915,85 @@ def _render(
     image[left] = image[left].flip(-1)
     return image
 
-def _draw(at: dict[str, Int[Tensor, " b"]], size: int, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+
+def _draw(
+    at: dict[str, Int[Tensor, " b"]], size: int, generator: torch.Generator
+) -> Float[Tensor, "b 3 h w"]:
     "Draw in pieces of about 2**19 pixels, which stay in the processor's cache; picture i uses row i of the jitter."
     n = len(at["species"])
     jitter = torch.rand(n, 8, generator=generator)
     piece = max(1, 2**19 // size**2)
-    return torch.cat([_render({k: v[i:i + piece] for k, v in at.items()}, jitter[i:i + piece], size) for i in range(0, n, piece)]) * 2 - 1
+    return (
+        torch.cat(
+            [
+                _render(
+                    {k: v[i : i + piece] for k, v in at.items()},
+                    jitter[i : i + piece],
+                    size,
+                )
+                for i in range(0, n, piece)
+            ]
+        )
+        * 2
+        - 1
+    )
 
 # %% ../nbs/03_critters.ipynb #92698946
 @dataclass(frozen=True)
 class Critter:
     "One creature by its attributes; raises `UserError` for a value that does not exist or a pair that cannot be."
+
     species: str
     body_colour: str  # a name from `COLOURS`
     second_colour: str  # another name from `COLOURS`
-    eye_colour: str | None = None  # a name from `EYE_COLOURS`; not given: "closed" for a sleeper, else the first
+    eye_colour: str | None = (
+        None  # a name from `EYE_COLOURS`; not given: "closed" for a sleeper, else the first
+    )
     action: str = "standing"
     size: str = "large"
     facing: str = "right"
 
     def __post_init__(self):
-        if self.eye_colour is None: object.__setattr__(self, "eye_colour", "closed" if self.action == "sleeping" else next(iter(EYE_COLOURS)))
+        if self.eye_colour is None:
+            object.__setattr__(
+                self,
+                "eye_colour",
+                "closed" if self.action == "sleeping" else next(iter(EYE_COLOURS)),
+            )
         for key, options in ATTRIBUTES.items():
             value = getattr(self, key)
-            if value not in options: check_choice(_KINDS.get(key, key), value, options)
-        if self.second_colour == self.body_colour: raise UserError(f"body and second colour are both {self.body_colour!r}; choose two different colours")
+            if value not in options:
+                check_choice(_KINDS.get(key, key), value, options)
+        if self.second_colour == self.body_colour:
+            raise UserError(
+                f"body and second colour are both {self.body_colour!r}; choose two different colours"
+            )
         if self.action == "sleeping" and self.eye_colour != "closed":
-            raise UserError(f"a sleeping critter cannot have {self.eye_colour} eyes; leave out the eyes or choose another action")
+            raise UserError(
+                f"a sleeping critter cannot have {self.eye_colour} eyes; leave out the eyes or choose another action"
+            )
         if self.action != "sleeping" and self.eye_colour == "closed":
-            raise UserError(f"a critter that is {self.action} cannot have closed eyes; give an eye colour or choose the action 'sleeping'")
+            raise UserError(
+                f"a critter that is {self.action} cannot have closed eyes; give an eye colour or choose the action 'sleeping'"
+            )
 
-_KINDS = {"body_colour": "body colour", "second_colour": "second colour", "eye_colour": "eye colour"}
+
+_KINDS = {
+    "body_colour": "body colour",
+    "second_colour": "second colour",
+    "eye_colour": "eye colour",
+}
 
 # %% ../nbs/03_critters.ipynb #aea9c24d
 def _encode(critters: Sequence[Critter]) -> dict[str, Int[Tensor, " b"]]:
     "Attributes as numbers: the place of each value in `ATTRIBUTES`."
-    return {key: torch.tensor([options.index(getattr(c, key)) for c in critters], dtype=torch.long) for key, options in ATTRIBUTES.items()}
+    return {
+        key: torch.tensor(
+            [options.index(getattr(c, key)) for c in critters], dtype=torch.long
+        )
+        for key, options in ATTRIBUTES.items()
+    }
+
 
 def render(
     critters: Sequence[Critter],
@@ -451,18 +1002,45 @@ def render(
 ) -> Float[Tensor, "b 3 size size"]:  # in [-1, 1], on white
     "Draw creatures. Picture i depends only on `critters[i]`, i, size and seed. Raises `UserError` for a bad size or none to draw."
     check_image_size(size)
-    if len(critters) == 0: raise UserError("no critters to draw; give at least one")
+    if len(critters) == 0:
+        raise UserError("no critters to draw; give at least one")
     return _draw(_encode(critters), size, seeded_generator(seed, "critters", "draw"))
 
 # %% ../nbs/03_critters.ipynb #07ad2481
-_OPENINGS = ("", "", "", "", "a drawing of ", "a drawing of ", "drawing of ", "drawing of ", "a picture of ", "picture of ")
+_OPENINGS = (
+    "",
+    "",
+    "",
+    "",
+    "a drawing of ",
+    "a drawing of ",
+    "drawing of ",
+    "drawing of ",
+    "a picture of ",
+    "picture of ",
+)
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
-_BEFORE = {"sleeping": "sleeping", "jumping": "jumping", "running": "running", "swimming": "swimming", "breathing fire": "fire-breathing"}
+_BEFORE = {
+    "sleeping": "sleeping",
+    "jumping": "jumping",
+    "running": "running",
+    "swimming": "swimming",
+    "breathing fire": "fire-breathing",
+}
 _AFTER = {
-    "standing": ("standing", "standing still"), "sleeping": ("sleeping", "fast asleep"), "jumping": ("jumping", "leaping"),
-    "running": ("running", "running fast"), "swimming": ("swimming", "swimming in water"),
-    "breathing fire": ("breathing fire", "breathing flames"), "holding a balloon": ("holding a balloon", "with a balloon")}
-_FACING_WORDS = {"left": ("facing left", "looking left"), "right": ("facing right", "looking right")}
+    "standing": ("standing", "standing still"),
+    "sleeping": ("sleeping", "fast asleep"),
+    "jumping": ("jumping", "leaping"),
+    "running": ("running", "running fast"),
+    "swimming": ("swimming", "swimming in water"),
+    "breathing fire": ("breathing fire", "breathing flames"),
+    "holding a balloon": ("holding a balloon", "with a balloon"),
+}
+_FACING_WORDS = {
+    "left": ("facing left", "looking left"),
+    "right": ("facing right", "looking right"),
+}
+
 
 def _a(words: str) -> str:
     "Put the article before the words."
@@ -473,89 +1051,194 @@ def _caption(c: Critter, u: Sequence[float]) -> tuple[str, frozenset[str]]:
     "Write a caption from eight numbers in [0, 1)."
     part, said = _SPECIES[c.species].part, {"species"}
     pick = lambda options, v: options[int(v * len(options))]
-    if u[1] < 0.55: noun, more = f"{c.body_colour} and {c.second_colour} {c.species}", {"body_colour", "second_colour"}
-    elif u[1] < 0.97: noun, more = f"{c.body_colour} {c.species}", {"body_colour"}
-    else: noun, more = c.species, set()
+    if u[1] < 0.55:
+        noun, more = (
+            f"{c.body_colour} and {c.second_colour} {c.species}",
+            {"body_colour", "second_colour"},
+        )
+    elif u[1] < 0.97:
+        noun, more = f"{c.body_colour} {c.species}", {"body_colour"}
+    else:
+        noun, more = c.species, set()
     said |= more
     tail = []
     if 0.55 <= u[1] < 0.82:
-        tail.append(f"{c.second_colour} {part}" if part.endswith("s") else _a(f"{c.second_colour} {part}")); said.add("second_colour")
-    if u[2] < (0.15 if c.eye_colour == "closed" else 0.5): tail.append(f"{c.eye_colour} eyes"); said.add("eye_colour")
+        tail.append(
+            f"{c.second_colour} {part}"
+            if part.endswith("s")
+            else _a(f"{c.second_colour} {part}")
+        )
+        said.add("second_colour")
+    if u[2] < (0.15 if c.eye_colour == "closed" else 0.5):
+        tail.append(f"{c.eye_colour} eyes")
+        said.add("eye_colour")
     text = f"{noun} with {' and '.join(tail)}" if tail else noun
     if u[3] < 0.6:
         said.add("action")
-        if u[4] < 0.25 and c.action in _BEFORE: text = f"{_BEFORE[c.action]} {text}"
-        else: text += (", " if u[4] < 0.65 else " ") + pick(_AFTER[c.action], u[5])
-    if u[6] < 0.35: text = f"{pick(_SIZE_WORDS[c.size], u[6] / 0.35)} {text}"; said.add("size")
-    if u[7] < 0.25: text += f", {pick(_FACING_WORDS[c.facing], u[7] / 0.25)}"; said.add("facing")
+        if u[4] < 0.25 and c.action in _BEFORE:
+            text = f"{_BEFORE[c.action]} {text}"
+        else:
+            text += (", " if u[4] < 0.65 else " ") + pick(_AFTER[c.action], u[5])
+    if u[6] < 0.35:
+        text = f"{pick(_SIZE_WORDS[c.size], u[6] / 0.35)} {text}"
+        said.add("size")
+    if u[7] < 0.25:
+        text += f", {pick(_FACING_WORDS[c.facing], u[7] / 0.25)}"
+        said.add("facing")
     return pick(_OPENINGS, u[0]) + _a(text), frozenset(said)
+
 
 def write_caption(
     critter: Critter,
     generator: torch.Generator,  # decides on the words
-) -> tuple[str, frozenset[str]]:  # the caption, the names of the attributes that it states
+) -> tuple[
+    str, frozenset[str]
+]:  # the caption, the names of the attributes that it states
     "Describe a creature in one of many ways; everything said is true, not everything is said."
     return _caption(critter, torch.rand(8, generator=generator).tolist())
 
 # %% ../nbs/03_critters.ipynb #143db862
-VOCABULARY = tuple(sorted(set(re.findall(r"[a-z-]+", " ".join([
-    *SPECIES, *COLOURS, *EYE_COLOURS, *(s.part for s in _SPECIES.values()), *_OPENINGS, *_BEFORE.values(),
-    *(" ".join(v) for t in (_SIZE_WORDS, _AFTER, _FACING_WORDS) for v in t.values()), "a an and with eyes closed"])))))
+VOCABULARY = tuple(
+    sorted(
+        set(
+            re.findall(
+                r"[a-z-]+",
+                " ".join(
+                    [
+                        *SPECIES,
+                        *COLOURS,
+                        *EYE_COLOURS,
+                        *(s.part for s in _SPECIES.values()),
+                        *_OPENINGS,
+                        *_BEFORE.values(),
+                        *(
+                            " ".join(v)
+                            for t in (_SIZE_WORDS, _AFTER, _FACING_WORDS)
+                            for v in t.values()
+                        ),
+                        "a an and with eyes closed",
+                    ]
+                ),
+            )
+        )
+    )
+)
 
 # %% ../nbs/03_critters.ipynb #f9d9b51e
-_ACTION_WORDS = {"standing": "standing", "sleeping": "sleeping", "asleep": "sleeping", "jumping": "jumping", "leaping": "jumping", "running": "running",
-                 "swimming": "swimming", "fire": "breathing fire", "flames": "breathing fire", "fire-breathing": "breathing fire", "balloon": "holding a balloon"}
+_ACTION_WORDS = {
+    "standing": "standing",
+    "sleeping": "sleeping",
+    "asleep": "sleeping",
+    "jumping": "jumping",
+    "leaping": "jumping",
+    "running": "running",
+    "swimming": "swimming",
+    "fire": "breathing fire",
+    "flames": "breathing fire",
+    "fire-breathing": "breathing fire",
+    "balloon": "holding a balloon",
+}
+
 
 def parse_caption(
     text: str,
 ) -> dict[str, str]:  # the attributes that it states, by name
     "Read a caption back; raises `UserError` for a word that no caption uses."
-    words = [check_choice("word", word, VOCABULARY) for word in re.findall(r"[^\s,.]+", text.lower())]
+    words = [
+        check_choice("word", word, VOCABULARY)
+        for word in re.findall(r"[^\s,.]+", text.lower())
+    ]
     line, colour = " ".join(words), "|".join(COLOURS)
     found = {}
-    if m := re.search(rf"(?:({colour}) and )?(?:({colour}) )?\b({'|'.join(SPECIES)})\b", line):
-        found = dict(species=m[3], body_colour=m[1] or m[2], second_colour=m[2] if m[1] else None)
-    if m := re.search(rf"\b({colour}) ({'|'.join(s.part for s in _SPECIES.values())})\b", line): found["second_colour"] = m[1]
-    if m := re.search(rf"\b({'|'.join(ATTRIBUTES['eye_colour'])}) eyes\b", line): found["eye_colour"] = m[1]
+    if m := re.search(
+        rf"(?:({colour}) and )?(?:({colour}) )?\b({'|'.join(SPECIES)})\b", line
+    ):
+        found = dict(
+            species=m[3], body_colour=m[1] or m[2], second_colour=m[2] if m[1] else None
+        )
+    if m := re.search(
+        rf"\b({colour}) ({'|'.join(s.part for s in _SPECIES.values())})\b", line
+    ):
+        found["second_colour"] = m[1]
+    if m := re.search(rf"\b({'|'.join(ATTRIBUTES['eye_colour'])}) eyes\b", line):
+        found["eye_colour"] = m[1]
     for word in words:
-        if word in _ACTION_WORDS: found["action"] = _ACTION_WORDS[word]
-        if word in FACINGS: found["facing"] = word
+        if word in _ACTION_WORDS:
+            found["action"] = _ACTION_WORDS[word]
+        if word in FACINGS:
+            found["facing"] = word
         found |= {"size": size for size, names in _SIZE_WORDS.items() if word in names}
     return {key: value for key in ATTRIBUTES if (value := found.get(key))}
 
 # %% ../nbs/03_critters.ipynb #03a95bc3
 SPLITS = ("train", "val", "test", "held_out")
-HELD_OUT_PAIRS = frozenset((name, tuple(COLOURS)[(3 * i + 5) % len(COLOURS)]) for i, name in enumerate(SPECIES))
+HELD_OUT_PAIRS = frozenset(
+    (name, tuple(COLOURS)[(3 * i + 5) % len(COLOURS)]) for i, name in enumerate(SPECIES)
+)
 
 # %% ../nbs/03_critters.ipynb #29f756b8
 @dataclass(frozen=True)
 class CritterBatch:
     "Drawn creatures with everything that is known about them."
+
     images: Float[Tensor, "n 3 h w"]  # in [-1, 1]
     captions: list[str]
     critters: list[Critter]
-    attributes: dict[str, Int[Tensor, " n"]]  # for each attribute the place of its value in `ATTRIBUTES`
+    attributes: dict[
+        str, Int[Tensor, " n"]
+    ]  # for each attribute the place of its value in `ATTRIBUTES`
     stated: dict[str, Bool[Tensor, " n"]]  # whether the caption states it
 
-    def __len__(self): return len(self.captions)
+    def __len__(self):
+        return len(self.captions)
 
-_PAIRS = {held: torch.tensor([(s, c) for s in range(len(SPECIES)) for c in range(len(COLOURS))
-                              if ((SPECIES[s], tuple(COLOURS)[c]) in HELD_OUT_PAIRS) == held]) for held in (False, True)}
+
+_PAIRS = {
+    held: torch.tensor(
+        [
+            (s, c)
+            for s in range(len(SPECIES))
+            for c in range(len(COLOURS))
+            if ((SPECIES[s], tuple(COLOURS)[c]) in HELD_OUT_PAIRS) == held
+        ]
+    )
+    for held in (False, True)
+}
+
 
 def sample_attributes(
-    n: int, seed: int = 0, split: str = "train",
-) -> dict[str, Int[Tensor, " n"]]:  # for each attribute the place of its value in `ATTRIBUTES`
+    n: int,
+    seed: int = 0,
+    split: str = "train",
+) -> dict[
+    str, Int[Tensor, " n"]
+]:  # for each attribute the place of its value in `ATTRIBUTES`
     "Choose attributes at random; the first k do not depend on n. Raises `UserError` for a bad n or split."
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise UserError(f"n must be a whole number of at least 1, not {n!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UserError(f"n must be a whole number of at least 1, not {n!r}")
     check_choice("split", split, SPLITS)
     u = torch.rand(n, 6, generator=seeded_generator(seed, "critters", split))
     choose = lambda column, count: (u[:, column] * count).long().clamp(max=count - 1)
     pairs = _PAIRS[split == "held_out"]
     species, body = pairs[choose(0, len(pairs))].unbind(1)
-    second = (body + 1 + choose(1, len(COLOURS) - 1)) % len(COLOURS)  # any of the other nine
+    second = (body + 1 + choose(1, len(COLOURS) - 1)) % len(
+        COLOURS
+    )  # any of the other nine
     action = choose(2, len(ACTIONS))
-    eyes = torch.where(action == ACTIONS.index("sleeping"), len(EYE_COLOURS), choose(3, len(EYE_COLOURS)))
-    return {"species": species, "body_colour": body, "second_colour": second, "eye_colour": eyes, "action": action, "size": choose(4, 2), "facing": choose(5, 2)}
+    eyes = torch.where(
+        action == ACTIONS.index("sleeping"),
+        len(EYE_COLOURS),
+        choose(3, len(EYE_COLOURS)),
+    )
+    return {
+        "species": species,
+        "body_colour": body,
+        "second_colour": second,
+        "eye_colour": eyes,
+        "action": action,
+        "size": choose(4, 2),
+        "facing": choose(5, 2),
+    }
 
 # %% ../nbs/03_critters.ipynb #552a8f96
 def sample_critters(
@@ -567,22 +1250,39 @@ def sample_critters(
     "Draw random creatures with captions; a larger n keeps the first ones, another size keeps the poses. Raises `UserError` for a bad n, size or split."
     check_image_size(size)
     at = sample_attributes(n, seed, split)
-    values = zip(*[[options[i] for i in at[key].tolist()] for key, options in ATTRIBUTES.items()])
+    values = zip(
+        *[[options[i] for i in at[key].tolist()] for key, options in ATTRIBUTES.items()]
+    )
     critters = [Critter(*v) for v in values]
-    u = torch.rand(n, 8, generator=seeded_generator(seed, "critters", split, "words")).tolist()
+    u = torch.rand(
+        n, 8, generator=seeded_generator(seed, "critters", split, "words")
+    ).tolist()
     captions, said = zip(*[_caption(c, row) for c, row in zip(critters, u)])
     mentioned = {key: torch.tensor([key in s for s in said]) for key in ATTRIBUTES}
     images = _draw(at, size, seeded_generator(seed, "critters", split, "jitter"))
     return CritterBatch(images, list(captions), critters, at, mentioned)
 
 # %% ../nbs/03_critters.ipynb #03bd3d2e
-_TONES = torch.stack([_PAINTS.lerp(torch.tensor(_OUTLINE_COLOUR), 0.18), _PAINTS.lerp(torch.tensor(_OUTLINE_COLOUR), 0.09), _PAINTS, _PAINTS.lerp(torch.tensor(_WHITE), 0.09)], 1)
-_PLAIN = torch.tensor([_WHITE, _OUTLINE_COLOUR, _WATER, _MINT])  # colours that say nothing about a creature
+_TONES = torch.stack(
+    [
+        _PAINTS.lerp(torch.tensor(_OUTLINE_COLOUR), 0.18),
+        _PAINTS.lerp(torch.tensor(_OUTLINE_COLOUR), 0.09),
+        _PAINTS,
+        _PAINTS.lerp(torch.tensor(_WHITE), 0.09),
+    ],
+    1,
+)
+_PLAIN = torch.tensor(
+    [_WHITE, _OUTLINE_COLOUR, _WATER, _MINT]
+)  # colours that say nothing about a creature
+
 
 def colour_histogram(
     images: Float[Tensor, "b 3 h w"],  # in [-1, 1]
     tolerance: float = 0.05,  # how far a pixel may be from the tones of a colour, in RGB
-) -> Float[Tensor, "b c"]:  # for each of `COLOURS` its share of the pixels that carry one
+) -> Float[
+    Tensor, "b c"
+]:  # for each of `COLOURS` its share of the pixels that carry one
     "Let every pixel vote for the colour whose tones, lit or shaded, come near it; mixed pixels have no vote."
     palette = torch.cat([rearrange(_TONES, "c t rgb -> (c t) rgb"), _PLAIN]).to(images)
     pixels = rearrange((images + 1) / 2, "b rgb h w -> b (h w) rgb")
@@ -594,16 +1294,32 @@ def colour_histogram(
 # %% ../nbs/03_critters.ipynb #540d679f
 _MASCOT = Critter("dragon", "blue", "red", "green", action="breathing fire")
 
+
 def render_logo(
     size: int = 256,  # pixels along each side, 16 to 512
 ) -> Float[Tensor, "3 h w"]:  # in [-1, 1], on white
     "The book's dragon, without jitter."
-    return _render(_encode([_MASCOT]), torch.full((1, 8), 0.5), check_image_size(size))[0] * 2 - 1
+    return (
+        _render(_encode([_MASCOT]), torch.full((1, 8), 0.5), check_image_size(size))[0]
+        * 2
+        - 1
+    )
+
 
 def render_logo_rgba(
     size: int = 256,  # pixels along each side, 16 to 512
 ) -> UInt8[Tensor, "4 h w"]:  # red, green, blue, opacity
     "The same on a transparent ground: drawn on white and on black, which differ where the ground shows through."
-    white, black = (_render(_encode([_MASCOT]), torch.full((1, 8), 0.5), check_image_size(size), ground)[0] for ground in (1.0, 0.0))
+    white, black = (
+        _render(
+            _encode([_MASCOT]), torch.full((1, 8), 0.5), check_image_size(size), ground
+        )[0]
+        for ground in (1.0, 0.0)
+    )
     alpha = 1 - (white - black).mean(0, keepdim=True)
-    return (torch.cat([black / alpha.clamp(min=1e-3), alpha]) * 255).round().clamp(0, 255).to(torch.uint8)
+    return (
+        (torch.cat([black / alpha.clamp(min=1e-3), alpha]) * 255)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )

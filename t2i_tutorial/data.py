@@ -8,7 +8,16 @@ __all__ = ['MAX_PIXELS', 'MAX_ASPECT_RATIO', 'MAX_CAPTION', 'METADATA_FILES', 'l
            'shuffle_buffer', 'StreamingImageTextDataset', 'ImageTextDataset', 'open_dataset']
 
 # %% ../nbs/06_data.ipynb #c3aa5242
-import csv, glob, io, json, os, re, socket, tempfile, unicodedata, warnings
+import csv
+import glob
+import io
+import json
+import os
+import re
+import socket
+import tempfile
+import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,33 +37,57 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from . import critters
-from .core import UserError, check_choice, check_image_size, from_pil, from_uint8, seeded_generator, progress_bar, to_pil, to_uint8
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_image_size,
+    from_pil,
+    from_uint8,
+    progress_bar,
+    seeded_generator,
+    to_pil,
+    to_uint8,
+)
 
 # %% ../nbs/06_data.ipynb #895792ec
 def _flatten(image: Image.Image) -> Image.Image:
     "The first frame, upright, as 8-bit RGB, transparent parts laid over white."
-    if getattr(image, "n_frames", 1) > 1: image.seek(0)
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F": raise UserError("its pixels are floating-point numbers of unknown range; save it as an 8-bit or 16-bit PNG")
+    if image.mode == "F":
+        raise UserError(
+            "its pixels are floating-point numbers of unknown range; save it as an 8-bit or 16-bit PNG"
+        )
     if image.mode.startswith("I"):  # 16-bit grey; 65535 / 255 = 257
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode in ("La", "RGBa", "PA"): image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if "A" in image.getbands() or "transparency" in image.info: return to_pil(from_pil(image))
+    if image.mode in ("La", "RGBa", "PA"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if "A" in image.getbands() or "transparency" in image.info:
+        return to_pil(from_pil(image))
     return image.convert("RGB")
 
 # %% ../nbs/06_data.ipynb #2737e518
 MAX_PIXELS = 89_478_485  # width x height; Pillow's own limit for a picture that is not an attack on the memory
-MAX_ASPECT_RATIO = 16           # longer side over shorter side; beyond it, a square would hold hardly more than a line
+MAX_ASPECT_RATIO = 16  # longer side over shorter side; beyond it, a square would hold hardly more than a line
+
 
 def _check_shape(w: int, h: int) -> None:
     "Raise `UserError` for a picture too large to be opened safely or too narrow to be of use."
-    if w * h > MAX_PIXELS: raise UserError(f"{w} x {h} pixels are more than {MAX_PIXELS:,}; make it smaller")
-    if max(w, h) > MAX_ASPECT_RATIO * min(w, h): raise UserError(f"{w} x {h} pixels is narrower than {MAX_ASPECT_RATIO} to 1; crop it or take it out")
+    if w * h > MAX_PIXELS:
+        raise UserError(
+            f"{w} x {h} pixels are more than {MAX_PIXELS:,}; make it smaller"
+        )
+    if max(w, h) > MAX_ASPECT_RATIO * min(w, h):
+        raise UserError(
+            f"{w} x {h} pixels is narrower than {MAX_ASPECT_RATIO} to 1; crop it or take it out"
+        )
+
 
 def letterbox(
     image: Image.Image,  # any Pillow picture: RGB, grey, palette, CMYK, 1-bit, 16-bit, with alpha, animated (first frame)
-    size: int,             # pixels of the square's side, 16 to 512
+    size: int,  # pixels of the square's side, 16 to 512
 ) -> UInt8[Tensor, "3 {size} {size}"]:  # bytes, the picture centred on white
     "Bring a picture upright onto a white square, never stretched; raises `UserError` if it is too large or too narrow."
     check_image_size(size)
@@ -62,8 +95,11 @@ def letterbox(
     image = _flatten(image)
     longest = max(image.size)
     w, h = (max(1, round(side * size / longest)) for side in image.size)
-    exact = Image.Resampling.NEAREST if size % longest == 0 else Image.Resampling.BICUBIC
-    if image.size != (w, h): image = image.resize((w, h), exact)
+    exact = (
+        Image.Resampling.NEAREST if size % longest == 0 else Image.Resampling.BICUBIC
+    )
+    if image.size != (w, h):
+        image = image.resize((w, h), exact)
     square = Image.new("RGB", (size, size), "white")
     square.paste(image, ((size - w) // 2, (size - h) // 2))
     return rearrange(torch.from_numpy(np.array(square)), "h w c -> c h w").contiguous()
@@ -71,115 +107,215 @@ def letterbox(
 # %% ../nbs/06_data.ipynb #30f0e3f4
 def load_image(
     source: str | os.PathLike | bytes,  # a file, or the content of one
-    size: int,                          # pixels of the square's side
-    name: str | None = None,            # what to call it in an error; the file's path if not given
+    size: int,  # pixels of the square's side
+    name: str
+    | None = None,  # what to call it in an error; the file's path if not given
 ) -> UInt8[Tensor, "3 {size} {size}"]:  # bytes, the picture centred on white
     "Open and `prepare` a picture; raises `UserError` with its name if it cannot be read."
     check_image_size(size)
     name = name or ("in memory" if isinstance(source, bytes) else str(source))
     try:
-        with _open(source) as picture: return letterbox(picture, size)
-    except UserError as e: raise UserError(f"picture {name!r}: {e}") from e
-    except FileNotFoundError as e: raise UserError(f"picture {name!r}: no such file; check the path") from e
-    except Exception as e:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error ...
-        raise UserError(f"picture {name!r}: it is damaged ({_reason(e)}); fetch it again or take it out") from e
+        with _open(source) as picture:
+            return letterbox(picture, size)
+    except UserError as e:
+        raise UserError(f"picture {name!r}: {e}") from e
+    except FileNotFoundError as e:
+        raise UserError(f"picture {name!r}: no such file; check the path") from e
+    except (
+        Exception
+    ) as e:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error ...
+        raise UserError(
+            f"picture {name!r}: it is damaged ({_reason(e)}); fetch it again or take it out"
+        ) from e
+
 
 def _reason(e: BaseException) -> str:
     "The first line of an error, or its kind."
     return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
 
 def _open(source: str | os.PathLike | bytes) -> Image.Image:
     "Open a picture without decoding it; raises `UserError` if it is empty, no picture, or a bad shape."
     if (len(source) if isinstance(source, bytes) else os.path.getsize(source)) == 0:
         raise UserError("it is empty (0 bytes); fetch it again or take it out")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-        try: picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        except Image.UnidentifiedImageError: raise UserError("it is not a picture that Pillow can read; convert it to PNG or take it out") from None
-        except Image.DecompressionBombError: raise UserError(f"it has more than {MAX_PIXELS:,} pixels; make it smaller") from None
-    try: _check_shape(*picture.size)
-    except UserError: picture.close(); raise
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # our own limit follows
+        try:
+            picture = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source
+            )
+        except Image.UnidentifiedImageError:
+            raise UserError(
+                "it is not a picture that Pillow can read; convert it to PNG or take it out"
+            ) from None
+        except Image.DecompressionBombError:
+            raise UserError(
+                f"it has more than {MAX_PIXELS:,} pixels; make it smaller"
+            ) from None
+    try:
+        _check_shape(*picture.size)
+    except UserError:
+        picture.close()
+        raise
     return picture
 
 # %% ../nbs/06_data.ipynb #f5b054c3
 MAX_CAPTION = 1000  # characters; text encoders read about 77 to 256 tokens
 
+
 def clean_caption(
-    text: object,                     # as it stands in the file; should be a string
-    max_caption: int = MAX_CAPTION,   # the most characters allowed
+    text: object,  # as it stands in the file; should be a string
+    max_caption: int = MAX_CAPTION,  # the most characters allowed
 ) -> str:  # in Unicode normal form C, white space collapsed
     "Bring a caption to one form; raises `UserError` if it is missing, not text, empty or too long."
-    if text is None: raise UserError("the caption is missing; write one or take the picture out")
-    if not isinstance(text, str): raise UserError(f"the caption is not text but {type(text).__name__}: {str(text)[:40]}; put it in quotes")
-    try: text.encode()
-    except UnicodeEncodeError: raise UserError("the caption holds half a Unicode character; save the file as UTF-8") from None
-    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in unicodedata.normalize("NFC", text))
+    if text is None:
+        raise UserError("the caption is missing; write one or take the picture out")
+    if not isinstance(text, str):
+        raise UserError(
+            f"the caption is not text but {type(text).__name__}: {str(text)[:40]}; put it in quotes"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "the caption holds half a Unicode character; save the file as UTF-8"
+        ) from None
+    text = "".join(
+        " " if unicodedata.category(c) == "Cc" else c
+        for c in unicodedata.normalize("NFC", text)
+    )
     text = " ".join(text.split())
-    if not text: raise UserError("the caption is empty; write one or take the picture out")
+    if not text:
+        raise UserError("the caption is empty; write one or take the picture out")
     if len(text) > max_caption:
-        raise UserError(f"the caption has {len(text):,} characters, more than {max_caption:,}; shorten it or raise max_caption")
+        raise UserError(
+            f"the caption has {len(text):,} characters, more than {max_caption:,}; shorten it or raise max_caption"
+        )
     return text
 
 # %% ../nbs/06_data.ipynb #77d5c700
 class MetadataRow(NamedTuple):
     "One line of a metadata file."
-    file: str                   # the picture's path within the folder
-    captions: tuple[str, ...]   # one or more, clean
-    line: int                   # the line number in the file, from 1
+
+    file: str  # the picture's path within the folder
+    captions: tuple[str, ...]  # one or more, clean
+    line: int  # the line number in the file, from 1
+
 
 _METADATA_EXAMPLE = '{"file_name": "a.png", "text": "a red cat"}'
 
+
 def _records(path: Path) -> Iterator[tuple[int, dict]]:
     "Line numbers and objects of a metadata.jsonl or metadata.csv; raises `UserError` with the line."
-    try: text = path.read_bytes().decode("utf-8-sig")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{str(path)!r}, line {e.object[:e.start].count(10) + 1}: it is not UTF-8; save the file as UTF-8") from e
-    return _csv_records(path, text) if path.suffix == ".csv" else _jsonl_records(path, text)
+        raise UserError(
+            f"{str(path)!r}, line {e.object[: e.start].count(10) + 1}: it is not UTF-8; save the file as UTF-8"
+        ) from e
+    return (
+        _csv_records(path, text)
+        if path.suffix == ".csv"
+        else _jsonl_records(path, text)
+    )
+
 
 def _jsonl_records(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     "Each line that is not blank, as a JSON object."
     for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip(): continue
-        try: record = json.loads(content)
-        except json.JSONDecodeError as e: raise UserError(f"{str(path)!r}, line {line}: it is not valid JSON ({e.msg}); write it like {_METADATA_EXAMPLE}") from e
-        if not isinstance(record, dict): raise UserError(f"{str(path)!r}, line {line}: it is not a JSON object; write it like {_METADATA_EXAMPLE}")
+        if not content.strip():
+            continue
+        try:
+            record = json.loads(content)
+        except json.JSONDecodeError as e:
+            raise UserError(
+                f"{str(path)!r}, line {line}: it is not valid JSON ({e.msg}); write it like {_METADATA_EXAMPLE}"
+            ) from e
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{str(path)!r}, line {line}: it is not a JSON object; write it like {_METADATA_EXAMPLE}"
+            )
         yield line, record
+
 
 def _csv_records(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     "Each row below the heading, as a dictionary."
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for record in reader:
-            if None in record: raise UserError(f"{str(path)!r}, line {reader.line_num}: it has more cells than the heading; put a caption with commas in quotes")
+            if None in record:
+                raise UserError(
+                    f"{str(path)!r}, line {reader.line_num}: it has more cells than the heading; put a caption with commas in quotes"
+                )
             yield reader.line_num, record
-    except csv.Error as e: raise UserError(f"{str(path)!r}, line {reader.line_num + 1}: it is not valid CSV ({e}); check the quotes") from e
+    except csv.Error as e:
+        raise UserError(
+            f"{str(path)!r}, line {reader.line_num + 1}: it is not valid CSV ({e}); check the quotes"
+        ) from e
 
 # %% ../nbs/06_data.ipynb #be47c483
 def _texts(record: dict, columns: Sequence[str]) -> list:
     "All captions of a record, from one column (text or list) or from several, where gaps are allowed."
-    texts = [t for c in columns for t in (record.get(c) if isinstance(record.get(c), list) else [record.get(c)])]
-    return [t for t in texts if t not in (None, "")] or [None] if len(columns) > 1 else texts or [None]
+    texts = [
+        t
+        for c in columns
+        for t in (record.get(c) if isinstance(record.get(c), list) else [record.get(c)])
+    ]
+    return (
+        [t for t in texts if t not in (None, "")] or [None]
+        if len(columns) > 1
+        else texts or [None]
+    )
+
 
 def read_metadata(
-    path: str | os.PathLike,                     # a metadata.jsonl or metadata.csv
-    text_column: str | Sequence[str] = "text",   # where the captions are; several columns are several captions
-    max_caption: int = MAX_CAPTION,              # the most characters of a caption
+    path: str | os.PathLike,  # a metadata.jsonl or metadata.csv
+    text_column: str
+    | Sequence[
+        str
+    ] = "text",  # where the captions are; several columns are several captions
+    max_caption: int = MAX_CAPTION,  # the most characters of a caption
 ) -> list[MetadataRow]:  # the lines in order
     "Read and check a metadata file; raises `UserError` with file and line for the first fault."
     path, columns, rows, kind = Path(path), _columns(text_column), [], None
     for line, record in _records(path):
         try:
             file = record.get("file_name")
-            if not isinstance(file, str) or not file.strip(): raise UserError(f"no file_name; write the line like {_METADATA_EXAMPLE}")
-            if len(record) < 2: raise UserError(f"no caption; write the line like {_METADATA_EXAMPLE}")
-            for c in columns: check_choice("caption column", c, [k for k in record if k != "file_name"])
+            if not isinstance(file, str) or not file.strip():
+                raise UserError(
+                    f"no file_name; write the line like {_METADATA_EXAMPLE}"
+                )
+            if len(record) < 2:
+                raise UserError(f"no caption; write the line like {_METADATA_EXAMPLE}")
+            for c in columns:
+                check_choice(
+                    "caption column", c, [k for k in record if k != "file_name"]
+                )
             kinds = {isinstance(record[c], list) for c in columns} | ({kind} - {None})
-            if len(kinds) > 1: raise UserError("captions are lists on some lines and text on others; make them all lists")
+            if len(kinds) > 1:
+                raise UserError(
+                    "captions are lists on some lines and text on others; make them all lists"
+                )
             kind = kinds.pop()
-            rows.append(MetadataRow(file, tuple(clean_caption(t, max_caption) for t in _texts(record, columns)), line))
-        except UserError as e: raise UserError(f"{str(path)!r}, line {line}: {e}") from e
-    if not rows: raise UserError(f"{str(path)!r} lists no picture; write one line for each, like {_METADATA_EXAMPLE}")
+            rows.append(
+                MetadataRow(
+                    file,
+                    tuple(
+                        clean_caption(t, max_caption) for t in _texts(record, columns)
+                    ),
+                    line,
+                )
+            )
+        except UserError as e:
+            raise UserError(f"{str(path)!r}, line {line}: {e}") from e
+    if not rows:
+        raise UserError(
+            f"{str(path)!r} lists no picture; write one line for each, like {_METADATA_EXAMPLE}"
+        )
     return rows
+
 
 def _columns(text_column: str | Sequence[str]) -> list[str]:
     "The caption columns as a list."
@@ -188,79 +324,166 @@ def _columns(text_column: str | Sequence[str]) -> list[str]:
 # %% ../nbs/06_data.ipynb #8a1ca88c
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
+
 def _splits(folder: Path) -> dict[str, Path]:
     "The metadata file of each split: the folder itself is train, else its subfolders are splits; raises `UserError` if there is none."
-    if not folder.exists(): raise UserError(f"no folder {str(folder)!r}; check the path")
-    if not folder.is_dir(): raise UserError(f"{str(folder)!r} is a file, not a folder; name the folder that holds the pictures")
-    if not any(folder.iterdir()): raise UserError(f"folder {str(folder)!r} is empty; put pictures and a metadata.jsonl there")
-    places = {"train": folder} if any((folder / m).exists() for m in METADATA_FILES) else {f.name: f for f in sorted(folder.iterdir()) if f.is_dir()}
-    found = {name: [place / m for m in METADATA_FILES if (place / m).exists()] for name, place in places.items()}
+    if not folder.exists():
+        raise UserError(f"no folder {str(folder)!r}; check the path")
+    if not folder.is_dir():
+        raise UserError(
+            f"{str(folder)!r} is a file, not a folder; name the folder that holds the pictures"
+        )
+    if not any(folder.iterdir()):
+        raise UserError(
+            f"folder {str(folder)!r} is empty; put pictures and a metadata.jsonl there"
+        )
+    places = (
+        {"train": folder}
+        if any((folder / m).exists() for m in METADATA_FILES)
+        else {f.name: f for f in sorted(folder.iterdir()) if f.is_dir()}
+    )
+    found = {
+        name: [place / m for m in METADATA_FILES if (place / m).exists()]
+        for name, place in places.items()
+    }
     for files in found.values():
-        if len(files) > 1: raise UserError(f"folder {str(files[0].parent)!r} has both {METADATA_FILES[0]} and {METADATA_FILES[1]}; remove one of them")
+        if len(files) > 1:
+            raise UserError(
+                f"folder {str(files[0].parent)!r} has both {METADATA_FILES[0]} and {METADATA_FILES[1]}; remove one of them"
+            )
     found = {name: files[0] for name, files in found.items() if files}
-    if not found: raise UserError(f"folder {str(folder)!r} has no metadata.jsonl or metadata.csv; write one line for each picture, like {_METADATA_EXAMPLE}")
+    if not found:
+        raise UserError(
+            f"folder {str(folder)!r} has no metadata.jsonl or metadata.csv; write one line for each picture, like {_METADATA_EXAMPLE}"
+        )
     return found
 
 # %% ../nbs/06_data.ipynb #32f24ec0
 def _inside(folder: Path, file: str) -> Path:
     "The path of a listed file; raises `UserError` if it leaves the folder or is not there."
-    outside = os.path.isabs(file) or PureWindowsPath(file).drive or "://" in file or ".." in re.split(r"[/\\]", file)
-    if outside: raise UserError(f"the path {file!r} leaves the folder; move the picture into the folder")
+    outside = (
+        os.path.isabs(file)
+        or PureWindowsPath(file).drive
+        or "://" in file
+        or ".." in re.split(r"[/\\]", file)
+    )
+    if outside:
+        raise UserError(
+            f"the path {file!r} leaves the folder; move the picture into the folder"
+        )
     path = folder / file
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{file!r} is a symbolic link that leaves the folder; copy the picture into the folder")
-    if not path.is_file(): raise UserError(f"the picture {file!r} is missing; add it or remove the line")
+        raise UserError(
+            f"{file!r} is a symbolic link that leaves the folder; copy the picture into the folder"
+        )
+    if not path.is_file():
+        raise UserError(f"the picture {file!r} is missing; add it or remove the line")
     return path
+
 
 def _check_images(metadata: Path, rows: Sequence[MetadataRow]) -> None:
     "Check path and header of every listed picture; raises `UserError` with file and line."
     for row in progress_bar(rows, "checking pictures"):
         try:
             path = _inside(metadata.parent, row.file)
-            try: _open(path).close()
-            except (UserError, OSError) as e: raise UserError(f"picture {row.file!r}: {_reason(e)}") from e
-        except UserError as e: raise UserError(f"{str(metadata)!r}, line {row.line}: {e}") from e
+            try:
+                _open(path).close()
+            except (UserError, OSError) as e:
+                raise UserError(f"picture {row.file!r}: {_reason(e)}") from e
+        except UserError as e:
+            raise UserError(f"{str(metadata)!r}, line {row.line}: {e}") from e
+
 
 def _warn_unlisted(metadata: Path, rows: Sequence[MetadataRow]) -> None:
     "Warn about pictures in the folder that no line names, since nobody else would."
-    listed, known = {os.path.normpath(metadata.parent / row.file) for row in rows}, Image.registered_extensions()
-    left = sorted(str(p.relative_to(metadata.parent)) for p in metadata.parent.rglob("*")
-                  if p.suffix.lower() in known and p.is_file() and os.path.normpath(p) not in listed)
-    if left: warnings.warn(f"{len(left)} pictures are not in {str(metadata)!r} and are left out, the first is {left[0]!r}", stacklevel=3)
+    listed, known = (
+        {os.path.normpath(metadata.parent / row.file) for row in rows},
+        Image.registered_extensions(),
+    )
+    left = sorted(
+        str(p.relative_to(metadata.parent))
+        for p in metadata.parent.rglob("*")
+        if p.suffix.lower() in known
+        and p.is_file()
+        and os.path.normpath(p) not in listed
+    )
+    if left:
+        warnings.warn(
+            f"{len(left)} pictures are not in {str(metadata)!r} and are left out, the first is {left[0]!r}",
+            stacklevel=3,
+        )
 
 # %% ../nbs/06_data.ipynb #8d855254
 @contextmanager
 def _quiet_datasets():
     "The library `datasets`, imported when it is needed, its progress bars off."
-    try: import datasets
-    except ImportError as e: raise UserError("this needs the package `datasets`; run: pip install 't2i-tutorial[train]'") from e
+    try:
+        import datasets
+    except ImportError as e:
+        raise UserError(
+            "this needs the package `datasets`; run: pip install 't2i-tutorial[train]'"
+        ) from e
     shown = not datasets.are_progress_bars_disabled()
-    if shown: datasets.disable_progress_bars()
-    try: yield datasets
+    if shown:
+        datasets.disable_progress_bars()
+    try:
+        yield datasets
     finally:
-        if shown: datasets.enable_progress_bars()
+        if shown:
+            datasets.enable_progress_bars()
 
-def _imagefolder(metadata: Path, columns: Sequence[str], cache_dir: str | os.PathLike | None) -> tuple[list[str], list[list]]:
+
+def _imagefolder(
+    metadata: Path, columns: Sequence[str], cache_dir: str | os.PathLike | None
+) -> tuple[list[str], list[list]]:
     "Paths and captions as `datasets` reads them, from exactly one metadata file; raises `UserError` if it cannot."
-    with _quiet_datasets() as datasets, tempfile.TemporaryDirectory(prefix="t2i-") as scratch:
+    with (
+        _quiet_datasets() as datasets,
+        tempfile.TemporaryDirectory(prefix="t2i-") as scratch,
+    ):
         try:
-            table = datasets.load_dataset("imagefolder", data_files={"train": [glob.escape(str(metadata.resolve()))]},
-                                          split="train", cache_dir=str(cache_dir or scratch))
+            table = datasets.load_dataset(
+                "imagefolder",
+                data_files={"train": [glob.escape(str(metadata.resolve()))]},
+                split="train",
+                cache_dir=str(cache_dir or scratch),
+            )
         except Exception as e:
-            raise UserError(f"{str(metadata)!r}: `datasets` cannot read it ({_reason(e.__cause__ or e)}); give every line the same keys and kinds of values") from e
+            raise UserError(
+                f"{str(metadata)!r}: `datasets` cannot read it ({_reason(e.__cause__ or e)}); give every line the same keys and kinds of values"
+            ) from e
         if not isinstance(table.features.get("image"), datasets.Image):
-            raise UserError(f"{str(metadata)!r}: a column named 'image' hides the pictures; rename that column")
+            raise UserError(
+                f"{str(metadata)!r}: a column named 'image' hides the pictures; rename that column"
+            )
         table = table.cast_column("image", datasets.Image(decode=False))
-        texts = [_texts(dict(zip(columns, values)), columns) for values in zip(*(table[c] for c in columns))]
+        texts = [
+            _texts(dict(zip(columns, values)), columns)
+            for values in zip(*(table[c] for c in columns))
+        ]
         return [image["path"] for image in table["image"]], texts
 
-def _group(metadata: Path, rows: Sequence[MetadataRow], paths: Sequence[str], texts: Sequence[list]) -> dict[str, tuple[str, ...]]:
+
+def _group(
+    metadata: Path,
+    rows: Sequence[MetadataRow],
+    paths: Sequence[str],
+    texts: Sequence[list],
+) -> dict[str, tuple[str, ...]]:
     "Captions of each picture, several lines joined; raises `UserError` where our reading and that of `datasets` differ."
     groups: dict[str, tuple[str, ...]] = {}
-    if len(rows) != len(paths): raise UserError(f"{str(metadata)!r}: it has {len(rows)} lines, but `datasets` reads {len(paths)}; look for broken lines")
+    if len(rows) != len(paths):
+        raise UserError(
+            f"{str(metadata)!r}: it has {len(rows)} lines, but `datasets` reads {len(paths)}; look for broken lines"
+        )
     for row, path, got in zip(rows, paths, texts):
-        same = all(isinstance(t, str) for t in got) and row.captions == tuple(clean_caption(t, len(t) + 1) for t in got)
-        if not same: raise UserError(f"{str(metadata)!r}, line {row.line}: `datasets` reads the caption {row.captions[0]!r} as {got[0]!r}; use a metadata.jsonl, which keeps text as text")
+        same = all(isinstance(t, str) for t in got) and row.captions == tuple(
+            clean_caption(t, len(t) + 1) for t in got
+        )
+        if not same:
+            raise UserError(
+                f"{str(metadata)!r}, line {row.line}: `datasets` reads the caption {row.captions[0]!r} as {got[0]!r}; use a metadata.jsonl, which keeps text as text"
+            )
         groups[path] = groups.get(path, ()) + row.captions
     return groups
 
@@ -268,29 +491,46 @@ def _group(metadata: Path, rows: Sequence[MetadataRow], paths: Sequence[str], te
 @dataclass(frozen=True)
 class Batch:
     "Pictures with their captions, as every training loop of this book takes them."
-    images: Float[Tensor, "b 3 h w"]        # in [-1, 1]
-    captions: list[str]                     # one for each picture
-    indices: Int[Tensor, " b"]              # their places in the data set
-    attributes: dict[str, Tensor] | None = None  # for creatures: what was drawn, each (b,)
 
-    def __len__(self) -> int: return len(self.captions)
+    images: Float[Tensor, "b 3 h w"]  # in [-1, 1]
+    captions: list[str]  # one for each picture
+    indices: Int[Tensor, " b"]  # their places in the data set
+    attributes: dict[str, Tensor] | None = (
+        None  # for creatures: what was drawn, each (b,)
+    )
+
+    def __len__(self) -> int:
+        return len(self.captions)
 
     def to(self, device: str | torch.device) -> "Batch":
         "The same batch with all tensors on `device`."
-        attributes = self.attributes and {k: v.to(device) for k, v in self.attributes.items()}
-        return replace(self, images=self.images.to(device), indices=self.indices.to(device), attributes=attributes)
+        attributes = self.attributes and {
+            k: v.to(device) for k, v in self.attributes.items()
+        }
+        return replace(
+            self,
+            images=self.images.to(device),
+            indices=self.indices.to(device),
+            attributes=attributes,
+        )
 
 # %% ../nbs/06_data.ipynb #deb71d92
 class Augmentation(NamedTuple):
     "What is drawn anew for one picture in each epoch."
+
     caption: float  # in [0, 1), points at one of the captions
-    flip: bool      # whether to mirror the picture, if mirroring is asked for
+    flip: bool  # whether to mirror the picture, if mirroring is asked for
+
 
 def sample_augmentation(
-    seed: int, epoch: int, index: int,  # of the training, of this pass, of the picture
+    seed: int,
+    epoch: int,
+    index: int,  # of the training, of this pass, of the picture
 ) -> Augmentation:
     "The random choices for one picture in one epoch; they depend on nothing else."
-    caption, coin = torch.rand(2, generator=seeded_generator(seed, "choose", epoch, index)).tolist()
+    caption, coin = torch.rand(
+        2, generator=seeded_generator(seed, "choose", epoch, index)
+    ).tolist()
     return Augmentation(caption, coin < 0.5)
 
 # %% ../nbs/06_data.ipynb #3d4898c0
@@ -299,56 +539,112 @@ _MOVE = r"(?:fac|look|turn|point|walk|runn|mov|head|lean|fly|jump|swimm|glanc)(?
 _END = rf"(?=$|[^\w\s'-]|\s+(?:a|an|and|are|in|is|of|there|while|with)\b|[\s-]+{_SIDE})"
 _DIRECTED = re.compile(  # "left" or "right" where it is a direction
     rf"\b(?:{_MOVE}(?: to| towards?)?(?: the| its| his| her)? |(?:to|on|at|from|towards?) (?:the|its|his|her|their) )(left|right){_END}"
-    rf"|\b(left|right)(?=[\s-]+{_SIDE}|wards?\b)", re.IGNORECASE)
+    rf"|\b(left|right)(?=[\s-]+{_SIDE}|wards?\b)",
+    re.IGNORECASE,
+)
 _ANY = re.compile(r"\b(?:left|right)(?:wards?)?\b", re.IGNORECASE)
-_SHY = re.compile(r"\b(?:text|letters?|lettering|words?|writing|written|says|reads|numbers?|logo|sign|map|clock|(?:anti|counter)?-?clockwise)\b", re.IGNORECASE)
+_SHY = re.compile(
+    r"\b(?:text|letters?|lettering|words?|writing|written|says|reads|numbers?|logo|sign|map|clock|(?:anti|counter)?-?clockwise)\b",
+    re.IGNORECASE,
+)
+
 
 def flip_caption(
     caption: str,  # of the picture as it is
 ) -> str | None:  # of the picture mirrored; None if one cannot be sure
     "Swap left and right where they are directions, case kept."
-    spans = [m.span(1) if m.group(1) else m.span(2) for m in _DIRECTED.finditer(caption)]
-    if len(spans) != len(_ANY.findall(caption)) or _SHY.search(caption): return None
+    spans = [
+        m.span(1) if m.group(1) else m.span(2) for m in _DIRECTED.finditer(caption)
+    ]
+    if len(spans) != len(_ANY.findall(caption)) or _SHY.search(caption):
+        return None
     for start, end in spans[::-1]:
         word = caption[start:end]
         other = "right" if word.lower() == "left" else "left"
-        other = other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+        other = (
+            other.upper()
+            if word.isupper()
+            else other.capitalize()
+            if word[0].isupper()
+            else other
+        )
         caption = caption[:start] + other + caption[end:]
     return caption
 
 # %% ../nbs/06_data.ipynb #12df905d
-def _check_walk(batch_size: int, start: int, n: int | None = None, drop_last: bool = False) -> None:
+def _check_walk(
+    batch_size: int, start: int, n: int | None = None, drop_last: bool = False
+) -> None:
     "Raise `UserError` for a batch size or a starting batch that makes no sense; n pictures, if that is known."
-    def whole(x): return isinstance(x, int) and not isinstance(x, bool)
-    if not whole(batch_size) or batch_size < 1: raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+
+    def whole(x):
+        return isinstance(x, int) and not isinstance(x, bool)
+
+    if not whole(batch_size) or batch_size < 1:
+        raise UserError(
+            f"batch_size must be a whole number of at least 1, not {batch_size!r}"
+        )
     last = None if n is None else n // batch_size if drop_last else -(-n // batch_size)
     if not whole(start) or start < 0 or (last is not None and start > last):
-        raise UserError(f"start must be a whole number of batches{'' if last is None else f' from 0 to {last}'}, not {start!r}")
+        raise UserError(
+            f"start must be a whole number of batches{'' if last is None else f' from 0 to {last}'}, not {start!r}"
+        )
+
 
 def collate(
-    pixels: UInt8[Tensor, "b 3 h w"],           # pictures as bytes
-    captions: Sequence[Sequence[str]],          # all captions of each picture
-    indices: Sequence[int],                     # their places in the data set
-    seed: int, epoch: int, flip: bool,          # see `choose`; whether to mirror at random
-    attributes: dict[str, Tensor] | None = None,  # of these pictures; "facing" is mirrored too
+    pixels: UInt8[Tensor, "b 3 h w"],  # pictures as bytes
+    captions: Sequence[Sequence[str]],  # all captions of each picture
+    indices: Sequence[int],  # their places in the data set
+    seed: int,
+    epoch: int,
+    flip: bool,  # see `choose`; whether to mirror at random
+    attributes: dict[str, Tensor]
+    | None = None,  # of these pictures; "facing" is mirrored too
 ) -> Batch:
     "Choose a caption for each picture, mirror some pictures if asked, and make a `Batch`."
-    images, choices = from_uint8(pixels), [sample_augmentation(seed, epoch, i) for i in indices]
+    images, choices = (
+        from_uint8(pixels),
+        [sample_augmentation(seed, epoch, i) for i in indices],
+    )
     texts = [c[int(choice.caption * len(c))] for c, choice in zip(captions, choices)]
-    mirrored = [flip_caption(t) if flip and choice.flip else None for t, choice in zip(texts, choices)]
+    mirrored = [
+        flip_caption(t) if flip and choice.flip else None
+        for t, choice in zip(texts, choices)
+    ]
     turn = torch.tensor([m is not None for m in mirrored], dtype=torch.bool)
     images[turn] = images[turn].flip(-1)
-    if attributes and "facing" in attributes: attributes = attributes | {"facing": torch.where(turn, 1 - attributes["facing"], attributes["facing"])}
-    return Batch(images, [m or t for m, t in zip(mirrored, texts)], torch.as_tensor(indices), attributes)
+    if attributes and "facing" in attributes:
+        attributes = attributes | {
+            "facing": torch.where(turn, 1 - attributes["facing"], attributes["facing"])
+        }
+    return Batch(
+        images,
+        [m or t for m, t in zip(mirrored, texts)],
+        torch.as_tensor(indices),
+        attributes,
+    )
 
 # %% ../nbs/06_data.ipynb #de1bfbee
-def _read_all(read: Callable[[int], Tensor], indices: Sequence[int], description: str | None = None) -> UInt8[Tensor, "b 3 s s"]:
+def _read_all(
+    read: Callable[[int], Tensor],
+    indices: Sequence[int],
+    description: str | None = None,
+) -> UInt8[Tensor, "b 3 s s"]:
     "Read pictures with a few threads, which decode at the same time."
-    if len(indices) == 1: return read(indices[0])[None]
+    if len(indices) == 1:
+        return read(indices[0])[None]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         pixels = pool.map(read, indices)
-        try: return torch.stack(list(progress_bar(pixels, description, len(indices)) if description else pixels))
-        finally: pool.shutdown(cancel_futures=True)
+        try:
+            return torch.stack(
+                list(
+                    progress_bar(pixels, description, len(indices))
+                    if description
+                    else pixels
+                )
+            )
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/06_data.ipynb #9102f7f4
 class _InMemoryImages(Dataset):
@@ -357,82 +653,151 @@ class _InMemoryImages(Dataset):
     def __init__(
         self,
         read: Callable[[int], UInt8[Tensor, "3 s s"]],  # the bytes of picture i
-        captions: Sequence[Sequence[str]],              # all captions of each picture
-        size: int,                                      # pixels of a side
-        attributes: dict[str, Tensor] | None = None,    # for creatures: what was drawn, each (n,)
-        cache_bytes: int = 2**29,                       # keep all pictures in memory if they need no more than this
-        cache: UInt8[Tensor, "n 3 s s"] | None = None,  # the pictures, if they are in memory already
+        captions: Sequence[Sequence[str]],  # all captions of each picture
+        size: int,  # pixels of a side
+        attributes: dict[str, Tensor]
+        | None = None,  # for creatures: what was drawn, each (n,)
+        cache_bytes: int = 2
+        ** 29,  # keep all pictures in memory if they need no more than this
+        cache: UInt8[Tensor, "n 3 s s"]
+        | None = None,  # the pictures, if they are in memory already
     ):
-        self.read, self.captions, self.size, self.attributes = read, captions, check_image_size(size), attributes
-        if cache is None and len(captions) * 3 * size * size <= cache_bytes: cache = _read_all(read, range(len(captions)), "reading pictures")
+        self.read, self.captions, self.size, self.attributes = (
+            read,
+            captions,
+            check_image_size(size),
+            attributes,
+        )
+        if cache is None and len(captions) * 3 * size * size <= cache_bytes:
+            cache = _read_all(read, range(len(captions)), "reading pictures")
         self.cache = cache
 
     def pixels(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 s s"]:
         "Some pictures as bytes, from memory or from their files."
-        return _read_all(self.read, indices.tolist()) if self.cache is None else self.cache[indices]
+        return (
+            _read_all(self.read, indices.tolist())
+            if self.cache is None
+            else self.cache[indices]
+        )
 
-    def __len__(self) -> int: return len(self.captions)
+    def __len__(self) -> int:
+        return len(self.captions)
 
     def __getitem__(self, i: int) -> tuple[Float[Tensor, "3 s s"], str]:
-        if not -len(self) <= i < len(self): raise IndexError(f"no picture {i} among {len(self)}")
-        return from_uint8(self.pixels(torch.tensor([i % len(self)]))[0]), self.captions[i][0]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"no picture {i} among {len(self)}")
+        return from_uint8(self.pixels(torch.tensor([i % len(self)]))[0]), self.captions[
+            i
+        ][0]
 
     def batches(
         self,
-        batch_size: int,                  # pictures in a batch
-        seed: int = 0, epoch: int = 0,    # of the training, of this pass over the data
-        shuffle: bool = True,             # in random order, or as they stand
-        start: int = 0,                   # batches to leave out, to go on where a training stopped
-        drop_last: bool = False,          # leave out a last batch that is not full
-        flip: bool = False,               # mirror pictures at random, where the caption allows
+        batch_size: int,  # pictures in a batch
+        seed: int = 0,
+        epoch: int = 0,  # of the training, of this pass over the data
+        shuffle: bool = True,  # in random order, or as they stand
+        start: int = 0,  # batches to leave out, to go on where a training stopped
+        drop_last: bool = False,  # leave out a last batch that is not full
+        flip: bool = False,  # mirror pictures at random, where the caption allows
     ) -> Iterator[Batch]:
         "One epoch of batches; depends on nothing but the arguments. Raises `UserError` on numbers that make no sense."
         _check_walk(batch_size, start, n := len(self), drop_last)
-        order = torch.randperm(n, generator=seeded_generator(seed, "order", epoch)) if shuffle else torch.arange(n)
-        chunks = order[start * batch_size:n - n % batch_size if drop_last else n].split(batch_size)
+        order = (
+            torch.randperm(n, generator=seeded_generator(seed, "order", epoch))
+            if shuffle
+            else torch.arange(n)
+        )
+        chunks = order[
+            start * batch_size : n - n % batch_size if drop_last else n
+        ].split(batch_size)
         return (self._batch(chunk, seed, epoch, flip) for chunk in chunks if len(chunk))
 
-    def _batch(self, chunk: Int[Tensor, " b"], seed: int, epoch: int, flip: bool) -> Batch:
+    def _batch(
+        self, chunk: Int[Tensor, " b"], seed: int, epoch: int, flip: bool
+    ) -> Batch:
         "The pictures at these places, as a batch."
-        attributes = self.attributes and {k: v[chunk] for k, v in self.attributes.items()}
-        return collate(self.pixels(chunk), [self.captions[i] for i in chunk.tolist()], chunk.tolist(), seed, epoch, flip, attributes)
+        attributes = self.attributes and {
+            k: v[chunk] for k, v in self.attributes.items()
+        }
+        return collate(
+            self.pixels(chunk),
+            [self.captions[i] for i in chunk.tolist()],
+            chunk.tolist(),
+            seed,
+            epoch,
+            flip,
+            attributes,
+        )
 
 # %% ../nbs/06_data.ipynb #f913ece5
 def _online() -> bool:
     "Whether the hub's address can be found, or a proxy will find it."
-    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True
-    host = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname or "huggingface.co"
-    try: return bool(socket.getaddrinfo(host, 443))
-    except OSError: return False
+    if any(
+        os.environ.get(k)
+        for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
+        return True
+    host = (
+        urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+        or "huggingface.co"
+    )
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
+
 
 @contextmanager
 def _offline_unless(online: bool, *configs):
     "Keep `datasets` and `huggingface_hub` from trying the network again and again."
     before = [c.HF_HUB_OFFLINE for c in configs]
-    for c in configs: c.HF_HUB_OFFLINE = c.HF_HUB_OFFLINE or not online
-    try: yield
+    for c in configs:
+        c.HF_HUB_OFFLINE = c.HF_HUB_OFFLINE or not online
+    try:
+        yield
     finally:
-        for c, value in zip(configs, before): c.HF_HUB_OFFLINE = value
+        for c, value in zip(configs, before):
+            c.HF_HUB_OFFLINE = value
 
-def _open_hub(dataset_id: str, split: str, streaming: bool, cache_dir: str | os.PathLike | None):
+
+def _open_hub(
+    dataset_id: str, split: str, streaming: bool, cache_dir: str | os.PathLike | None
+):
     "A data set from the hub, or from a local folder in a hub's form; raises `UserError` if it cannot be had."
     with _quiet_datasets() as datasets:
         from huggingface_hub import constants
+
         online = os.path.isdir(dataset_id) or _online()
         with _offline_unless(online, datasets.config, constants):
-            try: return datasets.load_dataset(dataset_id, split=split, streaming=streaming, cache_dir=cache_dir and str(cache_dir))
+            try:
+                return datasets.load_dataset(
+                    dataset_id,
+                    split=split,
+                    streaming=streaming,
+                    cache_dir=cache_dir and str(cache_dir),
+                )
             except Exception as e:
                 if not online or re.search("Connect|Timeout|Offline", type(e).__name__):
-                    raise UserError(f"cannot reach the hub for {dataset_id!r}, and it was not downloaded before; connect to the network, or name a local folder") from e
+                    raise UserError(
+                        f"cannot reach the hub for {dataset_id!r}, and it was not downloaded before; connect to the network, or name a local folder"
+                    ) from e
                 if isinstance(e, datasets.exceptions.DatasetNotFoundError):
-                    raise UserError(f"no data set {dataset_id!r} on the hub, or it needs a login; look for it at https://huggingface.co/datasets") from e
-                if "split" in str(e).lower(): _check_split(datasets, dataset_id, split)
-                raise UserError(f"cannot read the data set {dataset_id!r} ({_reason(e)}); choose another, or save its pictures to a folder") from e
+                    raise UserError(
+                        f"no data set {dataset_id!r} on the hub, or it needs a login; look for it at https://huggingface.co/datasets"
+                    ) from e
+                if "split" in str(e).lower():
+                    _check_split(datasets, dataset_id, split)
+                raise UserError(
+                    f"cannot read the data set {dataset_id!r} ({_reason(e)}); choose another, or save its pictures to a folder"
+                ) from e
+
 
 def _check_split(datasets, dataset_id: str, split: str) -> None:
     "Raise `UserError` with the nearest names if the splits can be listed and this one is not among them."
-    try: names = datasets.get_dataset_split_names(dataset_id)
-    except Exception: return
+    try:
+        names = datasets.get_dataset_split_names(dataset_id)
+    except Exception:
+        return
     check_choice(f"split of {dataset_id!r}", split, names)
 
 # %% ../nbs/06_data.ipynb #30427632
@@ -440,45 +805,78 @@ def _hub_columns(table, dataset_id: str, image_column: str, columns: Sequence[st
     "The table with its pictures left undecoded; raises `UserError` if a column is not there or holds no pictures."
     with _quiet_datasets() as datasets:
         first = next(iter(table), None) if table.features is None else table.features
-        if first is None: raise UserError(f"the data set {dataset_id!r} is empty; choose another split")
-        for kind, name in [("image column", image_column), *(("text column", c) for c in columns)]:
+        if first is None:
+            raise UserError(
+                f"the data set {dataset_id!r} is empty; choose another split"
+            )
+        for kind, name in [
+            ("image column", image_column),
+            *(("text column", c) for c in columns),
+        ]:
             check_choice(f"{kind} of {dataset_id!r}", name, list(first))
-        try: return table.select_columns([image_column, *columns]).cast_column(image_column, datasets.Image(decode=False))
-        except Exception as e: raise UserError(f"column {image_column!r} of {dataset_id!r} holds no pictures ({_reason(e)}); name another image_column") from e
+        try:
+            return table.select_columns([image_column, *columns]).cast_column(
+                image_column, datasets.Image(decode=False)
+            )
+        except Exception as e:
+            raise UserError(
+                f"column {image_column!r} of {dataset_id!r} holds no pictures ({_reason(e)}); name another image_column"
+            ) from e
+
 
 def _read_value(value: dict | None, size: int, name: str) -> UInt8[Tensor, "3 s s"]:
     "A picture as `datasets` stores it: bytes, a local path, or an address; raises `UserError`."
     value = value or {}
-    if value.get("bytes") is not None: return load_image(value["bytes"], size, name)
-    if not value.get("path"): raise UserError(f"picture {name!r}: the row holds none; choose another image_column")
-    if "://" not in value["path"]: return load_image(value["path"], size, name)
+    if value.get("bytes") is not None:
+        return load_image(value["bytes"], size, name)
+    if not value.get("path"):
+        raise UserError(
+            f"picture {name!r}: the row holds none; choose another image_column"
+        )
+    if "://" not in value["path"]:
+        return load_image(value["path"], size, name)
     with _quiet_datasets() as datasets:
-        try: return letterbox(datasets.Image().decode_example(value), size)
-        except Exception as e: raise UserError(f"picture {name!r}: it cannot be read ({_reason(e)}); check the network") from e
+        try:
+            return letterbox(datasets.Image().decode_example(value), size)
+        except Exception as e:
+            raise UserError(
+                f"picture {name!r}: it cannot be read ({_reason(e)}); check the network"
+            ) from e
 
-def _read_row(table, column: str, size: int, name: str, i: int) -> UInt8[Tensor, "3 s s"]:
+
+def _read_row(
+    table, column: str, size: int, name: str, i: int
+) -> UInt8[Tensor, "3 s s"]:
     "Picture i of a table."
     return _read_value(table[i][column], size, f"{name} row {i}")
 
-def _row_captions(row: dict, columns: Sequence[str], max_caption: int, name: str) -> tuple[str, ...]:
+
+def _row_captions(
+    row: dict, columns: Sequence[str], max_caption: int, name: str
+) -> tuple[str, ...]:
     "All captions of a row, clean; raises `UserError` with the row's name."
-    try: return tuple(clean_caption(t, max_caption) for t in _texts(row, columns))
-    except UserError as e: raise UserError(f"{name}: {e}") from e
+    try:
+        return tuple(clean_caption(t, max_caption) for t in _texts(row, columns))
+    except UserError as e:
+        raise UserError(f"{name}: {e}") from e
 
 # %% ../nbs/06_data.ipynb #0096c42c
 def shuffle_buffer(
-    items: Iterable,             # a stream
-    size: int,                   # how many to hold
+    items: Iterable,  # a stream
+    size: int,  # how many to hold
     generator: torch.Generator,  # where the random choices come from
 ) -> Iterator:  # the same items, each once, in another order
     "Mix a stream: hold `size` items, hand out a random one, let the next take its place."
     held = []
     for item in items:
-        if len(held) < size: held.append(item); continue
+        if len(held) < size:
+            held.append(item)
+            continue
         k = int(torch.randint(size, (), generator=generator))
         yield held[k]
         held[k] = item
-    for k in torch.randperm(len(held), generator=generator).tolist(): yield held[k]
+    for k in torch.randperm(len(held), generator=generator).tolist():
+        yield held[k]
 
 # %% ../nbs/06_data.ipynb #955d3c71
 class StreamingImageTextDataset(IterableDataset):
@@ -486,60 +884,118 @@ class StreamingImageTextDataset(IterableDataset):
 
     def __init__(
         self,
-        rows: Iterable[dict],           # undecoded rows; can be walked again and again
-        image_column: str,              # where the pictures are
-        columns: Sequence[str],         # where the captions are
-        size: int,                      # pixels of a side
-        name: str = "stream",           # what to call it in an error
-        buffer: int = 2000,             # rows that the shuffle buffer holds
-        max_caption: int = MAX_CAPTION, # the most characters of a caption
+        rows: Iterable[dict],  # undecoded rows; can be walked again and again
+        image_column: str,  # where the pictures are
+        columns: Sequence[str],  # where the captions are
+        size: int,  # pixels of a side
+        name: str = "stream",  # what to call it in an error
+        buffer: int = 2000,  # rows that the shuffle buffer holds
+        max_caption: int = MAX_CAPTION,  # the most characters of a caption
     ):
-        self.rows, self.image_column, self.columns, self.size = rows, image_column, list(columns), check_image_size(size)
+        self.rows, self.image_column, self.columns, self.size = (
+            rows,
+            image_column,
+            list(columns),
+            check_image_size(size),
+        )
         self.name, self.buffer, self.max_caption = name, buffer, max_caption
 
-    def _decode(self, i: int, row: dict) -> tuple[UInt8[Tensor, "3 s s"], tuple[str, ...]]:
+    def _decode(
+        self, i: int, row: dict
+    ) -> tuple[UInt8[Tensor, "3 s s"], tuple[str, ...]]:
         "Pixels and captions of row i."
         name = f"{self.name} row {i}"
-        return _read_value(row[self.image_column], self.size, name), _row_captions(row, self.columns, self.max_caption, name)
+        return _read_value(row[self.image_column], self.size, name), _row_captions(
+            row, self.columns, self.max_caption, name
+        )
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "3 s s"], str]]:
         worker = get_worker_info()
-        shared = worker is None or hasattr(self.rows, "num_shards") or hasattr(self.rows, "n_shards")  # `datasets` deals out the files itself
+        shared = (
+            worker is None
+            or hasattr(self.rows, "num_shards")
+            or hasattr(self.rows, "n_shards")
+        )  # `datasets` deals out the files itself
         first, step = (0, 1) if shared else (worker.id, worker.num_workers)
         for i, row in islice(enumerate(self.rows), first, None, step):
             pixels, captions = self._decode(i, row)
             yield from_uint8(pixels), captions[0]
 
-    def batches(self, batch_size: int, seed: int = 0, epoch: int = 0, shuffle: bool = True, start: int = 0,
-                drop_last: bool = False, flip: bool = False) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        start: int = 0,
+        drop_last: bool = False,
+        flip: bool = False,
+    ) -> Iterator[Batch]:
         "One pass over the stream, as `PictureSet.batches`; rows before `start` arrive but are not decoded."
         _check_walk(batch_size, start)
         stream = enumerate(self.rows)
-        if shuffle: stream = shuffle_buffer(stream, self.buffer, seeded_generator(seed, "order", epoch))
-        return self._walk(islice(stream, start * batch_size, None), batch_size, seed, epoch, drop_last, flip)
+        if shuffle:
+            stream = shuffle_buffer(
+                stream, self.buffer, seeded_generator(seed, "order", epoch)
+            )
+        return self._walk(
+            islice(stream, start * batch_size, None),
+            batch_size,
+            seed,
+            epoch,
+            drop_last,
+            flip,
+        )
 
-    def _walk(self, stream: Iterator, batch_size: int, seed: int, epoch: int, drop_last: bool, flip: bool) -> Iterator[Batch]:
+    def _walk(
+        self,
+        stream: Iterator,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        drop_last: bool,
+        flip: bool,
+    ) -> Iterator[Batch]:
         "Decode and group the rows of a stream."
         while chunk := list(islice(stream, batch_size)):
-            if drop_last and len(chunk) < batch_size: return
+            if drop_last and len(chunk) < batch_size:
+                return
             pixels, captions = zip(*(self._decode(i, row) for i, row in chunk))
-            yield collate(torch.stack(pixels), captions, [i for i, _ in chunk], seed, epoch, flip)
+            yield collate(
+                torch.stack(pixels), captions, [i for i, _ in chunk], seed, epoch, flip
+            )
 
 # %% ../nbs/06_data.ipynb #31b1dcc4
 class ImageTextDataset(_InMemoryImages):
     "Captioned pictures from creatures drawn by code, from a folder, or from a hub."
 
     @classmethod
-    def from_critters(cls, n: int, size: int = 32, seed: int = 0, split: str = "train") -> "ImageTextDataset":
+    def from_critters(
+        cls, n: int, size: int = 32, seed: int = 0, split: str = "train"
+    ) -> "ImageTextDataset":
         "Draw `n` creatures and keep them as bytes, with their attributes; raises `UserError` on an unknown split or size."
         check_image_size(size), check_choice("split", split, critters.SPLITS)
         drawn = critters.sample_critters(n, size=size, seed=seed, split=split)
         pixels = to_uint8(drawn.images)
-        return cls(pixels.__getitem__, [(c,) for c in drawn.captions], size, drawn.attributes, cache=pixels)
+        return cls(
+            pixels.__getitem__,
+            [(c,) for c in drawn.captions],
+            size,
+            drawn.attributes,
+            cache=pixels,
+        )
 
     @classmethod
-    def from_folder(cls, path: str | os.PathLike, size: int = 64, split: str = "train", text_column: str | Sequence[str] = "text",
-                    max_caption: int = MAX_CAPTION, cache_dir: str | os.PathLike | None = None, **options) -> "ImageTextDataset":
+    def from_folder(
+        cls,
+        path: str | os.PathLike,
+        size: int = 64,
+        split: str = "train",
+        text_column: str | Sequence[str] = "text",
+        max_caption: int = MAX_CAPTION,
+        cache_dir: str | os.PathLike | None = None,
+        **options,
+    ) -> "ImageTextDataset":
         "Open a folder with a metadata.jsonl or metadata.csv; raises `UserError` with the file and line of the first fault."
         check_image_size(size)
         splits = _splits(Path(path))
@@ -547,21 +1003,61 @@ class ImageTextDataset(_InMemoryImages):
         rows = read_metadata(metadata, text_column, max_caption)
         _check_images(metadata, rows)
         _warn_unlisted(metadata, rows)
-        groups = _group(metadata, rows, *_imagefolder(metadata, _columns(text_column), cache_dir))
-        return cls(partial(_read_file, list(groups), size), list(groups.values()), size, **options)
+        groups = _group(
+            metadata, rows, *_imagefolder(metadata, _columns(text_column), cache_dir)
+        )
+        return cls(
+            partial(_read_file, list(groups), size),
+            list(groups.values()),
+            size,
+            **options,
+        )
 
     @classmethod
-    def from_hub(cls, dataset_id: str, image_column: str = "image", text_column: str | Sequence[str] = "text", size: int = 64,
-                 split: str = "train", streaming: bool = False, max_caption: int = MAX_CAPTION,
-                 cache_dir: str | os.PathLike | None = None, **options) -> "ImageTextDataset | StreamingImageTextDataset":
+    def from_hub(
+        cls,
+        dataset_id: str,
+        image_column: str = "image",
+        text_column: str | Sequence[str] = "text",
+        size: int = 64,
+        split: str = "train",
+        streaming: bool = False,
+        max_caption: int = MAX_CAPTION,
+        cache_dir: str | os.PathLike | None = None,
+        **options,
+    ) -> "ImageTextDataset | StreamingImageTextDataset":
         "Open a data set of a hub, or a local folder in that form; raises `UserError` if it cannot be had."
         check_image_size(size)
-        columns, table = _columns(text_column), _open_hub(dataset_id, split, streaming, cache_dir)
+        columns, table = (
+            _columns(text_column),
+            _open_hub(dataset_id, split, streaming, cache_dir),
+        )
         table = _hub_columns(table, dataset_id, image_column, columns)
-        if streaming: return StreamingImageTextDataset(table, image_column, columns, size, dataset_id, max_caption=max_caption, **options)
-        captions = [_row_captions(row, columns, max_caption, f"{dataset_id} row {i}") for i, row in enumerate(table.select_columns(columns))]
-        if not captions: raise UserError(f"split {split!r} of {dataset_id!r} is empty; choose another split")
-        return cls(partial(_read_row, table, image_column, size, dataset_id), captions, size, **options)
+        if streaming:
+            return StreamingImageTextDataset(
+                table,
+                image_column,
+                columns,
+                size,
+                dataset_id,
+                max_caption=max_caption,
+                **options,
+            )
+        captions = [
+            _row_captions(row, columns, max_caption, f"{dataset_id} row {i}")
+            for i, row in enumerate(table.select_columns(columns))
+        ]
+        if not captions:
+            raise UserError(
+                f"split {split!r} of {dataset_id!r} is empty; choose another split"
+            )
+        return cls(
+            partial(_read_row, table, image_column, size, dataset_id),
+            captions,
+            size,
+            **options,
+        )
+
 
 def _read_file(paths: Sequence[str], size: int, i: int) -> UInt8[Tensor, "3 s s"]:
     "Picture i of a list of files."
@@ -569,19 +1065,33 @@ def _read_file(paths: Sequence[str], size: int, i: int) -> UInt8[Tensor, "3 s s"
 
 # %% ../nbs/06_data.ipynb #f15a0fe0
 def open_dataset(
-    source: str | os.PathLike,  # "critters", a folder, or the id of a hub data set such as "owner/name"
-    size: int = 64,             # pixels of a side
-    split: str = "train",       # which part
-    n: int = 4096,              # how many, for creatures
-    **options,                  # for `from_critters`, `from_folder` or `from_hub`
+    source: str
+    | os.PathLike,  # "critters", a folder, or the id of a hub data set such as "owner/name"
+    size: int = 64,  # pixels of a side
+    split: str = "train",  # which part
+    n: int = 4096,  # how many, for creatures
+    **options,  # for `from_critters`, `from_folder` or `from_hub`
 ) -> ImageTextDataset | StreamingImageTextDataset:
     "Open captioned pictures, wherever they are; raises `UserError` if it cannot tell, or cannot read them."
     name = os.fspath(source)
-    if name == "critters": return ImageTextDataset.from_critters(n, size=size, split=split, **options)
+    if name == "critters":
+        return ImageTextDataset.from_critters(n, size=size, split=split, **options)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        as_table = not any(m.name in METADATA_FILES for m in path.glob("**/metadata.*")) and any(path.glob("**/*.parquet"))
-        return ImageTextDataset.from_hub(str(path), size=size, split=split, **options) if as_table else ImageTextDataset.from_folder(path, size=size, split=split, **options)
-    if not path.exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name): return ImageTextDataset.from_hub(name, size=size, split=split, **options)
-    if name and (path.exists() or os.sep in name or name.startswith(".")): _splits(path)
-    check_choice("source of pictures", name, ["critters", "a folder that exists", "a hub id such as owner/name"])
+        as_table = not any(
+            m.name in METADATA_FILES for m in path.glob("**/metadata.*")
+        ) and any(path.glob("**/*.parquet"))
+        return (
+            ImageTextDataset.from_hub(str(path), size=size, split=split, **options)
+            if as_table
+            else ImageTextDataset.from_folder(path, size=size, split=split, **options)
+        )
+    if not path.exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return ImageTextDataset.from_hub(name, size=size, split=split, **options)
+    if name and (path.exists() or os.sep in name or name.startswith(".")):
+        _splits(path)
+    check_choice(
+        "source of pictures",
+        name,
+        ["critters", "a folder that exists", "a hub id such as owner/name"],
+    )

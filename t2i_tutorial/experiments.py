@@ -8,7 +8,10 @@ __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'cr
            'save_annotated_png', 'split_grid', 'quick_evaluate', 'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
-import json, os, shlex, time
+import json
+import os
+import shlex
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from io import BytesIO
@@ -22,33 +25,51 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import critters
-from .clip import hardware_info, git_commit
-from .core import (UserError, atomic_write, check_choice, from_pil, load_json, seeded_generator, make_grid,
-                               get_device, save_json, seed_everything, to_pil)
+from .clip import git_commit, hardware_info
+from t2i_tutorial.core import (
+    UserError,
+    atomic_write,
+    check_choice,
+    from_pil,
+    get_device,
+    load_json,
+    make_grid,
+    save_json,
+    seed_everything,
+    seeded_generator,
+    to_pil,
+)
 from .data import ImageTextDataset, open_dataset
 from .evaluation.classifier import AttributeClassifier
 from .evaluation.metrics import distribution_distances
 from .evaluation.report import prompt_accuracy
 from .hub import TextToImage
-from .text import CachedTextEncoder, full_caption, detailed_caption
+from .text import CachedTextEncoder, detailed_caption, full_caption
 from .training import TrainConfig, Trainer, apply_overrides, parse_overrides
 
 # %% ../nbs/16_experiments.ipynb #ce4c8262
 DEFAULT_TEXT_ENCODER = "critters-clip+token-embeddings"
 SAMPLE_PROMPTS = (  # what a training draws while it goes on
-    "a drawing of a blue and red dragon", "a drawing of a green dragon with red eyes",
-    "a small yellow and purple cat, sleeping", "a black and orange duck with blue eyes, jumping",
-    "a pink and grey fish, swimming", "a red and green turtle, facing left",
-    "an orange and blue rabbit holding a balloon", "a purple and yellow owl with green eyes, standing")
+    "a drawing of a blue and red dragon",
+    "a drawing of a green dragon with red eyes",
+    "a small yellow and purple cat, sleeping",
+    "a black and orange duck with blue eyes, jumping",
+    "a pink and grey fish, swimming",
+    "a red and green turtle, facing left",
+    "an orange and blue rabbit holding a balloon",
+    "a purple and yellow owl with green eyes, standing",
+)
 
 # %% ../nbs/16_experiments.ipynb #7216206b
 @dataclass(frozen=True)
 class Preset:
     "A model's configuration and how it is trained."
+
     model_config: object  # a frozen dataclass with `size` and `text`: what the model's class is called with
     train_config: TrainConfig
     num_images: int = 40_000  # creatures to draw, where the data are creatures
     init_from: str | None = None  # a trained model to begin with
+
 
 def get_preset(
     presets: Mapping[str, Preset],  # a family's, by name
@@ -56,12 +77,21 @@ def get_preset(
     overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["max_steps=200", "text_encoder=clip"]
 ) -> Preset:
     "A preset with some values replaced; raises `UserError` for an unknown name, with the nearest, and for a bad value."
-    if isinstance(preset, str): preset = presets[check_choice("preset", preset, presets)]
+    if isinstance(preset, str):
+        preset = presets[check_choice("preset", preset, presets)]
     words = parse_overrides(overrides)
-    parts = {part: getattr(preset, part) for part in ("model_config", "train_config")}  # where both have a field, training's is meant
-    owner = {f.name: part for part, c in parts.items() for f in fields(c) if not is_dataclass(getattr(c, f.name))}
+    parts = {
+        part: getattr(preset, part) for part in ("model_config", "train_config")
+    }  # where both have a field, training's is meant
+    owner = {
+        f.name: part
+        for part, c in parts.items()
+        for f in fields(c)
+        if not is_dataclass(getattr(c, f.name))
+    }
     owner |= {"num_images": None, "init_from": None}
-    for name in words: check_choice("setting", name, owner)
+    for name in words:
+        check_choice("setting", name, owner)
     for part, config in parts.items():
         own = {k: v for k, v in words.items() if owner[k] == part}
         preset = replace(preset, **{part: apply_overrides(config, own)})
@@ -76,11 +106,18 @@ def critters_dataset(
 ) -> ImageTextDataset:
     "Creatures with two captions each: one that leaves things out, as the grammar likes it, one that says more, or all."
     data = ImageTextDataset.from_critters(n, size, seed, split)
-    generator = seeded_generator(seed, "imagen", "captions", split)  # a name that recorded runs of all families depend on
-    columns = [[options[k] for k in data.attributes[key].tolist()] for key, options in critters.ATTRIBUTES.items()]
+    generator = seeded_generator(
+        seed, "imagen", "captions", split
+    )  # a name that recorded runs of all families depend on
+    columns = [
+        [options[k] for k in data.attributes[key].tolist()]
+        for key, options in critters.ATTRIBUTES.items()
+    ]
     for i, values in enumerate(zip(*columns)):
         critter = critters.Critter(*values)
-        data.captions[i] += (full_caption(critter) if i % 2 else detailed_caption(critter, generator, 6),)
+        data.captions[i] += (
+            full_caption(critter) if i % 2 else detailed_caption(critter, generator, 6),
+        )
     return data
 
 # %% ../nbs/16_experiments.ipynb #24070013
@@ -88,7 +125,9 @@ def cache_text_embeddings(model: TextToImage, data, folder: Path) -> None:
     "Encode all captions once and keep them in `folder`; a stream's captions are encoded as they come."
     model.set_text_encoder(CachedTextEncoder(model.encoder, folder))
     captions = [c for group in getattr(data, "captions", ()) for c in group]
-    if captions: model.encode_prompts(list(dict.fromkeys(captions)))
+    if captions:
+        model.encode_prompts(list(dict.fromkeys(captions)))
+
 
 def cli_command(
     model_type: str,  # as in "t2i train FAMILY"
@@ -97,10 +136,14 @@ def cli_command(
     data: object = "critters",  # a folder, a hub id, or pictures already opened, which no command line can name
 ) -> str | None:
     "The line for a command line that trains the same; None for a preset without a name."
-    if not isinstance(name, str): return None
+    if not isinstance(name, str):
+        return None
     named = isinstance(data, (str, os.PathLike)) and str(data) != "critters"
-    words = [f"--data {shlex.quote(str(data))}"] * named + [f"{k}={v}" for k, v in parse_overrides(overrides).items()]
+    words = [f"--data {shlex.quote(str(data))}"] * named + [
+        f"{k}={v}" for k, v in parse_overrides(overrides).items()
+    ]
     return " ".join([f"t2i train {model_type} --preset {name}", *words])
+
 
 def save_run_record(
     folder: Path,  # of the model
@@ -111,28 +154,59 @@ def save_run_record(
     start_step: int = 0,  # where this session went on from; 0 if it began the training
 ) -> Path:
     "Write down beside the weights how they were made."
-    thin = [{k: round(v, 5) if isinstance(v, float) else v for k, v in h.items()} for h in history]
-    return save_json(folder / "run.json", {
-        "command": command, "preset": asdict(preset), "git_commit": git_commit(), "hardware": hardware_info(),
-        "seconds": round(seconds, 1), "start_step": start_step, "history": thin})
+    thin = [
+        {k: round(v, 5) if isinstance(v, float) else v for k, v in h.items()}
+        for h in history
+    ]
+    return save_json(
+        folder / "run.json",
+        {
+            "command": command,
+            "preset": asdict(preset),
+            "git_commit": git_commit(),
+            "hardware": hardware_info(),
+            "seconds": round(seconds, 1),
+            "start_step": start_step,
+            "history": thin,
+        },
+    )
 
 # %% ../nbs/16_experiments.ipynb #96746467
 def swap_attribute(
     c: critters.Critter,  # awake
     key: str,  # one of its attributes
-) -> critters.Critter:  # the same with the next value of that attribute that makes sense
+) -> (
+    critters.Critter
+):  # the same with the next value of that attribute that makes sense
     "A creature that differs in one thing: what would be seen if a model took one word for another."
-    values, k = critters.ATTRIBUTES[key], critters.ATTRIBUTES[key].index(getattr(c, key))
-    taken = {getattr(c, key), *{"eye_colour": ("closed",), "action": ("sleeping",)}.get(key, (c.body_colour, c.second_colour))}
-    return replace(c, **{key: next(v for v in values[k:] + values[:k] if v not in taken)})
+    values, k = (
+        critters.ATTRIBUTES[key],
+        critters.ATTRIBUTES[key].index(getattr(c, key)),
+    )
+    taken = {
+        getattr(c, key),
+        *{"eye_colour": ("closed",), "action": ("sleeping",)}.get(
+            key, (c.body_colour, c.second_colour)
+        ),
+    }
+    return replace(
+        c, **{key: next(v for v in values[k:] + values[:k] if v not in taken)}
+    )
+
 
 def probe_critters(
     n: int,  # at most
     size: int,  # pixels of a side
     seed: int = 0,
-) -> tuple[list[critters.Critter], Float[Tensor, "n 3 size size"]]:  # with pictures in [-1, 1]
+) -> tuple[
+    list[critters.Critter], Float[Tensor, "n 3 size size"]
+]:  # with pictures in [-1, 1]
     "Creatures of the test set that `exchanged` can take: the eyes of one that sleeps have no colour."
-    awake = [c for c in critters.sample_critters(2 * n, size, seed=seed, split="test").critters if c.action != "sleeping"][:n]
+    awake = [
+        c
+        for c in critters.sample_critters(2 * n, size, seed=seed, split="test").critters
+        if c.action != "sleeping"
+    ][:n]
     return awake, critters.render(awake, size=size, seed=seed)
 
 # %% ../nbs/16_experiments.ipynb #5feddfd5
@@ -140,43 +214,70 @@ def run_training(
     cls: type[TextToImage],
     preset: Preset,
     data="critters",  # or a folder, a hub id, or an object with `batches`, as `CaptionedImages` is
-    folder: str | os.PathLike | None = None,  # for checkpoints, samples, curves, model; without one nothing is written
+    folder: str
+    | os.PathLike
+    | None = None,  # for checkpoints, samples, curves, model; without one nothing is written
     resume: bool = False,  # go on from the newest checkpoint in `folder`
     command: str | None = None,  # for the record, see `named_command`
-    prepare: Callable | None = None,  # called with model, preset, data, whether they are the built-in creatures, whether all begins anew
+    prepare: Callable
+    | None = None,  # called with model, preset, data, whether they are the built-in creatures, whether all begins anew
     validation: int = 0,  # creatures more, for a validation loss
-    upscale: Callable | None = None,  # takes the trained model that the preset starts from, and the new one; overwrites the new one
-) -> tuple[TextToImage, list[dict]]:  # the model with averaged weights, in eval mode; the log
+    upscale: Callable
+    | None = None,  # takes the trained model that the preset starts from, and the new one; overwrites the new one
+) -> tuple[
+    TextToImage, list[dict]
+]:  # the model with averaged weights, in eval mode; the log
     "Train a model as a preset says; raises `UserError` for bad data, and for a folder in use before it writes to it."
     start = time.time()
     seed_everything(preset.train_config.seed)
     data, more, drawn = _open_data(data, preset, validation)
     model = cls(preset.model_config)
-    if not drawn: model.sample_prompts = [c[0] for c in getattr(data, "captions", ())[:8]] or SAMPLE_PROMPTS
+    if not drawn:
+        model.sample_prompts = [
+            c[0] for c in getattr(data, "captions", ())[:8]
+        ] or SAMPLE_PROMPTS
     trainer = Trainer(model, data, preset.train_config, folder, more)
-    found = trainer._find(resume)  # what cannot be used is refused before anything is written, and before long preparations
-    if preset.init_from and upscale and found is None: upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
+    found = trainer._find(
+        resume
+    )  # what cannot be used is refused before anything is written, and before long preparations
+    if preset.init_from and upscale and found is None:
+        upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
     model.to(get_device(preset.train_config.device))
-    if folder is not None: cache_text_embeddings(model, data, Path(folder) / ".texts")
-    if prepare is not None: prepare(model, preset, data, drawn, found is None)
-    history = trainer.fit(resume)
-    if trainer.ema: trainer.ema.copy_to_model()
     if folder is not None:
-        save_run_record(model.save_pretrained(Path(folder) / "model"), command, preset, history, time.time() - start,
-                   int(found.name[5:]) if found else 0)
+        cache_text_embeddings(model, data, Path(folder) / ".texts")
+    if prepare is not None:
+        prepare(model, preset, data, drawn, found is None)
+    history = trainer.fit(resume)
+    if trainer.ema:
+        trainer.ema.copy_to_model()
+    if folder is not None:
+        save_run_record(
+            model.save_pretrained(Path(folder) / "model"),
+            command,
+            preset,
+            history,
+            time.time() - start,
+            int(found.name[5:]) if found else 0,
+        )
     return model.eval(), history
 
 # %% ../nbs/16_experiments.ipynb #a1efa215
 def _open_data(data, preset: Preset, validation: int):
     "What to train on, what to validate with, and whether they are the built-in creatures."
     size, drawn = preset.model_config.size, isinstance(data, str) and data == "critters"
-    if not drawn: return (data if hasattr(data, "batches") else open_dataset(data, size)), None, False
+    if not drawn:
+        return (
+            (data if hasattr(data, "batches") else open_dataset(data, size)),
+            None,
+            False,
+        )
     more = critters_dataset(validation, size, split="val") if validation else None
     return critters_dataset(preset.num_images, size), more, True
 
 # %% ../nbs/16_experiments.ipynb #e7ea9f48
 def sample_history_grid(
-    folder: str | os.PathLike,  # of a training, with the pictures that its Trainer showed to TensorBoard
+    folder: str
+    | os.PathLike,  # of a training, with the pictures that its Trainer showed to TensorBoard
     steps: Sequence[int] | None = None,  # a row each; all there are if not given
     path: str | os.PathLike | None = None,  # PNG to write, with the steps in its text
     n: int = 8,  # pictures of a step
@@ -184,11 +285,14 @@ def sample_history_grid(
 ) -> Float[Tensor, "3 h w"]:  # in [-1, 1]: a row a step, a column a prompt
     "The samples of a training, one row a step; raises `UserError` for a step that drew none."
     grids = _logged_grids(Path(folder))
-    for s in steps or (): check_choice("step", str(s), map(str, grids))
+    for s in steps or ():
+        check_choice("step", str(s), map(str, grids))
     steps = list(steps or grids)
     strip = make_grid(torch.cat([split_grid(grids[s], n) for s in steps]), columns=n)
-    if path is not None: save_annotated_png(path, strip, steps=json.dumps(steps), note=note)
+    if path is not None:
+        save_annotated_png(path, strip, steps=json.dumps(steps), note=note)
     return strip
+
 
 def save_annotated_png(
     path: str | os.PathLike,  # PNG
@@ -197,8 +301,11 @@ def save_annotated_png(
 ) -> None:
     "Write a picture that says what it shows, wholly or not at all; raises `UserError`."
     info = PngInfo()
-    for key, text in texts.items(): info.add_text(key, text)
-    with atomic_write(path) as partial: to_pil(image).save(partial, format="png", pnginfo=info)
+    for key, text in texts.items():
+        info.add_text(key, text)
+    with atomic_write(path) as partial:
+        to_pil(image).save(partial, format="png", pnginfo=info)
+
 
 def split_grid(
     grid: Float[Tensor, "3 gh gw"],  # from `core.make_grid`
@@ -207,23 +314,40 @@ def split_grid(
     padding: int = 2,  # white pixels between and around the pictures
 ) -> Float[Tensor, "n 3 s s"]:
     "The pictures that a grid was made of."
-    columns = columns or ceil(n ** 0.5)
+    columns = columns or ceil(n**0.5)
     s = (grid.shape[2] - padding) // columns - padding
-    corners = [(padding + k // columns * (s + padding), padding + k % columns * (s + padding)) for k in range(n)]
-    return torch.stack([grid[:, y:y + s, x:x + s] for y, x in corners])
+    corners = [
+        (padding + k // columns * (s + padding), padding + k % columns * (s + padding))
+        for k in range(n)
+    ]
+    return torch.stack([grid[:, y : y + s, x : x + s] for y, x in corners])
 
 # %% ../nbs/16_experiments.ipynb #dd454379
 def _logged_grids(folder: Path) -> dict[int, Tensor]:
     "The sample grids in a training's TensorBoard files, by step; raises `UserError` if there are none."
-    try: from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import (
+            EventAccumulator,
+        )
     except ImportError as e:
-        raise UserError("reading the samples of a training needs the package tensorboard; "
-                        "run: pip install 't2i-tutorial[train]'") from e
-    log = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}) if folder.is_dir() else None
+        raise UserError(
+            "reading the samples of a training needs the package tensorboard; "
+            "run: pip install 't2i-tutorial[train]'"
+        ) from e
+    log = (
+        EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+        if folder.is_dir()
+        else None
+    )
     if log is None or "samples" not in log.Reload().Tags()["images"]:
-        raise UserError(f"no samples of a training in {str(folder)!r}; "
-                        "train with log_with=tensorboard and sample_every above 0")
-    return {e.step: from_pil(Image.open(BytesIO(e.encoded_image_string))) for e in log.Images("samples")}
+        raise UserError(
+            f"no samples of a training in {str(folder)!r}; "
+            "train with log_with=tensorboard and sample_every above 0"
+        )
+    return {
+        e.step: from_pil(Image.open(BytesIO(e.encoded_image_string)))
+        for e in log.Images("samples")
+    }
 
 # %% ../nbs/16_experiments.ipynb #2b3fb6b9
 def quick_evaluate(
@@ -234,31 +358,52 @@ def quick_evaluate(
     **sampling,  # arguments of the model's `sample`: for an Imagen steps, sampler, text_scale, ...
 ) -> dict:  # seconds, seconds of this process's CPU, and for each measure the fields of a `Measure`
     "Prompt accuracy and distances of one way of sampling, on test creatures; the prompts depend on the seed alone."
-    classifier, size = classifier or AttributeClassifier.from_pretrained(), model.config.size
-    asked, others = (critters.sample_critters(n, size, seed=1_000_003 * seed + k, split="test") for k in (101, 202))
+    classifier, size = (
+        classifier or AttributeClassifier.from_pretrained(),
+        model.config.size,
+    )
+    asked, others = (
+        critters.sample_critters(n, size, seed=1_000_003 * seed + k, split="test")
+        for k in (101, 202)
+    )
     start, cpu = time.time(), time.process_time()
-    images = model.sample([full_caption(c) for c in asked.critters], seed=seed, **sampling).cpu()
-    spent = {"seconds": round(time.time() - start, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+    images = model.sample(
+        [full_caption(c) for c in asked.critters], seed=seed, **sampling
+    ).cpu()
+    spent = {
+        "seconds": round(time.time() - start, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+    }
     measures = prompt_accuracy(classifier, images, asked.critters, asked.images)
     measures |= distribution_distances(classifier, images, asked.images, others.images)
     return spent | {k: asdict(m) for k, m in measures.items()}
+
 
 def load_or_init_results(
     path: Path | None,  # JSON; None if nothing is to be kept
     settings: dict,  # what the measurements depend on
 ) -> dict:  # settings, revision, machine, and under "runs" what was measured before
     "What was written to `path` before; raises `UserError` if it was measured with other settings."
-    if path is None or not path.exists(): return settings | {"git_commit": git_commit(), "hardware": hardware_info(), "runs": {}}
+    if path is None or not path.exists():
+        return settings | {
+            "git_commit": git_commit(),
+            "hardware": hardware_info(),
+            "runs": {},
+        }
     saved, wanted = load_json(path), json.loads(json.dumps(settings))
     for key, value in wanted.items():
         if saved.get(key) != value:
-            raise UserError(f"{str(path)!r} was measured with {key}={saved.get(key)!r:.80}, not {value!r:.80}; "
-                            "remove it, or write elsewhere")
+            raise UserError(
+                f"{str(path)!r} was measured with {key}={saved.get(key)!r:.80}, not {value!r:.80}; "
+                "remove it, or write elsewhere"
+            )
     return saved
 
 # %% ../nbs/16_experiments.ipynb #126458e5
 def run_ablation(
-    path: str | os.PathLike | None,  # JSON, written after each run; runs that it holds are not made again
+    path: str
+    | os.PathLike
+    | None,  # JSON, written after each run; runs that it holds are not made again
     variants: Mapping[str, Mapping],  # name -> changes of the settings
     preset: Preset,  # of every run: same seed, same pictures, same budget
     train: Callable,  # of a preset and data: gives a model and its log
@@ -269,12 +414,21 @@ def run_ablation(
     saved = load_or_init_results(path, {"preset": asdict(preset), "num_images": n})
     data = critters_dataset(preset.num_images, preset.model_config.size)
     for name, changes in variants.items():
-        if name in saved["runs"]: continue
+        if name in saved["runs"]:
+            continue
         start, cpu = time.time(), time.process_time()
         model, history = train(get_preset({}, preset, changes), data)
-        spent = {"training_seconds": round(time.time() - start, 1),
-                 "training_cpu_seconds": round(time.process_time() - cpu, 1)}
+        spent = {
+            "training_seconds": round(time.time() - start, 1),
+            "training_cpu_seconds": round(time.process_time() - cpu, 1),
+        }
         losses = {k: v for k, v in history[-1].items() if k.endswith("loss")}
-        saved["runs"][name] = {"changes": dict(changes), **spent, **losses, **quick_evaluate(model, n)}
-        if path is not None: save_json(path, saved)
+        saved["runs"][name] = {
+            "changes": dict(changes),
+            **spent,
+            **losses,
+            **quick_evaluate(model, n),
+        }
+        if path is not None:
+            save_json(path, saved)
     return saved

@@ -7,11 +7,11 @@ __all__ = ['MODEL_FILES', 'cast_to_half', 'check_prompts', 'prompt_generators', 
            'bundled_models', 'resolve_model', 'TextToImage', 'dataclass_from_dict']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
-import os, warnings
+import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -20,18 +20,39 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .clip import BUNDLED_CLIPS, CLIP, CLIPTextEncoder
-from .core import (BUNDLED_DIR, MODEL_VERSION, load_model_config, UserError, check_choice, load_json, load_tensors, seeded_generator, get_device, save_json,
-                               save_tensors)
+from t2i_tutorial.core import (
+    BUNDLED_DIR,
+    MODEL_VERSION,
+    UserError,
+    check_choice,
+    get_device,
+    load_json,
+    load_model_config,
+    load_tensors,
+    save_json,
+    save_tensors,
+    seeded_generator,
+)
 from .data import MAX_CAPTION, _online
-from .text import PretrainedTextEncoder, TextEmbedding, TextEncoder, warn_oov
+from t2i_tutorial.text import (
+    PretrainedTextEncoder,
+    TextEmbedding,
+    TextEncoder,
+    warn_oov,
+)
 from .training import PICKLE_SUFFIXES
 
 # %% ../nbs/15_models.ipynb #a4370fac
 def cast_to_half(
     weights: dict[str, Tensor],
-) -> dict[str, Tensor]:  # floats in 16 bits; a tensor with values too large for that, and whole numbers, as they are
+) -> dict[
+    str, Tensor
+]:  # floats in 16 bits; a tensor with values too large for that, and whole numbers, as they are
     "Halve the size of weights, and never make a finite one infinite."
-    def fits(w): return w.is_floating_point() and w.half().isfinite().all()
+
+    def fits(w):
+        return w.is_floating_point() and w.half().isfinite().all()
+
     return {k: w.half() if fits(w) else w for k, w in weights.items()}
 
 # %% ../nbs/15_models.ipynb #8795280e
@@ -39,14 +60,24 @@ def check_prompts(
     prompts: Sequence[str],  # a list, at most `MAX_CAPTION` characters each
 ) -> list[str]:  # the same without white space around them
     "Prompts that can be drawn; raises `UserError` for none, an empty one, one too long, or one that is no text."
-    if isinstance(prompts, str): raise UserError(f"give a list of prompts, not one string: [{prompts[:40]!r}]")
+    if isinstance(prompts, str):
+        raise UserError(f"give a list of prompts, not one string: [{prompts[:40]!r}]")
     prompts = [p.strip() if isinstance(p, str) else p for p in prompts]
-    if not prompts: raise UserError("no prompts: the list is empty; give at least one")
+    if not prompts:
+        raise UserError("no prompts: the list is empty; give at least one")
     for p in prompts:
-        if not isinstance(p, str): raise UserError(f"a prompt must be a text, not {type(p).__name__} ({p!r:.40})")
-        if not p: raise UserError("the prompt is empty; say what to draw, for instance 'a blue and red dragon'")
+        if not isinstance(p, str):
+            raise UserError(
+                f"a prompt must be a text, not {type(p).__name__} ({p!r:.40})"
+            )
+        if not p:
+            raise UserError(
+                "the prompt is empty; say what to draw, for instance 'a blue and red dragon'"
+            )
         if len(p) > MAX_CAPTION:
-            raise UserError(f"the prompt has {len(p)} characters, at most {MAX_CAPTION} are read; shorten it")
+            raise UserError(
+                f"the prompt has {len(p)} characters, at most {MAX_CAPTION} are read; shorten it"
+            )
     return prompts
 
 # %% ../nbs/15_models.ipynb #082700a6
@@ -56,12 +87,15 @@ def prompt_generators(
 ) -> list[torch.Generator]:  # one for each prompt
     "A random stream a prompt, from seed, prompt and how often it stood before; raises `UserError` for a bad seed."
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
+        raise UserError(
+            f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}"
+        )
     count, streams = Counter(), []
     for p in prompts:
         count[p] += 1
         streams.append(seeded_generator(seed, "prompt", p, count[p]))
     return streams
+
 
 def randn_per_prompt(
     generators: Sequence[torch.Generator],
@@ -69,19 +103,32 @@ def randn_per_prompt(
     device: str | torch.device = "cpu",  # where the noise goes; it is drawn on the CPU
 ) -> Float[Tensor, "b ..."]:  # standard normal
     "Noise for a batch, each row from its own stream; a second call goes on where the first one ended."
-    return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(device)
+    return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(
+        device
+    )
 
 # %% ../nbs/15_models.ipynb #03535bda
 def load_text_encoder(
     name_or_folder: str,  # "critters-clip" or a folder, also with "+token-embeddings", or the hub's id of a T5 or CLIP text model
 ) -> TextEncoder:  # frozen, on the CPU
     "A text encoder by name; raises `UserError` if it cannot be had."
-    name, words = name_or_folder.removesuffix("+token-embeddings"), name_or_folder.endswith("+token-embeddings")
+    name, words = (
+        name_or_folder.removesuffix("+token-embeddings"),
+        name_or_folder.endswith("+token-embeddings"),
+    )
     folder = Path(name)
-    if name in BUNDLED_CLIPS or (folder / "tokenizer.json").is_file() and _is_clip(folder / "config.json"):
+    if (
+        name in BUNDLED_CLIPS
+        or (folder / "tokenizer.json").is_file()
+        and _is_clip(folder / "config.json")
+    ):
         return CLIPTextEncoder(CLIP.from_pretrained(name), words)
-    if words: raise UserError(f"'+token-embeddings' goes with a contrastive model of this book, and {name!r} is none; leave it out")
+    if words:
+        raise UserError(
+            f"'+token-embeddings' goes with a contrastive model of this book, and {name!r} is none; leave it out"
+        )
     return PretrainedTextEncoder(name)
+
 
 def _is_clip(config: Path) -> bool:
     "Whether a config.json is that of a contrastive model of this book."
@@ -91,11 +138,17 @@ def _is_clip(config: Path) -> bool:
 # %% ../nbs/15_models.ipynb #95a0233a
 MODEL_FILES = ("config.json", "model.safetensors")
 
+
 def bundled_models() -> dict[str, Path]:  # name -> folder
     "The text-to-image models that come with the library."
-    folders = [f.parent for f in sorted(BUNDLED_DIR.glob("*/config.json")) if not _missing(f.parent)]
+    folders = [
+        f.parent
+        for f in sorted(BUNDLED_DIR.glob("*/config.json"))
+        if not _missing(f.parent)
+    ]
     found = {f.name: load_json(f / "config.json")["model_type"] for f in folders}
     return {f.name: f for f in folders if found[f.name] not in ("clip", "classifier")}
+
 
 def _missing(folder: Path) -> list[str]:
     "Which of a model's files are not there."
@@ -105,18 +158,27 @@ def _missing(folder: Path) -> list[str]:
 def _download(repository: str) -> Path:
     "A hub repository's folder on this machine; raises `UserError` if it cannot be had."
     from huggingface_hub import snapshot_download
+
     wanted = {"allow_patterns": ["*.json", "*.safetensors"]}
     try:
         folder = Path(snapshot_download(repository, local_files_only=True, **wanted))
-        if not _missing(folder): return folder
-    except Exception: pass  # not here yet
+        if not _missing(folder):
+            return folder
+    except Exception:
+        pass  # not here yet
     if not _online():
         bundled = ", ".join(bundled_models()) or "none is"
-        raise UserError(f"model {repository!r} is neither bundled ({bundled}) nor a folder here, and the hub "
-                        "cannot be reached; check the name, or connect to the network")
-    try: return Path(snapshot_download(repository, **wanted))
+        raise UserError(
+            f"model {repository!r} is neither bundled ({bundled}) nor a folder here, and the hub "
+            "cannot be reached; check the name, or connect to the network"
+        )
+    try:
+        return Path(snapshot_download(repository, **wanted))
     except Exception as e:
-        raise UserError(f"cannot get {repository!r} from the hub ({_first_line(e)}); check the name") from e
+        raise UserError(
+            f"cannot get {repository!r} from the hub ({_first_line(e)}); check the name"
+        ) from e
+
 
 def _first_line(e: BaseException) -> str:
     "The beginning of an error message, as one line."
@@ -124,27 +186,51 @@ def _first_line(e: BaseException) -> str:
 
 # %% ../nbs/15_models.ipynb #46c1b0d2
 def resolve_model(
-    name_or_folder: str | os.PathLike,  # a bundled name, a folder, or a hub repository "owner/name"
+    name_or_folder: str
+    | os.PathLike,  # a bundled name, a folder, or a hub repository "owner/name"
 ) -> Path:  # a folder with config.json and model.safetensors
     "Where a model's files are, downloaded if need be; raises `UserError` if there are none, or only a pickle."
-    name, folder, bundled = str(name_or_folder), Path(name_or_folder).expanduser(), bundled_models()
-    if name in bundled: return bundled[name]
+    name, folder, bundled = (
+        str(name_or_folder),
+        Path(name_or_folder).expanduser(),
+        bundled_models(),
+    )
+    if name in bundled:
+        return bundled[name]
     if folder.is_file():
-        kind = "a pickle, which can run any code when it is opened" if folder.suffix in PICKLE_SUFFIXES else "a file"
-        raise UserError(f"model {name!r} is {kind}; name the folder that holds config.json and model.safetensors")
+        kind = (
+            "a pickle, which can run any code when it is opened"
+            if folder.suffix in PICKLE_SUFFIXES
+            else "a file"
+        )
+        raise UserError(
+            f"model {name!r} is {kind}; name the folder that holds config.json and model.safetensors"
+        )
     if not folder.is_dir():
         parts = name.split("/")
-        if len(parts) == 2 and all(parts) and not name.startswith((".", "~")): folder = _download(name)
-        else: check_choice("model", name, [*bundled, "a folder", "a hub repository such as owner/name"])
+        if len(parts) == 2 and all(parts) and not name.startswith((".", "~")):
+            folder = _download(name)
+        else:
+            check_choice(
+                "model",
+                name,
+                [*bundled, "a folder", "a hub repository such as owner/name"],
+            )
     if lacking := _missing(folder):
-        pickled = next((f.name for f in sorted(folder.iterdir()) if f.suffix in PICKLE_SUFFIXES), None)
+        pickled = next(
+            (f.name for f in sorted(folder.iterdir()) if f.suffix in PICKLE_SUFFIXES),
+            None,
+        )
         more = f" (its {pickled} is a pickle and is not opened)" if pickled else ""
-        raise UserError(f"the folder {str(folder)!r} holds no {lacking[0]}{more}; name one that save_pretrained wrote")
+        raise UserError(
+            f"the folder {str(folder)!r} holds no {lacking[0]}{more}; name one that save_pretrained wrote"
+        )
     return folder
 
 # %% ../nbs/15_models.ipynb #746257fc
 class TextToImage(nn.Module, PyTorchModelHubMixin):
     "The face of every model of this book: prompts in, pictures out; a folder to save to and load from."
+
     model_type: str = ""  # written into config.json
     config_class: type  # a frozen dataclass with a field `text`, the encoder's name
     sample_prompts: Sequence[str] = ()  # what `sample_grid` draws
@@ -156,7 +242,9 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
 
     def set_text_encoder(self, encoder: TextEncoder) -> None:
         "Listen to this encoder. It is frozen and no part of the weights."
-        self.__dict__["encoder"] = encoder  # past nn.Module, which would take it for a part of the model
+        self.__dict__["encoder"] = (
+            encoder  # past nn.Module, which would take it for a part of the model
+        )
 
     @property
     def device(self) -> torch.device:
@@ -173,63 +261,101 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
         warn_oov(self.encoder, prompts)
         return prompts
 
-    def sample_grid(self, rng: torch.Generator) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
+    def sample_grid(
+        self, rng: torch.Generator
+    ) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
         "Pictures for the Trainer to write: always the same prompts and chance."
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # words that the encoder never saw are not news in every sample
+            warnings.simplefilter(
+                "ignore"
+            )  # words that the encoder never saw are not news in every sample
             return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
     def save_pretrained(self, folder: str | os.PathLike, **_) -> Path:
         "Write model.safetensors (in 16 bits, see `narrow`) and config.json; raises `UserError` if that fails."
-        save_tensors(Path(folder) / "model.safetensors", cast_to_half(self.state_dict()))
-        config = {"model_type": self.model_type, "format": MODEL_VERSION, **asdict(self.config)}
+        save_tensors(
+            Path(folder) / "model.safetensors", cast_to_half(self.state_dict())
+        )
+        config = {
+            "model_type": self.model_type,
+            "format": MODEL_VERSION,
+            **asdict(self.config),
+        }
         return save_json(Path(folder) / "config.json", config).parent
 
     def push_to_hub(self, repo_id: str, **options) -> str:  # the address of the commit
-        "Upload what `save_pretrained` writes to a repository \"owner/name\"; raises `UserError` if that fails."
+        'Upload what `save_pretrained` writes to a repository "owner/name"; raises `UserError` if that fails.'
         _check_shared(self.config.text_encoder)
-        try: return super().push_to_hub(repo_id, **options)
+        try:
+            return super().push_to_hub(repo_id, **options)
         except Exception as e:
-            raise UserError(f"cannot push to {repo_id!r} ({_first_line(e)}); check the name and the network, "
-                            "and log in with: hf auth login") from e
+            raise UserError(
+                f"cannot push to {repo_id!r} ({_first_line(e)}); check the name and the network, "
+                "and log in with: hf auth login"
+            ) from e
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | os.PathLike,  # a bundled name, a folder, or a hub repository "owner/name"
+        name_or_folder: str
+        | os.PathLike,  # a bundled name, a folder, or a hub repository "owner/name"
         device: str | None = None,  # the best there is if not given
     ):  # the model, in eval mode
         "Load what `save_pretrained` wrote; raises `UserError` if it is not there, not whole, or another model's."
         folder = resolve_model(name_or_folder)
-        model, (weights, _) = cls(_read_config(cls, folder)), load_tensors(folder / "model.safetensors")
-        try: model.load_state_dict({k: w.float() if w.is_floating_point() else w for k, w in weights.items()})
+        model, (weights, _) = (
+            cls(_read_config(cls, folder)),
+            load_tensors(folder / "model.safetensors"),
+        )
+        try:
+            model.load_state_dict(
+                {
+                    k: w.float() if w.is_floating_point() else w
+                    for k, w in weights.items()
+                }
+            )
         except RuntimeError as e:
-            raise UserError(f"the weights in {str(folder)!r} do not fit its config.json; fetch both again") from e
+            raise UserError(
+                f"the weights in {str(folder)!r} do not fit its config.json; fetch both again"
+            ) from e
         return model.to(get_device(device)).eval()
 
 # %% ../nbs/15_models.ipynb #f213c953
 def dataclass_from_dict(kind: type, values: dict):
     "A dataclass from what JSON made of it: lists become tuples, dictionaries the dataclasses that they were."
     kinds = {f.name: f.type for f in fields(kind)}
+
     def back(name, v):
-        if isinstance(v, dict) and is_dataclass(kinds.get(name)): return dataclass_from_dict(kinds[name], v)
+        if isinstance(v, dict) and is_dataclass(kinds.get(name)):
+            return dataclass_from_dict(kinds[name], v)
         return tuple(v) if isinstance(v, list) else v
+
     return kind(**{name: back(name, v) for name, v in values.items()})
+
 
 def _read_config(cls: type[TextToImage], folder: Path):
     "The configuration in a folder; raises `UserError` if it is another family's or another version's."
     values, name = load_model_config(folder, cls.model_type), repr(str(folder))
     if odd := sorted(set(values) ^ {f.name for f in fields(cls.config_class)}):
-        raise UserError(f"config.json in {name} is of another version ({odd[0]!r}); "
-                        "upgrade t2i-tutorial, or fetch it again")
-    try: return dataclass_from_dict(cls.config_class, values)
-    except UserError: raise
+        raise UserError(
+            f"config.json in {name} is of another version ({odd[0]!r}); "
+            "upgrade t2i-tutorial, or fetch it again"
+        )
+    try:
+        return dataclass_from_dict(cls.config_class, values)
+    except UserError:
+        raise
     except Exception as e:
-        raise UserError(f"config.json in {name} makes no sense ({_first_line(e)}); fetch it again") from e
+        raise UserError(
+            f"config.json in {name} makes no sense ({_first_line(e)}); fetch it again"
+        ) from e
+
 
 def _check_shared(encoder: str) -> None:
     "Raise `UserError` if others cannot have this text encoder."
     name = encoder.removesuffix("+token-embeddings")
     if name not in BUNDLED_CLIPS and Path(name).expanduser().is_dir():
-        raise UserError(f"the text encoder {encoder!r} is a folder on this machine, which others do not have; "
-                        "train with a bundled one or one from the hub")
+        raise UserError(
+            f"the text encoder {encoder!r} is a folder on this machine, which others do not have; "
+            "train with a bundled one or one from the hub"
+        )

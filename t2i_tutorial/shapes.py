@@ -9,19 +9,27 @@ __all__ = ['Scalar', 'DistanceField', 'Coordinates', 'pixel_grid', 'sdf_circle',
 
 # %% ../nbs/02_shapes.ipynb #2fda6617
 from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 # %% ../nbs/02_shapes.ipynb #095c8889
-Scalar = float | int | Tensor  # a plain number, or one for each creature as a tensor of shape (b, 1, 1)
-DistanceField = Float[Tensor, "#b #h #w"]  # a distance at each point; axes of length 1 broadcast
+Scalar = (
+    float | int | Tensor
+)  # a plain number, or one for each creature as a tensor of shape (b, 1, 1)
+DistanceField = Float[
+    Tensor, "#b #h #w"
+]  # a distance at each point; axes of length 1 broadcast
+
 
 class Coordinates(NamedTuple):
     "Where the pixels are: x to the right, y upwards."
+
     x: DistanceField
     y: DistanceField
+
 
 def pixel_grid(
     size: int,  # pixels along each side
@@ -51,16 +59,21 @@ def sdf_to_alpha(
 # %% ../nbs/02_shapes.ipynb #c1b738ff
 def sdf_capsule(
     p: Coordinates,
-    a: tuple[Scalar, Scalar], b: tuple[Scalar, Scalar],  # its two ends
+    a: tuple[Scalar, Scalar],
+    b: tuple[Scalar, Scalar],  # its two ends
     radius: Scalar,  # half the thickness, at `a`
-    end_radius: Scalar | None = None,  # half the thickness at `b`, if it differs; the distance is then approximate
+    end_radius: Scalar
+    | None = None,  # half the thickness at `b`, if it differs; the distance is then approximate
 ) -> DistanceField:
     "Signed distance to a line with round ends."
     ux, uy, dx, dy = b[0] - a[0], b[1] - a[1], p.x - a[0], p.y - a[1]
-    t = ((dx * ux + dy * uy) / (ux * ux + uy * uy)).clamp(0, 1)  # how far along the line the nearest point is
+    t = ((dx * ux + dy * uy) / (ux * ux + uy * uy)).clamp(
+        0, 1
+    )  # how far along the line the nearest point is
     ex, ey = dx - t * ux, dy - t * uy
     d = (ex * ex + ey * ey).sqrt() - radius
     return d if end_radius is None else d - t * (end_radius - radius)
+
 
 def sdf_ellipse(
     p: Coordinates,
@@ -70,9 +83,11 @@ def sdf_ellipse(
     "Approximate signed distance to an ellipse: right at the edge, and close to it."
     u, v = (p.x - centre[0]) / radii[0], (p.y - centre[1]) / radii[1]
     uu, vv = u * u, v * v
-    f = uu + vv                                                               # f = 1 on the edge
-    slope = (uu / radii[0] ** 2 + vv / radii[1] ** 2 + 1e-9).sqrt()           # |gradient of f| / 2
-    return (f - f.sqrt()) / slope                                             # (f - 1) / |gradient|, made exact for circles
+    f = uu + vv  # f = 1 on the edge
+    slope = (
+        uu / radii[0] ** 2 + vv / radii[1] ** 2 + 1e-9
+    ).sqrt()  # |gradient of f| / 2
+    return (f - f.sqrt()) / slope  # (f - 1) / |gradient|, made exact for circles
 
 # %% ../nbs/02_shapes.ipynb #445c8bb2
 def sdf_box(
@@ -87,6 +102,7 @@ def sdf_box(
     ox, oy = qx.clamp(min=0), qy.clamp(min=0)
     return (ox * ox + oy * oy).sqrt() + torch.maximum(qx, qy).clamp(max=0) - rounding
 
+
 def sdf_polygon(
     p: Coordinates,
     *corners: tuple[Scalar, Scalar],  # anticlockwise, all bending the same way
@@ -97,7 +113,9 @@ def sdf_polygon(
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1]):
         ux, uy = bx - ax, by - ay
         n = (ux * ux + uy * uy) ** 0.5
-        edge = p.x * (uy / n) - p.y * (ux / n) - (ax * uy - ay * ux) / n  # distance to the line from a to b
+        edge = (
+            p.x * (uy / n) - p.y * (ux / n) - (ax * uy - ay * ux) / n
+        )  # distance to the line from a to b
         d = edge if d is None else torch.maximum(d, edge)
     return d - rounding
 
@@ -105,31 +123,41 @@ def sdf_polygon(
 def sdf_union(*shapes: DistanceField) -> DistanceField:
     "What lies in any of the shapes."
     d = shapes[0]
-    for other in shapes[1:]: d = torch.minimum(d, other)
+    for other in shapes[1:]:
+        d = torch.minimum(d, other)
     return d
+
 
 def sdf_intersection(a: DistanceField, b: DistanceField) -> DistanceField:
     "What lies in both shapes."
     return torch.maximum(a, b)
 
+
 def sdf_difference(a: DistanceField, b: DistanceField) -> DistanceField:
     "What lies in `a` but not in `b`."
     return torch.maximum(a, -b)
 
+
 def sdf_smooth_union(
-    a: DistanceField, b: DistanceField,
+    a: DistanceField,
+    b: DistanceField,
     softness: float,  # how wide the fillet between them is
 ) -> DistanceField:
     "A union whose inner corner is filled in (Quilez's quadratic smooth minimum)."
     gap = (softness - (a - b).abs()).clamp(min=0)
     return torch.minimum(a, b) - gap * gap / (4 * softness)
 
+
 def sdf_arc(
-    p: Coordinates, centre: tuple[Scalar, Scalar], radius: Scalar,
+    p: Coordinates,
+    centre: tuple[Scalar, Scalar],
+    radius: Scalar,
     width: float = 0.028,  # half the thickness of the line
 ) -> DistanceField:
     "The lower half of a thin ring: a mouth, and later a closed eye."
-    return sdf_intersection(sdf_circle(p, centre, radius).abs() - width, p.y - centre[1])
+    return sdf_intersection(
+        sdf_circle(p, centre, radius).abs() - width, p.y - centre[1]
+    )
 
 # %% ../nbs/02_shapes.ipynb #033bb55b
 def composite(
@@ -140,5 +168,8 @@ def composite(
     opacity: Scalar = 1.0,
 ) -> None:
     "Lay a shape of one colour over the pictures."
-    if isinstance(colour, tuple): colour = torch.tensor(colour).view(1, 3, 1, 1)
-    image.lerp_(colour, (sdf_to_alpha(d, pixel) * opacity)[:, None])  # image + a (colour - image)
+    if isinstance(colour, tuple):
+        colour = torch.tensor(colour).view(1, 3, 1, 1)
+    image.lerp_(
+        colour, (sdf_to_alpha(d, pixel) * opacity)[:, None]
+    )  # image + a (colour - image)

@@ -8,88 +8,140 @@ __all__ = ['sample_captions', 'detailed_caption', 'fix_articles', 'full_caption'
            'oov_words', 'warn_oov', 'NullTextEmbedding', 'CachedTextEncoder', 'encode_cached']
 
 # %% ../nbs/07_text.ipynb #608dbc2c
-import json, re, warnings
+import json
+import re
+import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from . import critters
-from .core import UserError, load_json, load_tensors, seeded_generator, progress_bar, save_json, save_tensors
+from t2i_tutorial.core import (
+    UserError,
+    load_json,
+    load_tensors,
+    progress_bar,
+    save_json,
+    save_tensors,
+    seeded_generator,
+)
 from .data import _online
 
 # %% ../nbs/07_text.ipynb #f2ba309d
 def sample_captions(
-    n: int,              # how many
+    n: int,  # how many
     seed: int = 0,
     split: str = "train",  # one of `critters.SPLITS`
-    tries: int = 1,      # captions drawn for each creature; the one that says most is kept
+    tries: int = 1,  # captions drawn for each creature; the one that says most is kept
 ) -> list[str]:
     "Captions of random creatures, without drawing them; raises `UserError` for a bad n or split."
     at = critters.sample_attributes(n, seed, split)
-    names = [[options[i] for i in at[key].tolist()] for key, options in critters.ATTRIBUTES.items()]
+    names = [
+        [options[i] for i in at[key].tolist()]
+        for key, options in critters.ATTRIBUTES.items()
+    ]
     generator = seeded_generator(seed, "captions", split)
-    return [detailed_caption(critters.Critter(*values), generator, tries) for values in zip(*names)]
+    return [
+        detailed_caption(critters.Critter(*values), generator, tries)
+        for values in zip(*names)
+    ]
 
-def detailed_caption(critter: critters.Critter, generator: torch.Generator, tries: int = 4) -> str:
+
+def detailed_caption(
+    critter: critters.Critter, generator: torch.Generator, tries: int = 4
+) -> str:
     "Of `tries` random captions the one that states most attributes."
-    return max((critters.write_caption(critter, generator) for _ in range(tries)), key=lambda c: len(c[1]))[0]
+    return max(
+        (critters.write_caption(critter, generator) for _ in range(tries)),
+        key=lambda c: len(c[1]),
+    )[0]
+
 
 def fix_articles(text: str) -> str:
     "`a` before a vowel becomes `an`, as in the grammar."
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
+
 def full_caption(critter: critters.Critter) -> str:
     "A caption of the grammar that states all seven attributes."
     c = critter
-    return (f"a {c.size} {c.body_colour} and {c.second_colour} {c.species} with {c.eye_colour} eyes, {c.action}, facing {c.facing}")
+    return f"a {c.size} {c.body_colour} and {c.second_colour} {c.species} with {c.eye_colour} eyes, {c.action}, facing {c.facing}"
 
 # %% ../nbs/07_text.ipynb #eff6e10d
 _WORD = re.compile(r"\w+(?:-\w+)*")
+
 
 def split_words(text: str) -> list[str]:
     "The words of a text in small letters, hyphens kept, punctuation left out."
     return _WORD.findall(text.lower())
 
+
 def check_texts(texts: Sequence[str]) -> list[str]:
     "The texts as a list; raises `UserError` for a single string, no text, or something else."
-    if isinstance(texts, str): raise UserError(f"give a list of texts, not one string: [{texts[:40]!r}]")
+    if isinstance(texts, str):
+        raise UserError(f"give a list of texts, not one string: [{texts[:40]!r}]")
     texts = list(texts)
-    if not texts: raise UserError("no texts to encode: the list is empty; give at least one")
+    if not texts:
+        raise UserError("no texts to encode: the list is empty; give at least one")
     for i, t in enumerate(texts):
         if not isinstance(t, str):
-            raise UserError(f"text {i} is not a string but {type(t).__name__}: {str(t)[:40]}; give only strings")
+            raise UserError(
+                f"text {i} is not a string but {type(t).__name__}: {str(t)[:40]}; give only strings"
+            )
     return texts
+
 
 def _train_bpe(texts: Sequence[str], size: int):
     "A `tokenizers` model: small letters, bytes, then the most frequent pairs joined until there are `size` tokens."
-    from tokenizers import Tokenizer as BPE, decoders, models, normalizers, pre_tokenizers, trainers
-    if size < 258: raise UserError(f"size must be at least 258 (256 bytes, padding and end), not {size}")
+    from tokenizers import (
+        Tokenizer as BPE,
+    )
+    from tokenizers import (
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
+
+    if size < 258:
+        raise UserError(
+            f"size must be at least 258 (256 bytes, padding and end), not {size}"
+        )
     bpe = BPE(models.BPE())
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<pad>", "<end>"], initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=["<pad>", "<end>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
     return bpe
 
 # %% ../nbs/07_text.ipynb #f8f57a7c
 class Tokenizer:
     "Texts to numbers and back, by byte-pair encoding: a known word is one token, any other falls apart into pieces or bytes."
+
     PAD, END = 0, 1
 
     def __init__(
         self,
-        bpe,                   # a trained `tokenizers.Tokenizer`
+        bpe,  # a trained `tokenizers.Tokenizer`
         words: Sequence[str],  # the words that it was trained on
         max_length: int = 48,  # tokens, the end mark included; longer texts are cut, with a warning
     ):
@@ -97,7 +149,9 @@ class Tokenizer:
         self.size = bpe.get_vocab_size()
 
     @classmethod
-    def train(cls, texts: Sequence[str], size: int = 512, max_length: int = 48) -> "Tokenizer":
+    def train(
+        cls, texts: Sequence[str], size: int = 512, max_length: int = 48
+    ) -> "Tokenizer":
         "Learn up to `size` tokens from texts; raises `UserError` if there is not room for the 256 bytes."
         bpe = _train_bpe(texts, size)
         return cls(bpe, sorted({w for t in texts for w in split_words(t)}), max_length)
@@ -105,15 +159,24 @@ class Tokenizer:
     def encode(
         self,
         texts: Sequence[str],
-        length: int | None = None,  # tokens to fill up or cut to; the longest text of the batch if not given
-    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:  # token numbers; True where there is a token
+        length: int
+        | None = None,  # tokens to fill up or cut to; the longest text of the batch if not given
+    ) -> tuple[
+        Int[Tensor, "b n"], Bool[Tensor, "b n"]
+    ]:  # token numbers; True where there is a token
         "Turn texts into rows of token numbers, closed by an end mark and padded; warns of a text that is cut."
-        rows = [e.ids for e in self.bpe.encode_batch(check_texts(texts), add_special_tokens=False)]
+        rows = [
+            e.ids
+            for e in self.bpe.encode_batch(check_texts(texts), add_special_tokens=False)
+        ]
         most = length or self.max_length
         for text, row in zip(texts, rows):
             if len(row) >= most:
-                warnings.warn(f"only {most - 1} of {len(row)} tokens are read of the text {text[:60]!r}; shorten it", stacklevel=2)
-        rows = [[*row[:most - 1], self.END] for row in rows]
+                warnings.warn(
+                    f"only {most - 1} of {len(row)} tokens are read of the text {text[:60]!r}; shorten it",
+                    stacklevel=2,
+                )
+        rows = [[*row[: most - 1], self.END] for row in rows]
         n = length or max(map(len, rows))
         ids = torch.tensor([row + [self.PAD] * (n - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
@@ -125,40 +188,70 @@ class Tokenizer:
 
     def tokens(self, text: str) -> list[str]:
         "The pieces of a text, for looking at; `·` stands for the space before a word."
-        return [t.replace("Ġ", "·") for t in self.bpe.encode(text, add_special_tokens=False).tokens]
+        return [
+            t.replace("Ġ", "·")
+            for t in self.bpe.encode(text, add_special_tokens=False).tokens
+        ]
 
     def save(self, path) -> Path:
         "Write it as one JSON file."
-        return save_json(path, {"words": self.words, "max_length": self.max_length, "bpe": json.loads(self.bpe.to_str())})
+        return save_json(
+            path,
+            {
+                "words": self.words,
+                "max_length": self.max_length,
+                "bpe": json.loads(self.bpe.to_str()),
+            },
+        )
 
     @classmethod
     def load(cls, path) -> "Tokenizer":
         "Read what `save` wrote; raises `UserError` if it is missing or something else."
         from tokenizers import Tokenizer as BPE
+
         saved = load_json(path)
-        try: return cls(BPE.from_str(json.dumps(saved["bpe"])), saved["words"], saved["max_length"])
+        try:
+            return cls(
+                BPE.from_str(json.dumps(saved["bpe"])),
+                saved["words"],
+                saved["max_length"],
+            )
         except Exception as e:
-            raise UserError(f"{str(path)!r} holds no tokenizer of ours ({type(e).__name__}: {e}); save it again") from e
+            raise UserError(
+                f"{str(path)!r} holds no tokenizer of ours ({type(e).__name__}: {e}); save it again"
+            ) from e
 
 # %% ../nbs/07_text.ipynb #dd7ede56
 @dataclass(frozen=True)
 class TextEmbedding:
     "What a picture model needs to know of a batch of texts."
-    tokens: Float[Tensor, "b n d"]  # one vector for each token; zero where there is none
-    mask: Bool[Tensor, "b n"]       # True where there is a token
-    pooled: Float[Tensor, "b d"]    # one vector for each text
 
-    def __len__(self) -> int: return len(self.pooled)
+    tokens: Float[
+        Tensor, "b n d"
+    ]  # one vector for each token; zero where there is none
+    mask: Bool[Tensor, "b n"]  # True where there is a token
+    pooled: Float[Tensor, "b d"]  # one vector for each text
+
+    def __len__(self) -> int:
+        return len(self.pooled)
 
     def __getitem__(self, index) -> "TextEmbedding":
         "Some of the texts; a single number gives a batch of one."
-        if isinstance(index, int): index = [index]
+        if isinstance(index, int):
+            index = [index]
         return TextEmbedding(self.tokens[index], self.mask[index], self.pooled[index])
 
     def to(self, *where, **how) -> "TextEmbedding":
         "The same on another device, or in another floating-point type."
-        device = next((w for w in (*where, *how.values()) if not isinstance(w, torch.dtype)), self.mask.device)
-        return TextEmbedding(self.tokens.to(*where, **how), self.mask.to(device), self.pooled.to(*where, **how))
+        device = next(
+            (w for w in (*where, *how.values()) if not isinstance(w, torch.dtype)),
+            self.mask.device,
+        )
+        return TextEmbedding(
+            self.tokens.to(*where, **how),
+            self.mask.to(device),
+            self.pooled.to(*where, **how),
+        )
 
     def trimmed(self) -> "TextEmbedding":
         "Without the columns that are padding in every text."
@@ -174,6 +267,7 @@ def mean_pool(
     total = reduce(tokens.masked_fill(~mask[..., None], 0), "b n d -> b d", "sum")
     return total / mask.sum(1, keepdim=True).clamp(min=1)
 
+
 def eos_pool(
     tokens: Float[Tensor, "b n d"],
     mask: Bool[Tensor, "b n"],  # True where there is a token; padding is at the end
@@ -185,46 +279,84 @@ def eos_pool(
 @runtime_checkable
 class TextEncoder(Protocol):
     "What every text encoder offers. It is frozen: nothing here is trained."
-    name: str  # tells one encoder from another in a cache
-    dim: int   # length d of its vectors
 
-    def encode(self, texts: Sequence[str]) -> TextEmbedding: "Texts to vectors, without gradients."
-    def oov_words(self, texts: Sequence[str]) -> dict[str, list[str]]: "Words never seen in training, each with near known words."
+    name: str  # tells one encoder from another in a cache
+    dim: int  # length d of its vectors
+
+    def encode(self, texts: Sequence[str]) -> TextEmbedding:
+        "Texts to vectors, without gradients."
+
+    def oov_words(self, texts: Sequence[str]) -> dict[str, list[str]]:
+        "Words never seen in training, each with near known words."
 
 # %% ../nbs/07_text.ipynb #2486875d
-_FAMILIES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel", "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
+_FAMILIES = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}
+
 
 @contextmanager
 def _quiet_transformers():
     "The transformers library without progress bars and advice."
     from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    try: yield
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(level)
-        if bars: logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
+
 
 def _load_hub(name: str):
     "Tokenizer and text model, from a folder, else from what was downloaded before, else from the hub."
     import transformers
+
     def load(**where):
         safe = dict(trust_remote_code=False, **where)
         kind = transformers.AutoConfig.from_pretrained(name, **safe).model_type
-        if kind not in _FAMILIES: raise UserError(f"{name!r} is a {kind!r} model, not a text encoder that we can read; choose a T5 or a CLIP model")
-        model = getattr(transformers, _FAMILIES[kind]).from_pretrained(name, dtype=torch.float32, **where)
+        if kind not in _FAMILIES:
+            raise UserError(
+                f"{name!r} is a {kind!r} model, not a text encoder that we can read; choose a T5 or a CLIP model"
+            )
+        model = getattr(transformers, _FAMILIES[kind]).from_pretrained(
+            name, dtype=torch.float32, **where
+        )
         return transformers.AutoTokenizer.from_pretrained(name, **safe), model, kind
+
     with _quiet_transformers():
-        try: return load(local_files_only=True)
+        try:
+            return load(local_files_only=True)
         except (OSError, ValueError, ImportError, KeyError) as local:
-            if isinstance(local, UserError): raise
-            if Path(name).is_dir(): raise UserError(f"the folder {name!r} holds no whole text model ({_first_line(local)}); save model and tokenizer there") from local
-        if name.startswith((".", "/", "~")) or name.count("/") > 1: raise UserError(f"no folder {name!r}; check the path")
+            if isinstance(local, UserError):
+                raise
+            if Path(name).is_dir():
+                raise UserError(
+                    f"the folder {name!r} holds no whole text model ({_first_line(local)}); save model and tokenizer there"
+                ) from local
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"no folder {name!r}; check the path")
         hint = f"download it once where there is a network, with: hf download {name}, or name a local folder"
-        if not _online(): raise UserError(f"the text encoder {name!r} is not on this machine and the hub cannot be reached; {hint}")
-        try: return load()
-        except UserError: raise
-        except Exception as e: raise UserError(f"cannot get the text encoder {name!r} ({_first_line(e)}); {hint}") from e
+        if not _online():
+            raise UserError(
+                f"the text encoder {name!r} is not on this machine and the hub cannot be reached; {hint}"
+            )
+        try:
+            return load()
+        except UserError:
+            raise
+        except Exception as e:
+            raise UserError(
+                f"cannot get the text encoder {name!r} ({_first_line(e)}); {hint}"
+            ) from e
+
 
 def _first_line(e: BaseException) -> str:
     "The beginning of an error message, as one line."
@@ -236,9 +368,9 @@ class PretrainedTextEncoder(nn.Module):
 
     def __init__(
         self,
-        name_or_folder: str,       # "google/t5-v1_1-small", "openai/clip-vit-base-patch32", "./my-encoder"
+        name_or_folder: str,  # "google/t5-v1_1-small", "openai/clip-vit-base-patch32", "./my-encoder"
         device: str | torch.device | None = None,  # the CPU if not given
-        max_length: int = 77,      # tokens; longer texts are cut
+        max_length: int = 77,  # tokens; longer texts are cut
     ):
         super().__init__()
         self.name = str(name_or_folder)
@@ -246,7 +378,8 @@ class PretrainedTextEncoder(nn.Module):
         self.model.requires_grad_(False).to(device or "cpu")
         self.pool = eos_pool if kind.startswith("clip") else mean_pool
         self.dim, self.max_length = self.model.config.hidden_size, max_length
-        if self.pool is eos_pool: self.max_length = min(max_length, self.model.config.max_position_embeddings)
+        if self.pool is eos_pool:
+            self.max_length = min(max_length, self.model.config.max_position_embeddings)
         self.eval()
 
     def train(self, mode: bool = True) -> "PretrainedTextEncoder":
@@ -254,16 +387,32 @@ class PretrainedTextEncoder(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def embed(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> TextEmbedding:
+    def embed(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+    ) -> TextEmbedding:
         "Token numbers to vectors."
-        tokens = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
-        return TextEmbedding(tokens.masked_fill(~mask[..., None], 0), mask, self.pool(tokens, mask))
+        tokens = self.model(
+            input_ids=ids, attention_mask=mask.long()
+        ).last_hidden_state.float()
+        return TextEmbedding(
+            tokens.masked_fill(~mask[..., None], 0), mask, self.pool(tokens, mask)
+        )
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    def tokenize(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
         "Texts to token numbers and mask, padded at the end."
         self.tokenizer.padding_side = "right"
-        rows = self.tokenizer(check_texts(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        return rows["input_ids"].to(self.model.device), rows["attention_mask"].bool().to(self.model.device)
+        rows = self.tokenizer(
+            check_texts(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        return rows["input_ids"].to(self.model.device), rows[
+            "attention_mask"
+        ].bool().to(self.model.device)
 
     def encode(self, texts: Sequence[str]) -> TextEmbedding:
         "Texts to vectors, without gradients."
@@ -282,10 +431,12 @@ def similar_words(word: str, known: Sequence[str], n: int = 2) -> list[str]:
     "Known words that are spelt like `word`, nearest first."
     return get_close_matches(word, known, n=n, cutoff=0.6)
 
+
 def oov_words(texts: Sequence[str], known: Sequence[str]) -> dict[str, list[str]]:
     "The words of `texts` that are not known, in order, each with near known ones."
     words = dict.fromkeys(w for t in check_texts(texts) for w in split_words(t))
     return {w: similar_words(w, known) for w in words if w not in set(known)}
+
 
 def warn_oov(
     encoder: TextEncoder,
@@ -293,8 +444,15 @@ def warn_oov(
 ) -> dict[str, list[str]]:  # what was found, as `unknown_words` gives it
     "Warn, in one line, of words that the encoder has never seen."
     found = encoder.oov_words(texts)
-    said = [repr(w) + (f" (near: {', '.join(near)})" if near else "") for w, near in found.items()]
-    if said: warnings.warn(f"the text encoder {encoder.name!r} never saw {', '.join(said)}; the picture may not show what you mean", stacklevel=2)
+    said = [
+        repr(w) + (f" (near: {', '.join(near)})" if near else "")
+        for w, near in found.items()
+    ]
+    if said:
+        warnings.warn(
+            f"the text encoder {encoder.name!r} never saw {', '.join(said)}; the picture may not show what you mean",
+            stacklevel=2,
+        )
     return found
 
 # %% ../nbs/07_text.ipynb #462a314c
@@ -311,7 +469,11 @@ class NullTextEmbedding(nn.Module):
         b, n, _ = text.tokens.shape
         first = torch.arange(n, device=text.mask.device) == 0
         tokens = torch.where(first[:, None], self.token, torch.zeros_like(self.token))
-        return TextEmbedding(tokens.expand(b, -1, -1).to(text.tokens.dtype), first.expand(b, -1), self.pooled.expand(b, -1).to(text.pooled.dtype))
+        return TextEmbedding(
+            tokens.expand(b, -1, -1).to(text.tokens.dtype),
+            first.expand(b, -1),
+            self.pooled.expand(b, -1).to(text.pooled.dtype),
+        )
 
     def drop_captions(
         self,
@@ -320,28 +482,42 @@ class NullTextEmbedding(nn.Module):
     ) -> TextEmbedding:
         "Null text wherever `keep` is False, in tokens, mask and pooled vector."
         null = self.expand_as(text)
-        return TextEmbedding(torch.where(keep[:, None, None], text.tokens, null.tokens), torch.where(keep[:, None], text.mask, null.mask),
-                             torch.where(keep[:, None], text.pooled, null.pooled))
+        return TextEmbedding(
+            torch.where(keep[:, None, None], text.tokens, null.tokens),
+            torch.where(keep[:, None], text.mask, null.mask),
+            torch.where(keep[:, None], text.pooled, null.pooled),
+        )
 
 # %% ../nbs/07_text.ipynb #e9e2f7f7
 _CACHE_VERSION, _PROBE = 1, "a blue and red dragon with green eyes, breathing fire"
 
-def _cache_fault(saved: dict[str, Tensor], config: dict, probe: Float[Tensor, " d"]) -> str | None:
+
+def _cache_fault(
+    saved: dict[str, Tensor], config: dict, probe: Float[Tensor, " d"]
+) -> str | None:
     "Why these tensors cannot be used, or None."
-    if config.get("format") != _CACHE_VERSION: return f"its format is {config.get('format')!r}, not {_CACHE_VERSION}"
-    if set(saved) != {"tokens", "lengths", "pooled", "probe"}: return "parts of it are missing"
-    if saved["probe"].shape != probe.shape or not torch.allclose(saved["probe"], probe, atol=1e-4, rtol=1e-3):
+    if config.get("format") != _CACHE_VERSION:
+        return f"its format is {config.get('format')!r}, not {_CACHE_VERSION}"
+    if set(saved) != {"tokens", "lengths", "pooled", "probe"}:
+        return "parts of it are missing"
+    if saved["probe"].shape != probe.shape or not torch.allclose(
+        saved["probe"], probe, atol=1e-4, rtol=1e-3
+    ):
         return "the encoder has changed since"
     counts = {len(config.get("texts", ())), len(saved["lengths"]), len(saved["pooled"])}
-    if len(counts) > 1 or saved["lengths"].sum() != len(saved["tokens"]): return "its texts and vectors do not match"
+    if len(counts) > 1 or saved["lengths"].sum() != len(saved["tokens"]):
+        return "its texts and vectors do not match"
     return None
+
 
 def _pack(rows: Sequence[tuple[Tensor, Tensor]]) -> TextEmbedding:
     "Texts of different lengths as one padded batch."
     tokens, pooled = zip(*rows)
     lengths = torch.tensor([len(t) for t in tokens])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return TextEmbedding(nn.utils.rnn.pad_sequence(tokens, batch_first=True), mask, torch.stack(pooled))
+    return TextEmbedding(
+        nn.utils.rnn.pad_sequence(tokens, batch_first=True), mask, torch.stack(pooled)
+    )
 
 # %% ../nbs/07_text.ipynb #b0cdd000
 class CachedTextEncoder:
@@ -353,12 +529,23 @@ class CachedTextEncoder:
         folder: str | Path,  # where the file is kept; one file for each encoder's name
         batch_size: int = 256,
     ):
-        self.encoder, self.batch_size, self.name, self.dim = encoder, batch_size, encoder.name, encoder.dim
+        self.encoder, self.batch_size, self.name, self.dim = (
+            encoder,
+            batch_size,
+            encoder.name,
+            encoder.dim,
+        )
         slug = re.sub(r"[^\w.-]+", "-", self.name).strip("-")[-60:]
-        self.path = Path(folder) / f"{slug}-{sha256(self.name.encode()).hexdigest()[:8]}.safetensors"
+        self.path = (
+            Path(folder)
+            / f"{slug}-{sha256(self.name.encode()).hexdigest()[:8]}.safetensors"
+        )
         self.probe = encoder.encode([_PROBE]).pooled[0].float().cpu()
-        self.rows: dict[str, tuple[Tensor, Tensor]] = {}  # text -> (tokens (n, d), pooled (d))
-        if self.path.exists(): self.rows = self._read()
+        self.rows: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # text -> (tokens (n, d), pooled (d))
+        if self.path.exists():
+            self.rows = self._read()
 
     def _read(self) -> dict[str, tuple[Tensor, Tensor]]:
         "What is on disk; nothing, with a warning, if it is not whole or another encoder's."
@@ -368,31 +555,48 @@ class CachedTextEncoder:
             if why is None:
                 tokens = saved["tokens"].split(saved["lengths"].tolist())
                 return dict(zip(config["texts"], zip(tokens, saved["pooled"])))
-        except UserError: why = "it is not whole"
-        warnings.warn(f"the text cache {str(self.path)!r} is built again: {why}", stacklevel=3)
+        except UserError:
+            why = "it is not whole"
+        warnings.warn(
+            f"the text cache {str(self.path)!r} is built again: {why}", stacklevel=3
+        )
         return {}
 
     def _write(self) -> None:
         "Write everything, wholly or not at all."
         tokens, pooled = zip(*self.rows.values())
-        save_tensors(self.path, {"tokens": torch.cat(tokens), "lengths": torch.tensor([len(t) for t in tokens]), "pooled": torch.stack(pooled),
-                                 "probe": self.probe}, {"format": _CACHE_VERSION, "encoder": self.name, "texts": list(self.rows)})
+        save_tensors(
+            self.path,
+            {
+                "tokens": torch.cat(tokens),
+                "lengths": torch.tensor([len(t) for t in tokens]),
+                "pooled": torch.stack(pooled),
+                "probe": self.probe,
+            },
+            {"format": _CACHE_VERSION, "encoder": self.name, "texts": list(self.rows)},
+        )
 
     def encode(self, texts: Sequence[str]) -> TextEmbedding:
         "Texts to vectors, on the CPU; those not seen before are encoded and kept."
         new = [t for t in dict.fromkeys(check_texts(texts)) if t not in self.rows]
         steps = range(0, len(new), self.batch_size)
         for i in progress_bar(steps, "encoding texts") if len(steps) > 2 else steps:
-            batch = new[i:i + self.batch_size]
+            batch = new[i : i + self.batch_size]
             e = self.encoder.encode(batch).to("cpu")
-            self.rows.update({t: (e.tokens[k, e.mask[k]], e.pooled[k]) for k, t in enumerate(batch)})
-        if new: self._write()
+            self.rows.update(
+                {t: (e.tokens[k, e.mask[k]], e.pooled[k]) for k, t in enumerate(batch)}
+            )
+        if new:
+            self._write()
         return _pack([self.rows[t] for t in texts])
 
     def oov_words(self, texts: Sequence[str]) -> dict[str, list[str]]:
         "As the encoder within."
         return self.encoder.oov_words(texts)
 
-def encode_cached(encoder: TextEncoder, texts: Sequence[str], folder: str | Path) -> TextEmbedding:
+
+def encode_cached(
+    encoder: TextEncoder, texts: Sequence[str], folder: str | Path
+) -> TextEmbedding:
     "Encode texts, or look them up in `folder` where they were encoded before."
     return CachedTextEncoder(encoder, folder).encode(texts)

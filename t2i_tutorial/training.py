@@ -11,7 +11,16 @@ __all__ = ['CHECKPOINT_VERSION', 'PICKLE_SUFFIXES', 'RESUME_MUTABLE_FIELDS', 'Ti
            'all_reduce_gradients', 'TrainingInterrupted', 'defer_sigint', 'MetricLogger', 'plot_losses', 'Trainer']
 
 # %% ../nbs/14_training.ipynb #a2b534d2
-import hashlib, importlib.util, json, os, random, secrets, shutil, signal, threading, time
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -28,9 +37,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .core import (UserError, atomic_write, check_choice, load_json, load_tensors,
-                               seeded_generator, make_grid, get_device, save_json, save_tensors,
-                               seed_everything, show_images, to_uint8)
+from t2i_tutorial.core import (
+    UserError,
+    atomic_write,
+    check_choice,
+    get_device,
+    load_json,
+    load_tensors,
+    make_grid,
+    save_json,
+    save_tensors,
+    seed_everything,
+    seeded_generator,
+    show_images,
+    to_uint8,
+)
 
 # %% ../nbs/14_training.ipynb #0a97fd0f
 class TinyDenoiser(nn.Module):
@@ -38,9 +59,13 @@ class TinyDenoiser(nn.Module):
 
     def __init__(self, width: int = 16):  # channels between the convolutions
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(4, width, 3, padding=1), nn.SiLU(),
-                                  nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
-                                  nn.Conv2d(width, 3, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(4, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
 
     def forward(
         self,
@@ -50,7 +75,9 @@ class TinyDenoiser(nn.Module):
         "Look at the noisy pictures and at the level of the noise, and guess the clean ones."
         return self.body(torch.cat([noisy, level.expand_as(noisy[:, :1])], dim=1))
 
-    def training_losses(self, batch, rng: torch.Generator, phase: str = "model") -> dict[str, Tensor]:
+    def training_losses(
+        self, batch, rng: torch.Generator, phase: str = "model"
+    ) -> dict[str, Tensor]:
         "Mean squared error on pictures noised at random levels; `edge` is the part on the picture's border."
         images, b = batch.images, len(batch.images)
         level = torch.rand(b, 1, 1, 1, generator=rng).to(images)
@@ -62,29 +89,45 @@ class TinyDenoiser(nn.Module):
 @dataclass(frozen=True)
 class TrainConfig:
     "All that a training depends on beside model and data; raises `UserError` on a value that makes no sense."
-    max_steps: int = 1000                # updates of the weights
-    batch_size: int = 64             # pictures in an update, over all pieces and processes
-    lr: float = 1e-3                 # the learning rate of AdamW, after the warm-up
-    betas: tuple[float, float] = (0.9, 0.99)  # memory of AdamW for the gradient and for its square
-    weight_decay: float = 0.01       # of AdamW
-    warmup_steps: int = 0                 # updates over which the learning rate rises to `lr`
-    lr_schedule: str = "constant"       # what the learning rate does then: "constant" or "cosine"
-    max_grad_norm: float | None = 1.0    # the longest gradient allowed; None lets every gradient through
-    ema_decay: float | None = 0.999  # memory of the averaged weights; None keeps no average
-    mixed_precision: str = "no"      # "no" or "bf16"
-    gradient_accumulation_steps: int = 1            # pieces that each batch is cut into, shared out over the processes
-    seed: int = 0                    # of everything random
-    save_every: int = 500            # updates between checkpoints; the last update is always saved
-    max_checkpoints: int = 2               # checkpoints to keep, beside the best one
-    sample_every: int = 0            # updates between sample pictures; 0 for none
-    log_every: int = 10              # updates between lines of the log
-    val_batches: int = 4      # batches for the validation loss
-    log_with: str = "tensorboard"     # "tensorboard", "wandb" or "none"
-    device: str | None = None        # "cpu", "cuda", "mps"; the best there is if not given
+
+    max_steps: int = 1000  # updates of the weights
+    batch_size: int = 64  # pictures in an update, over all pieces and processes
+    lr: float = 1e-3  # the learning rate of AdamW, after the warm-up
+    betas: tuple[float, float] = (
+        0.9,
+        0.99,
+    )  # memory of AdamW for the gradient and for its square
+    weight_decay: float = 0.01  # of AdamW
+    warmup_steps: int = 0  # updates over which the learning rate rises to `lr`
+    lr_schedule: str = (
+        "constant"  # what the learning rate does then: "constant" or "cosine"
+    )
+    max_grad_norm: float | None = (
+        1.0  # the longest gradient allowed; None lets every gradient through
+    )
+    ema_decay: float | None = (
+        0.999  # memory of the averaged weights; None keeps no average
+    )
+    mixed_precision: str = "no"  # "no" or "bf16"
+    gradient_accumulation_steps: int = (
+        1  # pieces that each batch is cut into, shared out over the processes
+    )
+    seed: int = 0  # of everything random
+    save_every: int = (
+        500  # updates between checkpoints; the last update is always saved
+    )
+    max_checkpoints: int = 2  # checkpoints to keep, beside the best one
+    sample_every: int = 0  # updates between sample pictures; 0 for none
+    log_every: int = 10  # updates between lines of the log
+    val_batches: int = 4  # batches for the validation loss
+    log_with: str = "tensorboard"  # "tensorboard", "wandb" or "none"
+    device: str | None = None  # "cpu", "cuda", "mps"; the best there is if not given
 
     def __post_init__(self):
         for f in fields(self):
-            object.__setattr__(self, f.name, validate_field(f.name, getattr(self, f.name), f.type))
+            object.__setattr__(
+                self, f.name, validate_field(f.name, getattr(self, f.name), f.type)
+            )
         _check_ranges(self)
 
     @classmethod
@@ -93,11 +136,18 @@ class TrainConfig:
         return apply_overrides(cls(), overrides)
 
 # %% ../nbs/14_training.ipynb #51f99286
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    bool: "true or false",
+}
+
 
 def _options(kind) -> tuple:
     "int | None becomes (int, NoneType); any other type stands alone."
     return get_args(kind) if isinstance(kind, UnionType) else (kind,)
+
 
 def validate_field(
     name: str,  # of the field, for the message
@@ -105,55 +155,90 @@ def validate_field(
     kind: object,  # the field's type: int, float, str, bool, tuple[...] of these, or one of them | None
 ):  # the value, whole numbers turned into floats and lists into tuples where the type asks for it
     "Check a value against a type; raises `UserError` with the name if it does not fit."
-    if value is None and NoneType in _options(kind): return None
+    if value is None and NoneType in _options(kind):
+        return None
     kind = _options(kind)[0]
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         if not isinstance(value, (tuple, list)) or len(value) != len(parts):
-            raise UserError(f"{name} must be {len(parts)} values with a comma between, "
-                            f"not {value!r}")
+            raise UserError(
+                f"{name} must be {len(parts)} values with a comma between, "
+                f"not {value!r}"
+            )
         return tuple(validate_field(name, v, k) for v, k in zip(value, parts))
-    if kind is float and type(value) is int: value = float(value)
+    if kind is float and type(value) is int:
+        value = float(value)
     if type(value) is not kind or (kind is float and not isfinite(value)):
         raise UserError(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}")
     return value
 
 # %% ../nbs/14_training.ipynb #8c9c9671
-_ALLOWED_VALUES = {"lr_schedule": ("constant", "cosine"), "mixed_precision": ("no", "bf16"),
-           "log_with": ("tensorboard", "wandb", "none")}
-_MINIMUM_VALUES = {"max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "max_checkpoints": 1, "log_every": 1, "val_batches": 1}
+_ALLOWED_VALUES = {
+    "lr_schedule": ("constant", "cosine"),
+    "mixed_precision": ("no", "bf16"),
+    "log_with": ("tensorboard", "wandb", "none"),
+}
+_MINIMUM_VALUES = {
+    "max_steps": 1,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_checkpoints": 1,
+    "log_every": 1,
+    "val_batches": 1,
+}
+
 
 def _check_ranges(c: TrainConfig) -> None:
     "Raise `UserError` for the first value that makes no sense."
-    for name, options in _ALLOWED_VALUES.items(): check_choice(name, getattr(c, name), options)
+    for name, options in _ALLOWED_VALUES.items():
+        check_choice(name, getattr(c, name), options)
     for f in fields(c):
         value, least = getattr(c, f.name), _MINIMUM_VALUES.get(f.name, 0)
         if isinstance(value, (int, float)) and value < least:
             raise UserError(f"{f.name} must be at least {least}, not {value}")
     for name in ("lr", "max_grad_norm"):
-        if getattr(c, name) == 0: raise UserError(f"{name} must be more than 0, not 0.0")
-    for name, value in [("betas", max(c.betas)), ("betas", min(c.betas)), ("ema_decay", c.ema_decay or 0)]:
+        if getattr(c, name) == 0:
+            raise UserError(f"{name} must be more than 0, not 0.0")
+    for name, value in [
+        ("betas", max(c.betas)),
+        ("betas", min(c.betas)),
+        ("ema_decay", c.ema_decay or 0),
+    ]:
         if not 0 <= value < 1:
             raise UserError(f"{name} must be at least 0 and less than 1, not {value}")
     if c.warmup_steps >= c.max_steps:
-        raise UserError(f"warmup_steps={c.warmup_steps} leaves none of the {c.max_steps} steps; "
-                        "make it less than steps")
+        raise UserError(
+            f"warmup_steps={c.warmup_steps} leaves none of the {c.max_steps} steps; "
+            "make it less than steps"
+        )
     if c.batch_size % c.gradient_accumulation_steps:
-        raise UserError(f"a batch of {c.batch_size} cannot be cut into {c.gradient_accumulation_steps} equal pieces; "
-                        "make batch_size a multiple of accumulation")
-    if c.seed >= 2**32: raise UserError(f"seed must be less than {2**32}, not {c.seed}")
+        raise UserError(
+            f"a batch of {c.batch_size} cannot be cut into {c.gradient_accumulation_steps} equal pieces; "
+            "make batch_size a multiple of accumulation"
+        )
+    if c.seed >= 2**32:
+        raise UserError(f"seed must be less than {2**32}, not {c.seed}")
 
 # %% ../nbs/14_training.ipynb #46578d18
 def _parse_value(text: str, kind):
     "What a word from the command line means for a type; the word itself if it means nothing."
-    if NoneType in _options(kind) and text.lower() == "none": return None
+    if NoneType in _options(kind) and text.lower() == "none":
+        return None
     kind = _options(kind)[0]
     if get_origin(kind) is tuple:
         words, parts = text.strip("()[] ").split(","), get_args(kind)
-        return [_parse_value(w.strip(), k) for w, k in zip(words, parts)] if len(words) == len(parts) else text
-    if kind is bool: return {"true": True, "false": False}.get(text.lower(), text)
-    try: return kind(text)
-    except ValueError: return text
+        return (
+            [_parse_value(w.strip(), k) for w, k in zip(words, parts)]
+            if len(words) == len(parts)
+            else text
+        )
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
 
 def parse_overrides(
     words: "Mapping | Iterable[str]",  # like "lr=1e-4", as a command line has them; a mapping is taken as it is
@@ -163,9 +248,12 @@ def parse_overrides(
         words = list(words)
         for word in words:
             if "=" not in word:
-                raise UserError(f"cannot read the setting {word!r}; write it as name=value")
+                raise UserError(
+                    f"cannot read the setting {word!r}; write it as name=value"
+                )
         words = dict(word.split("=", 1) for word in words)
     return {name.strip().replace("-", "_"): value for name, value in words.items()}
+
 
 def apply_overrides(
     config,  # a frozen dataclass
@@ -175,7 +263,8 @@ def apply_overrides(
     kinds, new = {f.name: f.type for f in fields(config)}, {}
     for name, value in parse_overrides(overrides).items():
         check_choice("setting", name, kinds)
-        if isinstance(value, str): value = _parse_value(value, kinds[name])
+        if isinstance(value, str):
+            value = _parse_value(value, kinds[name])
         new[name] = validate_field(name, value, kinds[name])
     return replace(config, **new)
 
@@ -186,9 +275,15 @@ def lr_at_step(
     base_lr: float | None = None,  # the rate after the warm-up; config.lr if not given
 ) -> float:
     "The rate for the next update: a straight rise over the warm-up, then constant or half a cosine."
-    base_lr, n, total = config.lr if base_lr is None else base_lr, step + 1, config.max_steps + 1
-    if n < config.warmup_steps: return base_lr * n / config.warmup_steps
-    if config.lr_schedule == "constant": return base_lr
+    base_lr, n, total = (
+        config.lr if base_lr is None else base_lr,
+        step + 1,
+        config.max_steps + 1,
+    )
+    if n < config.warmup_steps:
+        return base_lr * n / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return base_lr
     done = (n - config.warmup_steps) / (total - config.warmup_steps)
     return base_lr * 0.5 * (1 + cos(pi * done))
 
@@ -196,20 +291,28 @@ def lr_at_step(
 def clip_grad_norm(
     parameters: Iterable[Tensor],  # those that the optimiser holds
     max_norm: float | None,  # the longest gradient allowed; None only measures
-) -> Float[Tensor, ""]:  # the length of the gradient over all parameters, before clipping
+) -> Float[
+    Tensor, ""
+]:  # the length of the gradient over all parameters, before clipping
     "Shorten the gradient to `max_norm`; raises `UserError` if there is nothing to clip."
     parameters = list(parameters)
     if not parameters:
-        raise UserError("no parameters to clip: the list is empty; "
-                        "pass those that the optimiser holds")
+        raise UserError(
+            "no parameters to clip: the list is empty; "
+            "pass those that the optimiser holds"
+        )
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        raise UserError(f"none of the {len(parameters)} parameters has a gradient; "
-                        "call backward first, on a loss that depends on them")
+        raise UserError(
+            f"none of the {len(parameters)} parameters has a gradient; "
+            "call backward first, on a loss that depends on them"
+        )
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         shorter = (max_norm / (norm + 1e-6)).clamp(max=1)
-        torch._foreach_mul_(gradients, torch.where(norm.isfinite(), shorter, 1))  # NaN stays in its place
+        torch._foreach_mul_(
+            gradients, torch.where(norm.isfinite(), shorter, 1)
+        )  # NaN stays in its place
     return norm
 
 # %% ../nbs/14_training.ipynb #08193f63
@@ -222,11 +325,18 @@ def check_finite(
     "Fetch the terms; raises `UserError` that names the first term or gradient that is NaN or infinite."
     values = torch.stack([t.detach().float() for t in terms.values()]).tolist()
     for name, value in zip(terms, values):
-        if isfinite(value): continue
-        bad = [n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+        if isfinite(value):
+            continue
+        bad = [
+            n
+            for n, p in parameters.items()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
         where = ""
         if bad and "gradient" in name:
-            where = f" (first in {bad[0]!r}, {len(bad)} of {len(parameters)} parameters)"
+            where = (
+                f" (first in {bad[0]!r}, {len(bad)} of {len(parameters)} parameters)"
+            )
         raise UserError(f"step {step}: {name!r} is {value}{where}; {remedy}")
     return dict(zip(terms, values))
 
@@ -236,7 +346,9 @@ class EMA:
 
     def __init__(
         self,
-        parameters: Mapping[str, Tensor],  # named, as `model.named_parameters()` gives them
+        parameters: Mapping[
+            str, Tensor
+        ],  # named, as `model.named_parameters()` gives them
         decay: float = 0.999,  # the memory in the long run; 1 - decay is the share of the newest weights
     ):
         self.parameters, self.decay, self.num_updates = dict(parameters), decay, 0
@@ -250,25 +362,33 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         "Take the parameters as they are now into the average."
-        old, new = list(self.average.values()), [p.detach() for p in self.parameters.values()]
+        old, new = (
+            list(self.average.values()),
+            [p.detach() for p in self.parameters.values()],
+        )
         if old:
-            torch._foreach_lerp_(old, new, 1 - self.beta)  # average = beta * average + (1 - beta) * new
+            torch._foreach_lerp_(
+                old, new, 1 - self.beta
+            )  # average = beta * average + (1 - beta) * new
         self.num_updates += 1
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         "Overwrite the parameters with their average."
-        for name, p in self.parameters.items(): p.copy_(self.average[name])
+        for name, p in self.parameters.items():
+            p.copy_(self.average[name])
 
     @contextmanager
     def average_parameters(self):
         "Inside the block the model holds the averaged weights; afterwards its own again, whatever happened."
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.copy_to_model()
-        try: yield
+        try:
+            yield
         finally:
             with torch.no_grad():
-                for name, p in self.parameters.items(): p.copy_(own[name])
+                for name, p in self.parameters.items():
+                    p.copy_(own[name])
 
 # %% ../nbs/14_training.ipynb #5be972c5
 def step_rng(
@@ -284,11 +404,17 @@ def get_rng_state() -> tuple[dict[str, Tensor], dict]:
     "The state of every random generator of this process, as tensors and as values that JSON can hold."
     version, words, spare = random.getstate()
     kind, keys, *rest = np.random.get_state()
-    tensors = {"python": torch.tensor(words), "numpy": torch.from_numpy(keys.astype(np.int64)),
-               "torch": torch.get_rng_state()}
+    tensors = {
+        "python": torch.tensor(words),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
-        tensors |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {
+            f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())
+        }
     return tensors, {"python": [version, spare], "numpy": [kind, *rest]}
+
 
 def set_rng_state(tensors: Mapping[str, Tensor], values: Mapping) -> None:
     "Put every random generator back to where `random_states` found it."
@@ -297,13 +423,15 @@ def set_rng_state(tensors: Mapping[str, Tensor], values: Mapping) -> None:
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
     torch.set_rng_state(tensors["torch"].cpu())
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda.{i}" in tensors: torch.cuda.set_rng_state(tensors[f"cuda.{i}"].cpu(), i)
+        if f"cuda.{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda.{i}"].cpu(), i)
 
 # %% ../nbs/14_training.ipynb #f228c1c0
 @contextmanager
 def evaluation_mode(
     model: nn.Module,
-    ema: EMA | None = None,  # the averaged weights to look at; the model's own if not given
+    ema: EMA
+    | None = None,  # the averaged weights to look at; the model's own if not given
 ):
     """A place for looking at a model in training: averaged weights, eval mode, no gradients.
 
@@ -312,58 +440,81 @@ def evaluation_mode(
     modes, states = [(m, m.training) for m in model.modules()], get_rng_state()
     try:
         model.eval()
-        with torch.no_grad(), ema.average_parameters() if ema else nullcontext(): yield
+        with torch.no_grad(), ema.average_parameters() if ema else nullcontext():
+            yield
     finally:
-        for module, mode in modes: module.training = mode
+        for module, mode in modes:
+            module.training = mode
         set_rng_state(*states)
 
 # %% ../nbs/14_training.ipynb #b63f8fee
 @contextmanager
 def atomic_directory(
-    path: str | os.PathLike,  # where the finished folder shall stand; an older one there is replaced
+    path: str
+    | os.PathLike,  # where the finished folder shall stand; an older one there is replaced
 ):
     """Gives a temporary folder to write into; it is renamed to `path` if all goes well, else removed.
 
     Raises `UserError` if the place is full or cannot be written to.
     """
     path = Path(path)
-    partial, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
+    partial, old = (
+        path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}")
+        for end in ("tmp", "old")
+    )
     try:
         partial.mkdir(parents=True)
         yield partial
         _sync_folder(partial)
-        if path.exists(): path.rename(old)
+        if path.exists():
+            path.rename(old)
         partial.rename(path)
         _sync_folder(path.parent)
     except OSError as e:
-        raise UserError(f"cannot write {str(path)!r}: {e.strerror or e}; "
-                        "free some space or choose another place") from e
+        raise UserError(
+            f"cannot write {str(path)!r}: {e.strerror or e}; "
+            "free some space or choose another place"
+        ) from e
     finally:
-        for leftover in (partial, old): shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
 
 def _sync_folder(path: Path) -> None:
     "Have the entries of a folder on the disk for good, where the system can."
-    if os.name == "nt": return
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 # %% ../nbs/14_training.ipynb #f1b33bb8
-CHECKPOINT_VERSION = 1  # of a checkpoint; a higher one was written by a newer version of this library
+CHECKPOINT_VERSION = (
+    1  # of a checkpoint; a higher one was written by a newer version of this library
+)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     "All that a training needs to go on."
-    tensors: dict[str, dict[str, Tensor]]  # "model", "ema", "optimizers", "rng": named tensors each
+
+    tensors: dict[
+        str, dict[str, Tensor]
+    ]  # "model", "ema", "optimizers", "rng": named tensors each
     state: dict  # step, epoch, batch, best and other plain values
     config: dict  # the TrainConfig, as JSON holds it
+
 
 def _fingerprint(path: Path) -> dict:
     "Size and SHA-256 of a file."
     digest = hashlib.sha256()
     with open(path, "rb") as f:
-        while block := f.read(1 << 20): digest.update(block)
+        while block := f.read(1 << 20):
+            digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
 
 def save_checkpoint(
     path: str | os.PathLike,  # the folder to write
@@ -372,52 +523,88 @@ def save_checkpoint(
     "Write a checkpoint, wholly or not at all: safetensors for tensors, JSON for the rest; raises `UserError`."
     with atomic_directory(path) as folder:
         for name, tensors in checkpoint.tensors.items():
-            save_tensors(folder / f"{name}.safetensors", {k: v.detach().cpu().clone() for k, v in tensors.items()})
+            save_tensors(
+                folder / f"{name}.safetensors",
+                {k: v.detach().cpu().clone() for k, v in tensors.items()},
+            )
         save_json(folder / "config.json", checkpoint.config)
         files = {f.name: _fingerprint(f) for f in sorted(folder.iterdir())}
-        save_json(folder / "state.json", {"format": CHECKPOINT_VERSION, **checkpoint.state, "files": files})
+        save_json(
+            folder / "state.json",
+            {"format": CHECKPOINT_VERSION, **checkpoint.state, "files": files},
+        )
     return Path(path)
 
 # %% ../nbs/14_training.ipynb #e3b17c65
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
+
 def _check_no_pickle(path: Path) -> None:
     "Raise `UserError` for a file, or a folder of files, that could run code when it is opened."
     files = [path] if path.is_file() else [f for f in path.iterdir() if f.is_file()]
-    if path.is_dir() and (path / "state.json").exists(): return
+    if path.is_dir() and (path / "state.json").exists():
+        return
     for f in files:
-        with open(f, "rb") as handle: start = handle.read(2)
-        if f.suffix in PICKLE_SUFFIXES or start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            raise UserError(f"{str(f)!r} is a pickle, which can run any code when it is opened, so it was not; "
-                            "resume from a folder of safetensors")
+        with open(f, "rb") as handle:
+            start = handle.read(2)
+        if f.suffix in PICKLE_SUFFIXES or start in (
+            b"PK",
+            b"\x80\x02",
+            b"\x80\x03",
+            b"\x80\x04",
+            b"\x80\x05",
+        ):
+            raise UserError(
+                f"{str(f)!r} is a pickle, which can run any code when it is opened, so it was not; "
+                "resume from a folder of safetensors"
+            )
+
 
 def load_checkpoint(
     path: str | os.PathLike,  # a folder that `save_checkpoint` wrote
 ) -> Checkpoint:
     "Read a checkpoint; raises `UserError` if it is missing, damaged, a pickle, or of a newer format."
     path, name = Path(path), repr(str(path))
-    if not path.exists(): raise UserError(f"no checkpoint {name}; check the path")
+    if not path.exists():
+        raise UserError(f"no checkpoint {name}; check the path")
     _check_no_pickle(path)
     if not (path / "state.json").is_file():
-        raise UserError(f"{name} is no checkpoint: it has no state.json; "
-                        "name a folder like step-000100")
+        raise UserError(
+            f"{name} is no checkpoint: it has no state.json; "
+            "name a folder like step-000100"
+        )
     state = load_json(path / "state.json")
-    if not isinstance(state, dict) or not {"format", "files", "model", "step"} <= state.keys():
-        raise UserError(f"{name} is no checkpoint: its state.json is of something else; "
-                        "name a folder like step-000100")
+    if (
+        not isinstance(state, dict)
+        or not {"format", "files", "model", "step"} <= state.keys()
+    ):
+        raise UserError(
+            f"{name} is no checkpoint: its state.json is of something else; "
+            "name a folder like step-000100"
+        )
     if state["format"] > CHECKPOINT_VERSION:
-        raise UserError(f"checkpoint {name} has format {state['format']}, "
-                        f"this version reads up to {CHECKPOINT_VERSION}; upgrade t2i-tutorial")
+        raise UserError(
+            f"checkpoint {name} has format {state['format']}, "
+            f"this version reads up to {CHECKPOINT_VERSION}; upgrade t2i-tutorial"
+        )
     for file, mark in state["files"].items():
         if not (path / file).exists():
-            raise UserError(f"checkpoint {name} is not whole: {file} is missing; "
-                            "resume from an earlier one")
+            raise UserError(
+                f"checkpoint {name} is not whole: {file} is missing; "
+                "resume from an earlier one"
+            )
         found = _fingerprint(path / file)
         if found != mark:
             how = "is cut off" if found["bytes"] < mark["bytes"] else "was changed"
-            raise UserError(f"checkpoint {name} is damaged: {file} {how} ({found['bytes']} of {mark['bytes']} bytes); "
-                            "resume from an earlier one")
-    tensors = {Path(f).stem: load_tensors(path / f)[0] for f in state["files"] if f.endswith(".safetensors")}
+            raise UserError(
+                f"checkpoint {name} is damaged: {file} {how} ({found['bytes']} of {mark['bytes']} bytes); "
+                "resume from an earlier one"
+            )
+    tensors = {
+        Path(f).stem: load_tensors(path / f)[0]
+        for f in state["files"]
+        if f.endswith(".safetensors")
+    }
     return Checkpoint(tensors, state, load_json(path / "config.json"))
 
 # %% ../nbs/14_training.ipynb #a4a8497c
@@ -425,8 +612,11 @@ def list_checkpoints(
     folder: str | os.PathLike,  # of a training
 ) -> dict[int, Path]:  # step -> checkpoint, in the order of the steps
     "The checkpoints of a training; half-written ones have another name and do not count."
-    found = (p for p in Path(folder, "checkpoints").glob("step-*") if p.name[5:].isdigit())
+    found = (
+        p for p in Path(folder, "checkpoints").glob("step-*") if p.name[5:].isdigit()
+    )
     return {int(p.name[5:]): p for p in sorted(found, key=lambda p: int(p.name[5:]))}
+
 
 def find_checkpoint(
     folder: str | os.PathLike,  # of a training
@@ -436,14 +626,20 @@ def find_checkpoint(
     check_choice("checkpoint", which, ("latest", "best"))
     there = list_checkpoints(folder)
     if not there:
-        raise UserError(f"no checkpoint in {str(folder)!r}; check the path, or train first")
+        raise UserError(
+            f"no checkpoint in {str(folder)!r}; check the path, or train first"
+        )
     latest = there[max(there)]
-    if which == "latest": return latest
+    if which == "latest":
+        return latest
     best = load_json(latest / "state.json").get("best")
     if not best or best["step"] not in there:
-        raise UserError(f"no best checkpoint in {str(folder)!r}: "
-                        "the training had no validation data; use 'latest'")
+        raise UserError(
+            f"no best checkpoint in {str(folder)!r}: "
+            "the training had no validation data; use 'latest'"
+        )
     return there[best["step"]]
+
 
 def prune_checkpoints(
     folder: str | os.PathLike,  # of a training
@@ -453,22 +649,38 @@ def prune_checkpoints(
     "Remove all checkpoints but the last few and the best, and what a killed training left half-written."
     there = list_checkpoints(folder)
     for step in list(there)[:-max_checkpoints]:
-        if step != best: shutil.rmtree(there[step])
+        if step != best:
+            shutil.rmtree(there[step])
     for leftover in Path(folder, "checkpoints").glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 # %% ../nbs/14_training.ipynb #397f21a1
 def _check_same(
-    path: str, kind: str, wanted: Mapping[str, Tensor], there: Mapping[str, Tensor],
+    path: str,
+    kind: str,
+    wanted: Mapping[str, Tensor],
+    there: Mapping[str, Tensor],
 ) -> None:
     "Raise `UserError` unless two sets of named tensors have the same names and shapes."
-    missing, extra = [k for k in wanted if k not in there], [k for k in there if k not in wanted]
+    missing, extra = (
+        [k for k in wanted if k not in there],
+        [k for k in there if k not in wanted],
+    )
     shapes = [k for k in wanted if k in there and wanted[k].shape != there[k].shape]
-    if not (missing or extra or shapes): return
-    why = (f"it has no {missing[0]!r}" if missing else f"it has {extra[0]!r}, which this one lacks" if extra else
-           f"{shapes[0]!r} has shape {tuple(there[shapes[0]].shape)} and not {tuple(wanted[shapes[0]].shape)}")
-    raise UserError(f"checkpoint {path!r} is of another model ({kind}): {why}; "
-                    "build the model that it was saved from")
+    if not (missing or extra or shapes):
+        return
+    why = (
+        f"it has no {missing[0]!r}"
+        if missing
+        else f"it has {extra[0]!r}, which this one lacks"
+        if extra
+        else f"{shapes[0]!r} has shape {tuple(there[shapes[0]].shape)} and not {tuple(wanted[shapes[0]].shape)}"
+    )
+    raise UserError(
+        f"checkpoint {path!r} is of another model ({kind}): {why}; "
+        "build the model that it was saved from"
+    )
+
 
 def load_weights(
     model: nn.Module,  # its weights are overwritten
@@ -477,7 +689,9 @@ def load_weights(
 ) -> nn.Module:  # the same model
     "Put a checkpoint's weights into a model; raises `UserError` if they are another model's."
     saved = load_checkpoint(path)
-    _check_same(str(path), saved.state["model"], model.state_dict(), saved.tensors["model"])
+    _check_same(
+        str(path), saved.state["model"], model.state_dict(), saved.tensors["model"]
+    )
     average = saved.tensors.get("average", {}) if ema else {}
     model.load_state_dict(saved.tensors["model"] | average)
     return model
@@ -489,8 +703,12 @@ def flatten_optimizer_state(
 ) -> dict[str, Tensor]:  # "name.exp_avg" and so on
     "The memory of an optimiser as named tensors."
     name_of = {id(p): name for name, p in names.items()}
-    return {f"{name_of[id(p)]}.{key}": value
-            for p, memory in optimizer.state.items() for key, value in memory.items()}
+    return {
+        f"{name_of[id(p)]}.{key}": value
+        for p, memory in optimizer.state.items()
+        for key, value in memory.items()
+    }
+
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer,
@@ -502,7 +720,9 @@ def load_optimizer_state(
     for key, value in tensors.items():
         name, entry = key.rsplit(".", 1)
         memory.setdefault(places[name], {})[entry] = value.clone()
-    optimizer.load_state_dict({"state": memory, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": memory, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 # %% ../nbs/14_training.ipynb #c6b85e71
 class InfiniteBatches:
@@ -513,65 +733,107 @@ class InfiniteBatches:
         data,  # offers `batches(batch_size, seed=, epoch=, start=, drop_last=)`
         batch_size: int,  # pictures in a batch
         seed: int = 0,  # of the order
-        epoch: int = 0, batch: int = 0,  # where to begin
+        epoch: int = 0,
+        batch: int = 0,  # where to begin
     ):
-        self.data, self.batch_size, self.seed, self.epoch, self.batch = data, batch_size, seed, epoch, batch
+        self.data, self.batch_size, self.seed, self.epoch, self.batch = (
+            data,
+            batch_size,
+            seed,
+            epoch,
+            batch,
+        )
         if hasattr(data, "__len__") and batch_size > len(data):
-            raise UserError(f"batch_size {batch_size} is more than the {len(data)} pictures there are; make it smaller")
+            raise UserError(
+                f"batch_size {batch_size} is more than the {len(data)} pictures there are; make it smaller"
+            )
 
     def __iter__(self) -> Iterator:
         while True:
-            for batch in self.data.batches(self.batch_size, seed=self.seed, epoch=self.epoch,
-                                           start=self.batch, drop_last=True):
+            for batch in self.data.batches(
+                self.batch_size,
+                seed=self.seed,
+                epoch=self.epoch,
+                start=self.batch,
+                drop_last=True,
+            ):
                 self.batch += 1
                 yield batch
             if self.batch == 0:
-                raise UserError(f"the data gave no batch of {self.batch_size}; "
-                                "make batch_size smaller")
+                raise UserError(
+                    f"the data gave no batch of {self.batch_size}; "
+                    "make batch_size smaller"
+                )
             self.epoch, self.batch = self.epoch + 1, 0
+
 
 def slice_batch(
     batch,  # a tensor, a list, or a tuple, dictionary or dataclass of these
     part: slice,  # which of its pictures
 ):
     "Some of the pictures of a batch, whatever the batch is made of."
-    if batch is None: return None
-    if isinstance(batch, Mapping): return {k: slice_batch(v, part) for k, v in batch.items()}
+    if batch is None:
+        return None
+    if isinstance(batch, Mapping):
+        return {k: slice_batch(v, part) for k, v in batch.items()}
     if is_dataclass(batch):
-        return replace(batch, **{f.name: slice_batch(getattr(batch, f.name), part) for f in fields(batch)})
-    if isinstance(batch, tuple): return tuple(slice_batch(v, part) for v in batch)
+        return replace(
+            batch,
+            **{
+                f.name: slice_batch(getattr(batch, f.name), part) for f in fields(batch)
+            },
+        )
+    if isinstance(batch, tuple):
+        return tuple(slice_batch(v, part) for v in batch)
     return batch[part]
+
 
 def _to(batch, device):
     "A batch on a device, whatever the batch is made of."
-    if hasattr(batch, "to"): return batch.to(device)
-    if isinstance(batch, Mapping): return {k: _to(v, device) for k, v in batch.items()}
-    if isinstance(batch, (tuple, list)): return type(batch)(_to(v, device) for v in batch)
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {k: _to(v, device) for k, v in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_to(v, device) for v in batch)
     return batch
 
 # %% ../nbs/14_training.ipynb #ef59e00c
 def make_accelerator(
     config: TrainConfig,
-    folder: Path | None = None,  # where a tracker may write; without one there is no tracker
+    folder: Path
+    | None = None,  # where a tracker may write; without one there is no tracker
 ):  # an `accelerate.Accelerator`
     "The processes, devices, precision and trackers of this training; raises `UserError` for a missing package."
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, GradientState
     except ImportError as e:
-        raise UserError("training needs the package accelerate; run: "
-                        "pip install 't2i-tutorial[train]'") from e
+        raise UserError(
+            "training needs the package accelerate; run: "
+            "pip install 't2i-tutorial[train]'"
+        ) from e
     tracker = None if config.log_with == "none" or folder is None else config.log_with
     if tracker and importlib.util.find_spec(tracker) is None:
-        raise UserError(f"tracker {tracker!r} needs the package {tracker}; run: "
-                        f"pip install {tracker}, or use log_with=none")
+        raise UserError(
+            f"tracker {tracker!r} needs the package {tracker}; run: "
+            f"pip install {tracker}, or use log_with=none"
+        )
     device = get_device(config.device)
-    if device.type == "cuda" and device.index is not None: torch.cuda.set_device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     # accelerate keeps its settings for the whole process: a second training would get those of the first
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    AcceleratorState._reset_state(
+        reset_partial_state=not torch.distributed.is_initialized()
+    )
     GradientState._reset_state()
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision,
-                       log_with=tracker, project_dir=folder and str(folder))
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with=tracker,
+        project_dir=folder and str(folder),
+    )
+
 
 def all_reduce_gradients(
     accelerator,
@@ -579,51 +841,82 @@ def all_reduce_gradients(
 ) -> None:
     "Give every process the mean of the gradients of all: one sum over the network, of one long vector."
     parameters = list(parameters)
-    if accelerator.num_processes == 1: return
-    own = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=accelerator.device)
-    flat = torch.cat([own] + [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    if accelerator.num_processes == 1:
+        return
+    own = torch.tensor(
+        [p.grad is not None for p in parameters],
+        dtype=torch.float32,
+        device=accelerator.device,
+    )
+    flat = torch.cat(
+        [own]
+        + [
+            (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+            for p in parameters
+        ]
+    )
     flat = accelerator.reduce(flat, "mean")
     found, mean = flat.split([len(parameters), len(flat) - len(parameters)])
-    for p, any_has, part in zip(parameters, found.tolist(), mean.split([p.numel() for p in parameters])):
+    for p, any_has, part in zip(
+        parameters, found.tolist(), mean.split([p.numel() for p in parameters])
+    ):
         p.grad = part.view_as(p).clone() if any_has else None
 
 # %% ../nbs/14_training.ipynb #249cd88c
 class TrainingInterrupted(KeyboardInterrupt):
     "The training was stopped by Ctrl-C and is saved; the message says how to go on."
 
+
 @contextmanager
 def defer_sigint():
     "Inside the block a first Ctrl-C is only noted in the list that it gives; a second one stops at once."
     pressed: list[int] = []
+
     def note(number, frame):
-        if pressed: raise KeyboardInterrupt
+        if pressed:
+            raise KeyboardInterrupt
         pressed.append(number)
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread may listen
         yield pressed
         return
     before = signal.signal(signal.SIGINT, note)
-    try: yield pressed
-    finally: signal.signal(signal.SIGINT, before)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/14_training.ipynb #de83a94a
 class MetricLogger:
     "The numbers of a training: in memory, in `losses.jsonl`, in `losses.png`, and in accelerate's trackers."
 
     def __init__(self, folder: Path | None, accelerator):
-        self.folder, self.accelerator, self.history, self.last_plot = folder, accelerator, [], -inf
+        self.folder, self.accelerator, self.history, self.last_plot = (
+            folder,
+            accelerator,
+            [],
+            -inf,
+        )
         self.is_writer = folder is not None and accelerator.is_main_process
 
     def rewind(self, step: int) -> None:
         "Read back what was logged up to `step`, and forget what came after it."
-        if self.folder is None: return
+        if self.folder is None:
+            return
         path = self.folder / "losses.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         for line in lines:
-            try: record = json.loads(line)
-            except json.JSONDecodeError: break  # the line at which the training was killed
-            if record["step"] > step: break
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the line at which the training was killed
+            if record["step"] > step:
+                break
             self.history.append(record)
-        if self.is_writer: self._write(self.history, "w")
+        if self.is_writer:
+            self._write(self.history, "w")
 
     def _write(self, records: list[dict], mode: str) -> None:
         "Write or append lines; raises `UserError` if that cannot be done."
@@ -631,33 +924,52 @@ class MetricLogger:
             with open(self.folder / "losses.jsonl", mode, encoding="utf-8") as f:
                 f.writelines(json.dumps(r) + "\n" for r in records)
         except OSError as e:
-            raise UserError(f"cannot write the log in {str(self.folder)!r}: {e.strerror}; "
-                            "free some space") from e
+            raise UserError(
+                f"cannot write the log in {str(self.folder)!r}: {e.strerror}; "
+                "free some space"
+            ) from e
 
     def add(self, record: dict) -> None:
         "Log the numbers of one update."
         self.history.append(record)
-        if self.is_writer: self._write([record], "a")
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+        if self.is_writer:
+            self._write([record], "a")
+        self.accelerator.log(
+            {k: v for k, v in record.items() if k != "step"}, step=record["step"]
+        )
 
     def plot(self, again_after: float = 10.0) -> None:
         "Write the curves as a picture, unless that was done less than so many seconds ago."
-        if not self.is_writer or not self.history or time.monotonic() - self.last_plot < again_after: return
+        if (
+            not self.is_writer
+            or not self.history
+            or time.monotonic() - self.last_plot < again_after
+        ):
+            return
         self.last_plot = time.monotonic()
         _save_figure(self.folder / "losses.png", plot_losses(self.history))
 
 # %% ../nbs/14_training.ipynb #a1cca078
 def _save_figure(path: Path, figure) -> None:
     "Write a figure on white, wholly or not at all; raises `UserError`."
-    with atomic_write(path) as partial: figure.savefig(partial, format="png", facecolor="white")
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png", facecolor="white")
+
 
 def plot_losses(
     history: list[dict],  # from `Trainer.fit`, or the lines of a `losses.jsonl`
 ):  # a matplotlib Figure
     "A panel for each number of a training's log, over the steps."
     import matplotlib.pyplot as plt
+
     names = [k for k in dict.fromkeys(k for r in history for k in r) if k != "step"]
-    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 2.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1,
+        len(names),
+        figsize=(2.6 * len(names), 2.2),
+        layout="constrained",
+        squeeze=False,
+    )
     for ax, name in zip(axes[0], names):
         points = [(r["step"], r[name]) for r in history if name in r]
         ax.plot(*zip(*points), marker="." if len(points) < 12 else None)
@@ -672,14 +984,20 @@ class _Stepping:
     def update(self, phase: str, batch) -> dict[str, float]:
         "One update of the parameters of a phase: losses, gradients, their mean, clipping, a step."
         parameters, optimiser = self.parameters[phase], self.optimisers[phase]
-        if len(self.phases) > 1: self._focus(phase)
+        if len(self.phases) > 1:
+            self._focus(phase)
         optimiser.zero_grad()
         terms = self._backward(phase, batch)
         all_reduce_gradients(self.accelerator, parameters.values())
         norm = clip_grad_norm(parameters.values(), self.config.max_grad_norm)
         mark = f"{phase}/" if len(self.phases) > 1 else ""
         terms = {f"{mark}{k}": v for k, v in (terms | {"grad_norm": norm}).items()}
-        numbers = check_finite(terms, parameters, self.step + 1, f"lower the learning rate; {self._last_good()}")
+        numbers = check_finite(
+            terms,
+            parameters,
+            self.step + 1,
+            f"lower the learning rate; {self._last_good()}",
+        )
         for group in optimiser.param_groups:
             group["lr"] = lr_at_step(self.step, self.config, group["base_lr"])
         optimiser.step()
@@ -688,26 +1006,42 @@ class _Stepping:
     def _backward(self, phase: str, batch) -> dict[str, Tensor]:
         "The gradients of this process's pieces of a batch, and their mean terms over all processes."
         c, a, total = self.config, self.accelerator, {}
-        own, size = range(a.process_index, c.gradient_accumulation_steps, a.num_processes), c.batch_size // c.gradient_accumulation_steps
+        own, size = (
+            range(a.process_index, c.gradient_accumulation_steps, a.num_processes),
+            c.batch_size // c.gradient_accumulation_steps,
+        )
         for k in own:
-            piece = _to(slice_batch(batch, slice(k * size, (k + 1) * size)), self.device)
-            rng = step_rng(c.seed, "step", self.step, phase, k)  # depends on nothing that came before
-            with a.autocast(): terms = self.model.training_losses(piece, rng, phase=phase)
+            piece = _to(
+                slice_batch(batch, slice(k * size, (k + 1) * size)), self.device
+            )
+            rng = step_rng(
+                c.seed, "step", self.step, phase, k
+            )  # depends on nothing that came before
+            with a.autocast():
+                terms = self.model.training_losses(piece, rng, phase=phase)
             a.backward(terms["loss"] / len(own))
             for name, term in terms.items():
                 total[name] = total.get(name, 0) + term.detach().float() / len(own)
-        if a.num_processes == 1: return total
+        if a.num_processes == 1:
+            return total
         return dict(zip(total, a.reduce(torch.stack(list(total.values())), "mean")))
 
     def _focus(self, phase: str | None) -> None:
         "Have gradients for the parameters of one phase only; for all of them without a phase."
         for name, group in self.parameters.items():
-            for p in group.values(): p.requires_grad_(phase in (None, name))
+            for p in group.values():
+                p.requires_grad_(phase in (None, name))
 
     def _anyone(self, pressed: list) -> bool:
         "Whether Ctrl-C was pressed in any process."
-        if self.accelerator.num_processes == 1: return bool(pressed)
-        return self.accelerator.reduce(torch.tensor([len(pressed)], device=self.device), "sum").item() > 0
+        if self.accelerator.num_processes == 1:
+            return bool(pressed)
+        return (
+            self.accelerator.reduce(
+                torch.tensor([len(pressed)], device=self.device), "sum"
+            ).item()
+            > 0
+        )
 
 # %% ../nbs/14_training.ipynb #29e82be5
 class _Building:
@@ -717,23 +1051,48 @@ class _Building:
         "An optimiser for each phase, on the right device; raises `UserError` if a parameter is lost."
         self.device = self.accelerator.device
         self.model.to(self.device)
-        if self.accelerator.num_processes > 1:  # all begin with the weights of the first
-            for tensor in self.model.state_dict().values(): torch.distributed.broadcast(tensor, 0)
-        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.parameters = {phase: self._parameters_of(phase, named) for phase in self.phases}
-        lost = set(named) - {name for group in self.parameters.values() for name in group}
+        if (
+            self.accelerator.num_processes > 1
+        ):  # all begin with the weights of the first
+            for tensor in self.model.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+        named = {
+            name: p for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        self.parameters = {
+            phase: self._parameters_of(phase, named) for phase in self.phases
+        }
+        lost = set(named) - {
+            name for group in self.parameters.values() for name in group
+        }
         if lost:
-            raise UserError(f"no phase trains the parameter {min(lost)!r}; add it to a phase, "
-                            "or set requires_grad to False")
+            raise UserError(
+                f"no phase trains the parameter {min(lost)!r}; add it to a phase, "
+                "or set requires_grad to False"
+            )
         options = getattr(self.model, "optimizer_kwargs", lambda phase: {})
-        plain = {"lr": self.config.lr, "betas": self.config.betas, "weight_decay": self.config.weight_decay}
-        self.optimizers = {phase: torch.optim.AdamW(group.values(), **plain | options(phase))
-                           for phase, group in self.parameters.items()}
+        plain = {
+            "lr": self.config.lr,
+            "betas": self.config.betas,
+            "weight_decay": self.config.weight_decay,
+        }
+        self.optimizers = {
+            phase: torch.optim.AdamW(group.values(), **plain | options(phase))
+            for phase, group in self.parameters.items()
+        }
         for optimiser in self.optimizers.values():
-            for group in optimiser.param_groups: group["base_lr"] = group["lr"]
-        averaged = {name: p for phase in getattr(self.model, "ema_phases", self.phases)
-                    for name, p in self.parameters[phase].items()}
-        self.ema = EMA(averaged, self.config.ema_decay) if self.config.ema_decay is not None else None
+            for group in optimiser.param_groups:
+                group["base_lr"] = group["lr"]
+        averaged = {
+            name: p
+            for phase in getattr(self.model, "ema_phases", self.phases)
+            for name, p in self.parameters[phase].items()
+        }
+        self.ema = (
+            EMA(averaged, self.config.ema_decay)
+            if self.config.ema_decay is not None
+            else None
+        )
 
     def _parameters_of(self, phase: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
         "The named parameters that a phase trains; raises `UserError` if there are none."
@@ -741,10 +1100,14 @@ class _Building:
             chosen = {id(p) for p in self.model.trainable_parameters(phase)}
             named = {name: p for name, p in named.items() if id(p) in chosen}
         elif len(self.phases) > 1:
-            raise UserError("a model with several phases must offer parameters_of(phase); write it")
+            raise UserError(
+                "a model with several phases must offer parameters_of(phase); write it"
+            )
         if not named:
-            raise UserError(f"phase {phase!r} has no parameters to train; "
-                            "check parameters_of and requires_grad")
+            raise UserError(
+                f"phase {phase!r} has no parameters to train; "
+                "check parameters_of and requires_grad"
+            )
         return named
 
 # %% ../nbs/14_training.ipynb #d13c28c4
@@ -753,25 +1116,34 @@ class _Watching:
 
     def validate(self) -> float | None:
         "The mean loss on fixed batches with fixed noise and averaged weights; None without validation data."
-        if self.validation is None: return None
+        if self.validation is None:
+            return None
         size = min(self.config.batch_size, len(self.validation))
-        batches = self.validation.batches(size, seed=0, epoch=0, start=0, drop_last=True)
+        batches = self.validation.batches(
+            size, seed=0, epoch=0, start=0, drop_last=True
+        )
         losses = []
         with evaluation_mode(self.model, self.ema), self.accelerator.autocast():
             for k, batch in enumerate(islice(batches, self.config.val_batches)):
                 rng = step_rng(self.config.seed, "validation", k)
-                terms = self.model.training_losses(_to(batch, self.device), rng, phase=self.phases[0])
+                terms = self.model.training_losses(
+                    _to(batch, self.device), rng, phase=self.phases[0]
+                )
                 losses.append(terms["loss"].float())
         return torch.stack(losses).mean().item()
 
     def save_samples(self) -> None:
         "Write the model's sample pictures, if it offers any, to `samples`, and show them to the trackers."
-        if not hasattr(self.model, "sample_grid") or not self.log.is_writer: return
+        if not hasattr(self.model, "sample_grid") or not self.log.is_writer:
+            return
         with evaluation_mode(self.model, self.ema):
             rng = step_rng(self.config.seed, "samples")  # always the same noise
             images, captions = self.model.sample_grid(rng)
         images = images.detach().float().cpu()
-        _save_figure(self.folder / "samples" / f"step-{self.step:06d}.png", show_images(images, captions))
+        _save_figure(
+            self.folder / "samples" / f"step-{self.step:06d}.png",
+            show_images(images, captions),
+        )
         grid = rearrange(to_uint8(make_grid(images)), "c h w -> 1 h w c").numpy()
         for tracker in self.accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -783,10 +1155,17 @@ class _Recording:
 
     def _report(self, record: dict, bar) -> None:
         "After an update: whatever is due, and the progress bar; a `UserError` names the last checkpoint."
-        try: self._record(record)
-        except UserError as e: raise UserError(f"{e}; {self._last_good()}") from e
-        if bar.disable: return
-        speed = (self.step - bar.initial) * self.config.batch_size / max(bar.format_dict["elapsed"], 1e-3)
+        try:
+            self._record(record)
+        except UserError as e:
+            raise UserError(f"{e}; {self._last_good()}") from e
+        if bar.disable:
+            return
+        speed = (
+            (self.step - bar.initial)
+            * self.config.batch_size
+            / max(bar.format_dict["elapsed"], 1e-3)
+        )
         losses = ", ".join(f"{k} {v:.3g}" for k, v in record.items() if "loss" in k)
         bar.set_postfix_str(f"{losses}, {speed:.0f} pictures/s", refresh=False)
         bar.update()
@@ -794,16 +1173,23 @@ class _Recording:
     def _record(self, record: dict) -> None:
         "Whatever is due after an update: validation, the log, a checkpoint, samples, curves."
         c, done = self.config, self.step == self.config.max_steps
-        def due(every): return bool(every) and (done or self.step % every == 0)
+
+        def due(every):
+            return bool(every) and (done or self.step % every == 0)
+
         saving = due(c.save_every) or done
         if saving and (value := self.validate()) is not None:
             record |= check_finite({"val_loss": torch.tensor(value)}, {}, self.step)
             if self.best is None or value < self.best["val_loss"]:
                 self.best = {"step": self.step, "val_loss": value}
-        if saving or due(c.log_every): self.log.add(record)
-        if saving: self.save()
-        if due(c.sample_every): self.save_samples()
-        if saving or due(c.sample_every): self.log.plot(again_after=0.0 if done else 10.0)
+        if saving or due(c.log_every):
+            self.log.add(record)
+        if saving:
+            self.save()
+        if due(c.sample_every):
+            self.save_samples()
+        if saving or due(c.sample_every):
+            self.log.plot(again_after=0.0 if done else 10.0)
 
 # %% ../nbs/14_training.ipynb #efa3fade
 class _Saving:
@@ -811,20 +1197,39 @@ class _Saving:
 
     def save(self) -> None:
         "Write a checkpoint and remove those that are no longer needed."
-        if self.folder is None: return
+        if self.folder is None:
+            return
         path = self.folder / "checkpoints" / f"step-{self.step:06d}"
         if self.accelerator.is_main_process:
             random_tensors, random_values = get_rng_state()
-            memory = {f"{phase}/{k}": v for phase, o in self.optimisers.items()
-                      for k, v in flatten_optimizer_state(o, self.parameters[phase]).items()}
-            tensors = {"model": self.model.state_dict(), "ema": self.ema.average if self.ema else {},
-                       "optimizers": memory, "rng": random_tensors}
-            state = {"model": type(self.model).__name__, "step": self.step,
-                     "epoch": self.walk.epoch, "batch": self.walk.batch,
-                     "ema_updates": self.ema.num_updates if self.ema else 0, "best": self.best, "rng": random_values,
-                     "lr": lr_at_step(self.step, self.config), "torch": torch.__version__}
+            memory = {
+                f"{phase}/{k}": v
+                for phase, o in self.optimisers.items()
+                for k, v in flatten_optimizer_state(o, self.parameters[phase]).items()
+            }
+            tensors = {
+                "model": self.model.state_dict(),
+                "ema": self.ema.average if self.ema else {},
+                "optimizers": memory,
+                "rng": random_tensors,
+            }
+            state = {
+                "model": type(self.model).__name__,
+                "step": self.step,
+                "epoch": self.walk.epoch,
+                "batch": self.walk.batch,
+                "ema_updates": self.ema.num_updates if self.ema else 0,
+                "best": self.best,
+                "rng": random_values,
+                "lr": lr_at_step(self.step, self.config),
+                "torch": torch.__version__,
+            }
             save_checkpoint(path, Checkpoint(tensors, state, asdict(self.config)))
-            prune_checkpoints(self.folder, self.config.max_checkpoints, self.best and self.best["step"])
+            prune_checkpoints(
+                self.folder,
+                self.config.max_checkpoints,
+                self.best and self.best["step"],
+            )
         self.last = path
         self.accelerator.wait_for_everyone()
 
@@ -832,14 +1237,23 @@ class _Saving:
         "Save, and raise `Interrupted` with what to do next."
         at = f"stopped after step {self.step} of {self.config.max_steps}"
         if self.folder is None:
-            raise TrainingInterrupted(f"{at}; nothing was saved, since the Trainer has no folder")
-        if self.last is None or self.last.name != f"step-{self.step:06d}": self.save()
-        raise TrainingInterrupted(f"{at} and saved in {str(self.folder)!r}; go on with fit(resume=True), "
-                          "on the command line with --resume")
+            raise TrainingInterrupted(
+                f"{at}; nothing was saved, since the Trainer has no folder"
+            )
+        if self.last is None or self.last.name != f"step-{self.step:06d}":
+            self.save()
+        raise TrainingInterrupted(
+            f"{at} and saved in {str(self.folder)!r}; go on with fit(resume=True), "
+            "on the command line with --resume"
+        )
 
     def _last_good(self) -> str:
         "Where the training can go on from, for a message."
-        return f"the last good checkpoint is {str(self.last)!r}" if self.last else "no checkpoint was saved before"
+        return (
+            f"the last good checkpoint is {str(self.last)!r}"
+            if self.last
+            else "no checkpoint was saved before"
+        )
 
 # %% ../nbs/14_training.ipynb #e860b66f
 class _Loading:
@@ -848,39 +1262,64 @@ class _Loading:
     def _go_to(self, path: Path) -> None:
         "Load a checkpoint, and remove the later ones of this folder: they will be made again."
         self.load(path)
-        if not self.log.is_writer: return
+        if not self.log.is_writer:
+            return
         for step, later in list_checkpoints(self.folder).items():
-            if step > self.step: shutil.rmtree(later)
+            if step > self.step:
+                shutil.rmtree(later)
 
     def load(self, path: str | os.PathLike) -> None:
         "Take everything back from a checkpoint; raises `UserError` if it does not belong to this training."
         saved, name = load_checkpoint(path), str(path)
         _check_same_config(name, TrainConfig.from_overrides(saved.config), self.config)
-        _check_same(name, saved.state["model"], self.model.state_dict(), saved.tensors["model"])
+        _check_same(
+            name, saved.state["model"], self.model.state_dict(), saved.tensors["model"]
+        )
         self.model.load_state_dict(saved.tensors["model"])
         for phase, optimiser in self.optimisers.items():
-            memory = {k.removeprefix(f"{phase}/"): v for k, v in saved.tensors["optimizers"].items()
-                      if k.startswith(f"{phase}/")}
+            memory = {
+                k.removeprefix(f"{phase}/"): v
+                for k, v in saved.tensors["optimizers"].items()
+                if k.startswith(f"{phase}/")
+            }
             load_optimizer_state(optimiser, self.parameters[phase], memory)
         if self.ema:
-            for k, v in saved.tensors["ema"].items(): self.ema.average[k].copy_(v)
+            for k, v in saved.tensors["ema"].items():
+                self.ema.average[k].copy_(v)
             self.ema.num_updates = saved.state["ema_updates"]
-        self.step, self.best, self.last = saved.state["step"], saved.state["best"], Path(path)
+        self.step, self.best, self.last = (
+            saved.state["step"],
+            saved.state["best"],
+            Path(path),
+        )
         self.walk.epoch, self.walk.batch = saved.state["epoch"], saved.state["batch"]
         set_rng_state(saved.tensors["rng"], saved.state["rng"])
         self.log.rewind(self.step)
 
 # %% ../nbs/14_training.ipynb #0369d86e
-RESUME_MUTABLE_FIELDS = ("save_every", "max_checkpoints", "sample_every", "log_every", "val_batches", "log_with", "device")
+RESUME_MUTABLE_FIELDS = (
+    "save_every",
+    "max_checkpoints",
+    "sample_every",
+    "log_every",
+    "val_batches",
+    "log_with",
+    "device",
+)
+
 
 def _check_same_config(path: str, old: TrainConfig, new: TrainConfig) -> None:
     "Raise `UserError` if a setting differs that would make the rest of a training another one."
-    free = RESUME_MUTABLE_FIELDS + (("max_steps",) if new.lr_schedule == "constant" else ())
+    free = RESUME_MUTABLE_FIELDS + (
+        ("max_steps",) if new.lr_schedule == "constant" else ()
+    )
     for f in fields(new):
         a, b = getattr(old, f.name), getattr(new, f.name)
         if a != b and f.name not in free:
-            raise UserError(f"checkpoint {path!r} was trained with {f.name}={a}, not {b}; "
-                            f"go on with {f.name}={a}, or start anew in another folder")
+            raise UserError(
+                f"checkpoint {path!r} was trained with {f.name}={a}, not {b}; "
+                f"go on with {f.name}={a}, or start anew in another folder"
+            )
 
 # %% ../nbs/14_training.ipynb #d07382fe
 class _Starting:
@@ -892,34 +1331,56 @@ class _Starting:
         states, modes = get_rng_state(), [(m, m.training) for m in self.model.modules()]
         self.accelerator = make_accelerator(self.config, self.folder)
         self._check_pieces()
-        if self.log is None: self._build()
+        if self.log is None:
+            self._build()
         found = self._find(resume)
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         try:
             self._open_log(found)
             self.model.train()
             for m in self.model.modules():  # frozen parts keep still
-                if any(True for _ in m.parameters()) and not any(p.requires_grad for p in m.parameters()):
+                if any(True for _ in m.parameters()) and not any(
+                    p.requires_grad for p in m.parameters()
+                ):
                     m.eval()
-            with tqdm(total=self.config.max_steps, initial=self.step, desc="training", leave=False, dynamic_ncols=True,
-                      disable=not self.accelerator.is_main_process) as bar: yield bar
+            with tqdm(
+                total=self.config.max_steps,
+                initial=self.step,
+                desc="training",
+                leave=False,
+                dynamic_ncols=True,
+                disable=not self.accelerator.is_main_process,
+            ) as bar:
+                yield bar
         finally:
             self._focus(None)
-            for module, mode in modes: module.training = mode
-            for tracker in self.accelerator.trackers: tracker.finish()
+            for module, mode in modes:
+                module.training = mode
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
             set_rng_state(*states)
 
     def _check_pieces(self) -> None:
         "Raise `UserError` if the pieces of a batch cannot be shared out, or the captions are missing."
-        n, pieces = self.accelerator.num_processes, self.config.gradient_accumulation_steps
+        n, pieces = (
+            self.accelerator.num_processes,
+            self.config.gradient_accumulation_steps,
+        )
         if pieces % n:
-            raise UserError(f"{pieces} pieces cannot be shared out to {n} processes; "
-                            f"set accumulation to a multiple of {n}")
-        if not getattr(self.model, "needs_captions", False): return
-        first = next(self.data.batches(1, seed=0, epoch=0, start=0, drop_last=True), None)
+            raise UserError(
+                f"{pieces} pieces cannot be shared out to {n} processes; "
+                f"set accumulation to a multiple of {n}"
+            )
+        if not getattr(self.model, "needs_captions", False):
+            return
+        first = next(
+            self.data.batches(1, seed=0, epoch=0, start=0, drop_last=True), None
+        )
         if not all(str(c).strip() for c in getattr(first, "captions", None) or [""]):
-            raise UserError(f"{type(self.model).__name__} learns from captions, "
-                            "but the data has none; add a caption to each picture")
+            raise UserError(
+                f"{type(self.model).__name__} learns from captions, "
+                "but the data has none; add a caption to each picture"
+            )
 
 # %% ../nbs/14_training.ipynb #20a892d9
 class _Opening:
@@ -927,36 +1388,56 @@ class _Opening:
 
     def _find(self, resume) -> Path | None:
         "The checkpoint to go on from; raises `UserError` if a new training would mix with what is in the folder."
-        if not isinstance(resume, bool): return Path(resume)
+        if not isinstance(resume, bool):
+            return Path(resume)
         if self.folder is None:
             if resume:
-                raise UserError("resume=True needs a folder; "
-                                "give the Trainer the one of the stopped training")
+                raise UserError(
+                    "resume=True needs a folder; "
+                    "give the Trainer the one of the stopped training"
+                )
             return None
         files = self.folder.iterdir() if self.folder.is_dir() else []
         there = [p.name for p in files if not p.name.startswith(".")]
-        if resume and list_checkpoints(self.folder): return find_checkpoint(self.folder)
+        if resume and list_checkpoints(self.folder):
+            return find_checkpoint(self.folder)
         if there and self.log is None and not (resume and "config.json" in there):
-            way = "it is no training's" if resume else "resume=True (on the command line --resume) goes on"
-            raise UserError(f"folder {str(self.folder)!r} is not empty: {way}; "
-                            "or choose another folder")
+            way = (
+                "it is no training's"
+                if resume
+                else "resume=True (on the command line --resume) goes on"
+            )
+            raise UserError(
+                f"folder {str(self.folder)!r} is not empty: {way}; "
+                "or choose another folder"
+            )
         return None
 
     def _open_log(self, found: Path | None) -> None:
         "Make the folder, the log and the trackers; go to where the checkpoint stands."
-        if self.log is None: self.log = MetricLogger(self.folder, self.accelerator)
+        if self.log is None:
+            self.log = MetricLogger(self.folder, self.accelerator)
         self.log.accelerator = self.accelerator
-        if self.log.is_writer: save_json(self.folder / "config.json", asdict(self.config))
-        if found: self._go_to(found)
-        elif self.step == 0 and self.folder: self.log.rewind(0)
+        if self.log.is_writer:
+            save_json(self.folder / "config.json", asdict(self.config))
+        if found:
+            self._go_to(found)
+        elif self.step == 0 and self.folder:
+            self.log.rewind(0)
         names = {"tensorboard": "tensorboard", "wandb": "t2i-tutorial"}
-        options = {"tensorboard": {"purge_step": self.step + 1},
-                   "wandb": {"dir": str(self.folder), "config": asdict(self.config)}}
+        options = {
+            "tensorboard": {"purge_step": self.step + 1},
+            "wandb": {"dir": str(self.folder), "config": asdict(self.config)},
+        }
         if self.accelerator.log_with:
-            self.accelerator.init_trackers(names[self.config.log_with], init_kwargs=options)
+            self.accelerator.init_trackers(
+                names[self.config.log_with], init_kwargs=options
+            )
 
 # %% ../nbs/14_training.ipynb #ee0ff78b
-class Trainer(_Building, _Starting, _Opening, _Stepping, _Recording, _Watching, _Saving, _Loading):
+class Trainer(
+    _Building, _Starting, _Opening, _Stepping, _Recording, _Watching, _Saving, _Loading
+):
     "Trains a model on data as a `TrainConfig` says; see `fit`."
 
     def __init__(
@@ -964,27 +1445,45 @@ class Trainer(_Building, _Starting, _Opening, _Stepping, _Recording, _Watching, 
         model: nn.Module,  # offers `training_losses(batch, rng, phase=...)`, a dictionary with "loss"
         data,  # offers `batches`, as `CaptionedImages` does
         config: TrainConfig = TrainConfig(),
-        folder: str | os.PathLike | None = None,  # for all files; without one nothing is written
+        folder: str
+        | os.PathLike
+        | None = None,  # for all files; without one nothing is written
         validation=None,  # more data, for the validation loss that decides which checkpoint is the best
     ):
-        self.model, self.data, self.config, self.validation = model, data, config, validation
+        self.model, self.data, self.config, self.validation = (
+            model,
+            data,
+            config,
+            validation,
+        )
         self.folder = None if folder is None else Path(folder)
         self.phases = tuple(getattr(model, "phases", ("model",)))
         self.batches = InfiniteBatches(data, config.batch_size, config.seed)
-        self.step, self.best, self.last_checkpoint, self.accelerator, self.log = 0, None, None, None, None
+        self.step, self.best, self.last_checkpoint, self.accelerator, self.log = (
+            0,
+            None,
+            None,
+            None,
+            None,
+        )
 
     def fit(
         self,
-        resume: bool | str | os.PathLike = False,  # True: go on from the newest checkpoint; or the path of one
+        resume: bool
+        | str
+        | os.PathLike = False,  # True: go on from the newest checkpoint; or the path of one
     ) -> list[dict]:  # the log: step, losses, gradient norms, learning rate
         "Train to the last step; raises `UserError` if a number is not finite, `Interrupted` after a Ctrl-C."
         with self._prepared(resume) as bar, defer_sigint() as pressed:
             batches = iter(self.batches)
             while self.step < self.config.max_steps:
                 batch, record = next(batches), {"step": self.step + 1}
-                for phase in self.phases: record |= self.update(phase, batch)
-                if self.ema: self.ema.update()
+                for phase in self.phases:
+                    record |= self.update(phase, batch)
+                if self.ema:
+                    self.ema.update()
                 self.step += 1
                 self._report(record, bar)
-                if self._anyone(pressed) and self.step < self.config.max_steps: self._stop()
+                if self._anyone(pressed) and self.step < self.config.max_steps:
+                    self._stop()
         return self.log.history

@@ -1,4 +1,5 @@
 """What several test files need: the real pictures, the built book, a browser, and a switch for the shape checks."""
+
 import functools
 import http.server
 import os
@@ -24,26 +25,34 @@ def untyped():
 @pytest.fixture(scope="session")
 def pictures_folder() -> Path:
     "A folder of real captioned pictures, which the project does not ship."
-    for folder in (os.environ.get("T2I_PICTURES"), ROOT.parent / "shared" / "data" / "crawl_tiles"):
-        if folder and (Path(folder) / "metadata.jsonl").exists(): return Path(folder)
+    for folder in (
+        os.environ.get("T2I_PICTURES"),
+        ROOT.parent / "shared" / "data" / "crawl_tiles",
+    ):
+        if folder and (Path(folder) / "metadata.jsonl").exists():
+            return Path(folder)
     pytest.skip("no folder of real captioned pictures here; name one in T2I_PICTURES")
 
 
 @pytest.fixture(scope="session")
 def book() -> Path:
     "The built book."
-    if not (BOOK / "index.html").exists(): pytest.skip("the book is not built; run make book first")
+    if not (BOOK / "index.html").exists():
+        pytest.skip("the book is not built; run make book first")
     return BOOK
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_): pass
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture(scope="session")
 def book_address(book) -> str:
     "The built book, served on the loopback interface."
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(book))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(book))
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -52,11 +61,29 @@ def book_address(book) -> str:
 @pytest.fixture(scope="session")
 def browser():
     "Chromium without a window and without a network."
-    path = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-    if not path: pytest.skip("no Chromium here; install it (on Debian: apt install chromium) to run the browser checks")
+    path = next(
+        (
+            p
+            for n in ("chromium", "chromium-browser", "google-chrome")
+            if (p := shutil.which(n))
+        ),
+        None,
+    )
+    if not path:
+        pytest.skip(
+            "no Chromium here; install it (on Debian: apt install chromium) to run the browser checks"
+        )
     from playwright.sync_api import sync_playwright
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]
+
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=path, args=quiet)
         yield b
@@ -69,12 +96,18 @@ def page(browser, book_address):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
     tab.problems = []
+
     def only_book(route):
-        if route.request.url.startswith((book_address, "data:", "blob:")): return route.continue_()
+        if route.request.url.startswith((book_address, "data:", "blob:")):
+            return route.continue_()
         tab.problems.append(f"asks the network for {route.request.url}")
         route.abort()
+
     context.route("**/*", only_book)
     tab.on("pageerror", lambda e: tab.problems.append(f"script error: {e}"))
-    tab.on("response", lambda r: r.status >= 400 and tab.problems.append(f"{r.status} for {r.url}"))
+    tab.on(
+        "response",
+        lambda r: r.status >= 400 and tab.problems.append(f"{r.status} for {r.url}"),
+    )
     yield tab
     context.close()

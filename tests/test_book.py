@@ -1,4 +1,5 @@
 """The built book, first as files and then as a reader meets it in a browser that has no network."""
+
 import json
 import re
 from html.parser import HTMLParser
@@ -16,19 +17,35 @@ CHAPTERS = [p for p in PAGES if (ROOT / f"{p}.ipynb").exists() and p != TOC["roo
 
 class Page(HTMLParser):
     "What a test asks of a page: images with their alternative text, links, scripts, styles, ids."
+
     def __init__(self, text: str):
         super().__init__()
-        self.images, self.links, self.loaded, self.ids, self.classes = [], [], [], set(), []
+        self.images, self.links, self.loaded, self.ids, self.classes = (
+            [],
+            [],
+            [],
+            set(),
+            [],
+        )
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         a = dict(attributes)
-        if "id" in a: self.ids.add(a["id"])
+        if "id" in a:
+            self.ids.add(a["id"])
         self.classes.append(a.get("class") or "")
-        if tag == "img": self.images.append((a.get("src", ""), a.get("alt")))
-        if tag == "a" and a.get("href"): self.links.append(a["href"])
-        if tag in ("script", "img", "iframe") and a.get("src"): self.loaded.append(a["src"])
-        if tag == "link" and a.get("rel") in ("stylesheet", "preload", "icon") and a.get("href"): self.loaded.append(a["href"])
+        if tag == "img":
+            self.images.append((a.get("src", ""), a.get("alt")))
+        if tag == "a" and a.get("href"):
+            self.links.append(a["href"])
+        if tag in ("script", "img", "iframe") and a.get("src"):
+            self.loaded.append(a["src"])
+        if (
+            tag == "link"
+            and a.get("rel") in ("stylesheet", "preload", "icon")
+            and a.get("href")
+        ):
+            self.loaded.append(a["href"])
 
 
 @pytest.fixture(scope="module")
@@ -38,74 +55,114 @@ def pages(book) -> dict[str, Page]:
 
 def test_every_page_exists_and_is_not_empty(book):
     "A green build of an empty book has happened to others."
-    for p in PAGES: assert len((book / f"{p}.html").read_text(encoding="utf-8")) > 8000, p
+    for p in PAGES:
+        assert len((book / f"{p}.html").read_text(encoding="utf-8")) > 8000, p
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_shows_figures_and_library_cells(pages, chapter):
     own = [src for src, _ in pages[chapter].images if "_images" in src]
-    cells = ["".join(c["source"]) for c in json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]]
-    promised = sum("#| fig-alt:" in c and "explore(" not in c for c in cells)  # a slider is a widget and no picture file
-    assert len(own) >= promised >= 1, "each cell that promises a figure shows one; fewer, and it was not executed or lost them"
+    cells = [
+        "".join(c["source"])
+        for c in json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))[
+            "cells"
+        ]
+    ]
+    promised = sum(
+        "#| fig-alt:" in c and "explore(" not in c for c in cells
+    )  # a slider is a widget and no picture file
+    assert len(own) >= promised >= 1, (
+        "each cell that promises a figure shows one; fewer, and it was not executed or lost them"
+    )
     assert sum("tag_in-library" in c for c in pages[chapter].classes) >= 3
 
 
 def test_no_cell_failed(book):
     for p in PAGES:
         text = (book / f"{p}.html").read_text(encoding="utf-8")
-        assert "Traceback (most recent call last)" not in text and "CellExecutionError" not in text, p
+        assert (
+            "Traceback (most recent call last)" not in text
+            and "CellExecutionError" not in text
+        ), p
 
 
 def test_directives_and_setup_cells_do_not_show(book):
     for p in PAGES:
         text = re.sub(r"<[^>]+>", "", (book / f"{p}.html").read_text(encoding="utf-8"))
-        for hidden in ("#| ", "%load_ext", "%pip install"): assert hidden not in text, (p, hidden)
+        for hidden in ("#| ", "%load_ext", "%pip install"):
+            assert hidden not in text, (p, hidden)
 
 
 def test_every_figure_has_a_sentence_for_those_who_cannot_see_it(pages):
     for p, page in pages.items():
         for src, alt in page.images:
             assert alt and not alt.endswith((".png", ".svg", ".jpg")), (p, src, alt)
-            if "_images" in src: assert len(alt) > 20, (p, src, alt)
+            if "_images" in src:
+                assert len(alt) > 20, (p, src, alt)
 
 
 def test_nothing_is_loaded_from_elsewhere(pages):
-    for p, page in pages.items(): assert not [x for x in page.loaded if re.match(r"(https?:)?//", x)], p
+    for p, page in pages.items():
+        assert not [x for x in page.loaded if re.match(r"(https?:)?//", x)], p
 
 
 def test_links_within_the_book_arrive(book, pages):
     for p, page in pages.items():
         for link in page.links:
             parts = urlsplit(link)
-            if parts.scheme or parts.netloc: continue
-            target = ((book / p).parent / unquote(parts.path)).resolve() if parts.path else book / f"{p}.html"
+            if parts.scheme or parts.netloc:
+                continue
+            target = (
+                ((book / p).parent / unquote(parts.path)).resolve()
+                if parts.path
+                else book / f"{p}.html"
+            )
             assert target.exists(), (p, link)
             if parts.fragment and target.suffix == ".html":
-                key = str(target.relative_to(book.resolve()))[:-5] if target.is_relative_to(book.resolve()) else p
-                if key in pages: assert unquote(parts.fragment) in pages[key].ids, (p, link)
+                key = (
+                    str(target.relative_to(book.resolve()))[:-5]
+                    if target.is_relative_to(book.resolve())
+                    else p
+                )
+                if key in pages:
+                    assert unquote(parts.fragment) in pages[key].ids, (p, link)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_buttons_lead_to_the_repository_of_settings(pages, chapter):
     import configparser
-    config = configparser.ConfigParser(delimiters=["="]); config.read(ROOT / "settings.ini")
+
+    config = configparser.ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini")
     s = config["DEFAULT"]
     links = pages[chapter].links
-    assert f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/{chapter}.ipynb" in links
+    assert (
+        f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/{chapter}.ipynb"
+        in links
+    )
     assert f"{s['git_url']}/edit/{s['branch']}/{chapter}.ipynb" in links
-    assert any(x.startswith(f"{s['git_url']}/issues/new") for x in links) and s["git_url"] in links
-    assert any(x.endswith(f"{chapter.split('/')[-1]}.ipynb") and "_sources" in x for x in links), "no download button"
+    assert (
+        any(x.startswith(f"{s['git_url']}/issues/new") for x in links)
+        and s["git_url"] in links
+    )
+    assert any(
+        x.endswith(f"{chapter.split('/')[-1]}.ipynb") and "_sources" in x for x in links
+    ), "no download button"
 
 
 def test_api_page_lists_every_public_name(pages):
     import importlib
+
     for path in sorted((ROOT / "t2i_tutorial").glob("*.py")):
-        if "AUTOGENERATED" not in path.read_text(encoding="utf-8"): continue
+        if "AUTOGENERATED" not in path.read_text(encoding="utf-8"):
+            continue
         module = importlib.import_module(f"t2i_tutorial.{path.stem}")
         for name in module.__all__:
             thing = getattr(module, name)
             if callable(thing) and getattr(thing, "__module__", "") == module.__name__:
-                assert f"t2i_tutorial.{path.stem}.{name}" in pages["nbs/92_api"].ids, f"{path.stem}.{name}"
+                assert f"t2i_tutorial.{path.stem}.{name}" in pages["nbs/92_api"].ids, (
+                    f"{path.stem}.{name}"
+                )
 
 
 # ---- in a browser
@@ -126,19 +183,29 @@ def test_no_page_has_problems_or_needs_a_network(page, book_address):
 
 
 @pytest.mark.parametrize("chapter", ["nbs/01_core", "nbs/02_critters"])
-def test_a_slider_changes_the_picture_with_no_kernel_and_no_network(page, book_address, chapter):
+def test_a_slider_changes_the_picture_with_no_kernel_and_no_network(
+    page, book_address, chapter
+):
     open_page(page, book_address, chapter)
     handle = page.locator(".widget-slider .noUi-handle").first
     handle.wait_for(timeout=15000)
     handle.scroll_into_view_if_needed()
-    page.wait_for_function("() => [...document.querySelectorAll('.widget-image')].some(i => i.getClientRects().length && i.naturalWidth > 0)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.widget-image')].some(i => i.getClientRects().length && i.naturalWidth > 0)"
+    )
     before = page.evaluate(SHOWN)
-    handle.focus(); page.keyboard.press("ArrowRight"); page.wait_for_timeout(300)
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
     after = page.evaluate(SHOWN)
     assert before and after and before != after
-    drawn = page.evaluate("async (u) => { const b = await createImageBitmap(await (await fetch(u)).blob()); return [b.width, b.height] }", after[0])
+    drawn = page.evaluate(
+        "async (u) => { const b = await createImageBitmap(await (await fetch(u)).blob()); return [b.width, b.height] }",
+        after[0],
+    )
     assert min(drawn) >= 64
-    page.keyboard.press("ArrowLeft"); page.wait_for_timeout(300)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_timeout(300)
     assert len(page.evaluate(SHOWN)) == len(before)
     assert page.problems == []
 
@@ -146,7 +213,12 @@ def test_a_slider_changes_the_picture_with_no_kernel_and_no_network(page, book_a
 def test_sliders_do_not_blur_pixels(page, book_address):
     open_page(page, book_address, "nbs/01_core")
     page.locator(".widget-image").first.wait_for(state="attached", timeout=15000)
-    assert page.evaluate("() => getComputedStyle(document.querySelector('.widget-image')).imageRendering") == "pixelated"
+    assert (
+        page.evaluate(
+            "() => getComputedStyle(document.querySelector('.widget-image')).imageRendering"
+        )
+        == "pixelated"
+    )
 
 
 def test_equations_are_set_and_numbered(page, book_address):
@@ -159,7 +231,11 @@ def test_equations_are_set_and_numbered(page, book_address):
 def test_search_finds_text_in_the_middle_of_a_chapter(page, book_address):
     page.goto(f"{book_address}/search.html?q=transparency", wait_until="load")
     page.locator("ul.search li a").first.wait_for(timeout=15000)
-    assert "01_core.html" in " ".join(page.evaluate("() => [...document.querySelectorAll('ul.search li a')].map(a => a.href)"))
+    assert "01_core.html" in " ".join(
+        page.evaluate(
+            "() => [...document.querySelectorAll('ul.search li a')].map(a => a.href)"
+        )
+    )
 
 
 def test_answers_are_folded_until_asked_for(page, book_address):
@@ -175,23 +251,40 @@ def test_answers_are_folded_until_asked_for(page, book_address):
 
 def contrast(page, selector: str) -> float:
     "Contrast ratio of an element's text with what lies behind it (WCAG)."
-    return page.evaluate("""(selector) => {
+    return page.evaluate(
+        """(selector) => {
       const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
       const light = c => { const [r, g, b] = c.slice(0, 3).map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 }); return 0.2126*r + 0.7152*g + 0.0722*b };
       const e = document.querySelector(selector); let at = e, back = [0, 0, 0, 0];
       while (at && !(back.length >= 3 && (back.length === 3 || back[3] > 0.5))) { back = parse(getComputedStyle(at).backgroundColor); at = at.parentElement }
       const [a, b] = [light(parse(getComputedStyle(e).color)), light(back)].sort((x, y) => y - x);
-      return (a + 0.05) / (b + 0.05) }""", selector)
+      return (a + 0.05) / (b + 0.05) }""",
+        selector,
+    )
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_both_modes_are_readable(page, book_address, mode):
-    page.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
+    page.add_init_script(
+        f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')"
+    )
     open_page(page, book_address, "nbs/01_core")
     assert page.evaluate("() => document.documentElement.dataset.theme") == mode
     page.locator(".widget-label").first.wait_for(timeout=15000)
-    for selector in ("article p", "div.highlight pre", "article h1", ".widget-subarea .widget-label", ".widget-subarea .widget-readout"): assert contrast(page, selector) > 4.5, selector
-    assert page.evaluate("() => getComputedStyle(document.querySelector('div.cell_output img')).backgroundColor") == "rgba(0, 0, 0, 0)"
+    for selector in (
+        "article p",
+        "div.highlight pre",
+        "article h1",
+        ".widget-subarea .widget-label",
+        ".widget-subarea .widget-readout",
+    ):
+        assert contrast(page, selector) > 4.5, selector
+    assert (
+        page.evaluate(
+            "() => getComputedStyle(document.querySelector('div.cell_output img')).backgroundColor"
+        )
+        == "rgba(0, 0, 0, 0)"
+    )
 
 
 @pytest.mark.parametrize("name", PAGES)

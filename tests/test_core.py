@@ -1,4 +1,5 @@
 """Chapter 1: pictures, looking, seeds, saving."""
+
 import errno
 import io
 import json
@@ -10,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from t2i_tutorial import core
@@ -31,23 +33,32 @@ def test_to_uint8_is_within_half_a_level_and_clamps(value, batch):
 
 
 def test_nan_is_refused():
-    with pytest.raises(UserError, match="NaN"): core.to_uint8(torch.full((3, 2, 2), float("nan")))
+    with pytest.raises(UserError, match="NaN"):
+        core.to_uint8(torch.full((3, 2, 2), float("nan")))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparent_becomes_background(mode):
     picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
     assert (core.from_pil(picture) == 1).all()
-    assert core.from_pil(picture, background=(0, 0, 255))[:, 0, 0].tolist() == [-1, -1, 1]
+    assert core.from_pil(picture, background=(0, 0, 255))[:, 0, 0].tolist() == [
+        -1,
+        -1,
+        1,
+    ]
 
 
 def test_half_transparent_is_mixed():
     picture = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
-    assert core.to_uint8(core.from_pil(picture))[0, 0, 0].item() == pytest.approx(127, abs=1)
+    assert core.to_uint8(core.from_pil(picture))[0, 0, 0].item() == pytest.approx(
+        127, abs=1
+    )
 
 
 def test_palette_with_transparency():
-    picture = Image.new("P", (2, 1)); picture.putpalette([10, 20, 30, 200, 0, 0]); picture.putpixel((1, 0), 1)
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 0, 0])
+    picture.putpixel((1, 0), 1)
     picture.info["transparency"] = 0
     assert core.to_uint8(core.from_pil(picture))[:, 0, 0].tolist() == [255, 255, 255]
     assert core.to_uint8(core.from_pil(picture))[:, 0, 1].tolist() == [200, 0, 0]
@@ -56,123 +67,191 @@ def test_palette_with_transparency():
 def test_to_pil_enlarges_without_blur():
     image = torch.rand(3, 4, 5) * 2 - 1
     big = np.array(core.to_pil(image, enlarge=3))
-    assert big.shape == (12, 15, 3) and (big[::3, ::3] == np.array(core.to_pil(image))).all()
+    assert (
+        big.shape == (12, 15, 3)
+        and (big[::3, ::3] == np.array(core.to_pil(image))).all()
+    )
     assert (big[1::3, 2::3] == big[::3, ::3]).all()
 
 
 @pytest.mark.parametrize("kind", [{}, {"bbox_inches": "tight"}, {"dpi": 200}])
 def test_show_images_pixels_are_sharp_squares(kind):
     "No colour occurs in the drawn figure that is not in the pictures, as saved or as a notebook shows it."
-    images = torch.tensor([-1.0, 1.0])[torch.randint(0, 2, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))]
+    images = torch.tensor([-1.0, 1.0])[
+        torch.randint(0, 2, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    ]
     figure = core.show_images(images, scale=5)
-    buffer = io.BytesIO(); figure.savefig(buffer, facecolor="white", **kind)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, facecolor="white", **kind)
     drawn = np.asarray(Image.open(buffer))[..., :3]
     assert set(np.unique(drawn)) == {0, 255}
 
 
 def test_show_images_wraps_captions_and_counts():
     images = torch.zeros(3, 3, 16, 16)
-    figure = core.show_images(images, ["a very long caption that has to be wrapped below its picture"] * 3)
-    assert len(figure.texts) == 3 and all("\n" in text.get_text() for text in figure.texts)
-    with pytest.raises(UserError, match="3 images but 2 captions"): core.show_images(images, ["a", "b"])
-    with pytest.raises(UserError, match="no images"): core.show_images([])
+    figure = core.show_images(
+        images, ["a very long caption that has to be wrapped below its picture"] * 3
+    )
+    assert len(figure.texts) == 3 and all(
+        "\n" in text.get_text() for text in figure.texts
+    )
+    with pytest.raises(UserError, match="3 images but 2 captions"):
+        core.show_images(images, ["a", "b"])
+    with pytest.raises(UserError, match="no images"):
+        core.show_images([])
 
 
 def test_make_grid_places_every_image():
     images = torch.stack([torch.full((3, 2, 2), v) for v in (-1.0, 0.0, 0.5)])
     grid = core.make_grid(images, columns=2, padding=1)
     assert grid.shape == (3, 7, 7)
-    assert grid[0, 1, 1] == -1 and grid[0, 1, 4] == 0 and grid[0, 4, 1] == 0.5 and grid[0, 4, 4] == 1 and grid[0, 0, 0] == 1
+    assert (
+        grid[0, 1, 1] == -1
+        and grid[0, 1, 4] == 0
+        and grid[0, 4, 1] == 0.5
+        and grid[0, 4, 4] == 1
+        and grid[0, 0, 0] == 1
+    )
 
 
 def test_explore_links_every_stack():
     frames = torch.zeros(6, 3, 16, 16)
     box = core.slider_grid(frames, {"a": ["1", "2"], "b": ["x", "y", "z"]}, width=32)
     outer, a, b = box.children
-    assert len(outer.children) == 2 and all(len(inner.children) == 3 for inner in outer.children)
+    assert len(outer.children) == 2 and all(
+        len(inner.children) == 3 for inner in outer.children
+    )
     assert a.options == ("1", "2") and b.options == ("x", "y", "z")
-    with pytest.raises(UserError, match="6 frames for 2 x 2"): core.slider_grid(frames, {"a": ["1", "2"], "b": ["x", "y"]})
+    with pytest.raises(UserError, match="6 frames for 2 x 2"):
+        core.slider_grid(frames, {"a": ["1", "2"], "b": ["x", "y"]})
 
 
 def test_seed_everything_seeds_all_three():
-    def draw(): return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
-    core.seed_everything(7); first = draw()
-    core.seed_everything(7); assert draw() == first
-    core.seed_everything(8); assert draw() != first
+    def draw():
+        return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
+
+    core.seed_everything(7)
+    first = draw()
+    core.seed_everything(7)
+    assert draw() == first
+    core.seed_everything(8)
+    assert draw() != first
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5, "3"])
 def test_bad_seed(seed, untyped):
-    with pytest.raises(UserError, match="seed must be a whole number"): core.seed_everything(seed)
+    with pytest.raises(UserError, match="seed must be a whole number"):
+        core.seed_everything(seed)
 
 
 def test_streams_are_independent_and_stable_across_processes():
     code = "import torch; from t2i_tutorial.core import make_generator as g; print(torch.rand(2, generator=g(3, 'a', 1)).tolist())"
     here = torch.rand(2, generator=core.seeded_generator(3, "a", 1)).tolist()
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == str(here)
-    seeds = {core.seeded_generator(*k).initial_seed() for k in [(3, "a", 1), (3, "a1"), (3, "a", 2), (4, "a", 1), (3,)]}
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip() == str(here)
+    seeds = {
+        core.seeded_generator(*k).initial_seed()
+        for k in [(3, "a", 1), (3, "a1"), (3, "a", 2), (4, "a", 1), (3,)]
+    }
     assert len(seeds) == 5
 
 
 @pytest.mark.parametrize("size", [0, 15, 513, 1000, -32, "64", 32.5, True, None])
 def test_bad_size(size, untyped):
-    with pytest.raises(UserError) as e: core.check_image_size(size)
-    assert repr(size) in str(e.value) and "from 16 to 512" in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(UserError) as e:
+        core.check_image_size(size)
+    assert (
+        repr(size) in str(e.value)
+        and "from 16 to 512" in str(e.value)
+        and "\n" not in str(e.value)
+    )
 
 
 def test_choice_names_the_nearest():
     assert core.check_choice("species", "owl", ["owl", "cat"]) == "owl"
-    with pytest.raises(UserError, match="unknown species 'dragn'; did you mean 'dragon'"): core.check_choice("species", "dragn", ["dragon", "owl"])
-    with pytest.raises(UserError, match="choose from: dragon, owl"): core.check_choice("species", "zzz", ["dragon", "owl"])
+    with pytest.raises(
+        UserError, match="unknown species 'dragn'; did you mean 'dragon'"
+    ):
+        core.check_choice("species", "dragn", ["dragon", "owl"])
+    with pytest.raises(UserError, match="choose from: dragon, owl"):
+        core.check_choice("species", "zzz", ["dragon", "owl"])
 
 
 def test_device_that_is_not_there():
     assert core.get_device("cpu").type == "cpu"
-    with pytest.raises(UserError, match="unknown device 'tpu'"): core.get_device("tpu")
+    with pytest.raises(UserError, match="unknown device 'tpu'"):
+        core.get_device("tpu")
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
-    path = tmp_path / "a.bin"; path.write_bytes(b"good")
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"good")
     with pytest.raises(RuntimeError):
         with core.atomic_write(path) as partial:
-            partial.write_bytes(b"ha"); raise RuntimeError
-    assert path.read_bytes() == b"good" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+            partial.write_bytes(b"ha")
+            raise RuntimeError
+    assert path.read_bytes() == b"good" and [p.name for p in tmp_path.iterdir()] == [
+        "a.bin"
+    ]
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write .*w.safetensors.*No space left on device; free some space"):
+    with pytest.raises(
+        UserError,
+        match="cannot write .*w.safetensors.*No space left on device; free some space",
+    ):
         core.save_tensors(tmp_path / "w.safetensors", {"a": torch.ones(3)})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_really_fails_half_way_leaves_nothing(tmp_path):
     "The system stops the write after 1,000 bytes, as a full disk would."
-    code = ("import resource, sys, torch; from t2i_tutorial import core\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            "try: core.save_tensors(sys.argv[1], {'a': torch.ones(1000)})\n"
-            "except core.UserError as e: print(e)")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w.safetensors")], capture_output=True, text=True, check=True)
-    assert "cannot write" in done.stdout and "File too large" in done.stdout and list(tmp_path.iterdir()) == []
+    code = (
+        "import resource, sys, torch; from t2i_tutorial import core\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: core.save_tensors(sys.argv[1], {'a': torch.ones(1000)})\n"
+        "except core.UserError as e: print(e)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "w.safetensors")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (
+        "cannot write" in done.stdout
+        and "File too large" in done.stdout
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_read_only_target_is_reported(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot write .*; free some space or choose another place"):
-        core.save_json(tmp_path / "file" / "below.json", {})  # a file stands where a folder would have to be
+    with pytest.raises(
+        UserError, match="cannot write .*; free some space or choose another place"
+    ):
+        core.save_json(
+            tmp_path / "file" / "below.json", {}
+        )  # a file stands where a folder would have to be
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder_is_reported(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied"): core.save_json(tmp_path / "a.json", {})
+    with pytest.raises(UserError, match="Permission denied"):
+        core.save_json(tmp_path / "a.json", {})
     tmp_path.chmod(0o700)
 
 
 def test_saved_files_obey_the_umask(tmp_path):
     "A temporary file is often made readable by its owner only; the finished one must not stay so."
-    path = core.save_json(tmp_path / "a.json", {"a": 1}); (tmp_path / "b").write_text("")
+    path = core.save_json(tmp_path / "a.json", {"a": 1})
+    (tmp_path / "b").write_text("")
     assert path.stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
@@ -180,30 +259,54 @@ def test_tensors_and_config_come_back_together(tmp_path):
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.randn(4, 4).T}
     core.save_tensors(tmp_path / "m.safetensors", tensors, {"dim": 8, "name": "größe"})
     back, config = core.load_tensors(tmp_path / "m.safetensors")
-    assert config == {"dim": 8, "name": "größe"} and all(torch.equal(back[k], v) for k, v in tensors.items())
+    assert config == {"dim": 8, "name": "größe"} and all(
+        torch.equal(back[k], v) for k, v in tensors.items()
+    )
 
 
-@pytest.mark.parametrize("content, message", [(None, "no such file"), (b"", "no whole safetensors file"), (b"\x80\x04pickle", "no whole safetensors file")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no such file"),
+        (b"", "no whole safetensors file"),
+        (b"\x80\x04pickle", "no whole safetensors file"),
+    ],
+)
 def test_bad_tensor_files(tmp_path, content, message):
     path = tmp_path / "m.safetensors"
-    if content is not None: path.write_bytes(content)
-    with pytest.raises(UserError, match=message): core.load_tensors(path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        core.load_tensors(path)
 
 
-@pytest.mark.parametrize("text, message", [('{"a": 1,\n oops}', "line 2"), (None, "cannot read")])
+@pytest.mark.parametrize(
+    "text, message", [('{"a": 1,\n oops}', "line 2"), (None, "cannot read")]
+)
 def test_bad_json_files(tmp_path, text, message):
-    if text is not None: (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=message): core.load_json(tmp_path / "a.json")
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        core.load_json(tmp_path / "a.json")
 
 
 def test_json_refuses_what_others_cannot_read(tmp_path):
-    with pytest.raises(UserError, match="cannot save"): core.save_json(tmp_path / "a.json", {"loss": float("nan")})
+    with pytest.raises(UserError, match="cannot save"):
+        core.save_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
-    core.save_json(tmp_path / "a.json", {"é": [1, None]}); assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": [1, None]}
+    core.save_json(tmp_path / "a.json", {"é": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": [1, None]}
 
 
 def test_rows_become_a_table():
-    table = core.show_table([{"a": 1, "b|c": 0.123456}, {"a": "x|y", "b|c": 1234.5}]).data.split("\n")
-    assert table[1:] == ["| --- | --- |", "| 1 | 0.123 |", "| x&#124;y | 1,234 |"] and table[0] == "| a | b&#124;c |"
-    with pytest.raises(UserError, match="no rows to show"): core.show_table([])
-    with pytest.raises(UserError, match="other columns"): core.show_table([{"a": 1}, {"b": 1}])
+    table = core.show_table(
+        [{"a": 1, "b|c": 0.123456}, {"a": "x|y", "b|c": 1234.5}]
+    ).data.split("\n")
+    assert (
+        table[1:] == ["| --- | --- |", "| 1 | 0.123 |", "| x&#124;y | 1,234 |"]
+        and table[0] == "| a | b&#124;c |"
+    )
+    with pytest.raises(UserError, match="no rows to show"):
+        core.show_table([])
+    with pytest.raises(UserError, match="other columns"):
+        core.show_table([{"a": 1}, {"b": 1}])

@@ -1,4 +1,5 @@
 """Captioned pictures: what a picture and a caption become, what is refused and how, and that batches repeat to the bit."""
+
 import io
 import json
 import os
@@ -10,13 +11,26 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from t2i_tutorial import critters, data
 from t2i_tutorial.core import UserError, from_uint8, to_pil
-from t2i_tutorial.data import (Batch, ImageTextDataset, _InMemoryImages, StreamingImageTextDataset, sample_augmentation, clean_caption, load_image, flip_caption, open_dataset,
-                               letterbox, read_metadata, shuffle_buffer)
+from t2i_tutorial.data import (
+    Batch,
+    ImageTextDataset,
+    StreamingImageTextDataset,
+    _InMemoryImages,
+    clean_caption,
+    flip_caption,
+    letterbox,
+    load_image,
+    open_dataset,
+    read_metadata,
+    sample_augmentation,
+    shuffle_buffer,
+)
 
 DRAGON = "a red dragon"
 
@@ -36,10 +50,18 @@ def reopened(p, format, **options):
     return Image.open(io.BytesIO(b.getvalue()))
 
 
-def pixels(p): return torch.from_numpy(np.array(p)).permute(2, 0, 1)
+def pixels(p):
+    return torch.from_numpy(np.array(p)).permute(2, 0, 1)
 
 
-def folder(tmp_path, *records, name="pictures", files=("a.png",), text=None, metadata="metadata.jsonl"):
+def folder(
+    tmp_path,
+    *records,
+    name="pictures",
+    files=("a.png",),
+    text=None,
+    metadata="metadata.jsonl",
+):
     "A folder with these pictures and these metadata records (or this metadata text)."
     path = tmp_path / name
     for f in files:
@@ -47,23 +69,33 @@ def folder(tmp_path, *records, name="pictures", files=("a.png",), text=None, met
         picture().save(path / f)
     path.mkdir(exist_ok=True)
     text = "\n".join(map(json.dumps, records)) + "\n" if text is None else text
-    if metadata: (path / metadata).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    if metadata:
+        (path / metadata).write_bytes(
+            text if isinstance(text, bytes) else text.encode("utf-8")
+        )
     return path
 
 
-def record(text=DRAGON, file="a.png"): return {"file_name": file, "text": text}
+def record(text=DRAGON, file="a.png"):
+    return {"file_name": file, "text": text}
 
 
 def refusal(action, *args, **kwargs):
     "The message of the UserError that must come; it must be one line."
-    with pytest.raises(UserError) as e: action(*args, **kwargs)
+    with pytest.raises(UserError) as e:
+        action(*args, **kwargs)
     assert "\n" not in str(e.value) and len(str(e.value)) < 600
     return str(e.value)
 
 
 def same(a, b):
     a, b = list(a), list(b)
-    return len(a) == len(b) and all(torch.equal(x.images, y.images) and x.captions == y.captions and torch.equal(x.indices, y.indices) for x, y in zip(a, b))
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images)
+        and x.captions == y.captions
+        and torch.equal(x.indices, y.indices)
+        for x, y in zip(a, b)
+    )
 
 
 # ---- one picture
@@ -75,7 +107,10 @@ def test_colours_are_not_stretched_mi7(low, high):
     p = Image.new("RGB", (32, 32), (low,) * 3)
     p.paste((high,) * 3, (16, 0, 32, 32))
     out = letterbox(p, 32)
-    assert out.unique().tolist() == sorted({low, high}) and from_uint8(out).isfinite().all()
+    assert (
+        out.unique().tolist() == sorted({low, high})
+        and from_uint8(out).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("w, h", [(40, 10), (10, 40), (33, 32), (640, 480)])
@@ -83,26 +118,49 @@ def test_not_squashed_but_padded_mi7(w, h):
     "MI-7: a picture that is not square keeps its proportions, on white."
     inked = (letterbox(Image.new("RGB", (w, h), "black"), 64) < 128).all(0)
     rows, columns = inked.any(1).sum().item(), inked.any(0).sum().item()
-    assert max(rows, columns) == 64 and abs(columns / rows - w / h) < 0.06 * w / h + 0.02
+    assert (
+        max(rows, columns) == 64 and abs(columns / rows - w / h) < 0.06 * w / h + 0.02
+    )
     outside = letterbox(Image.new("RGB", (w, h), "black"), 64)[:, ~inked]
     assert outside.numel() == 0 or outside.min() >= 128
-    assert abs(inked.any(1).float().argmax() - (64 - rows) / 2) <= 1 and abs(inked.any(0).float().argmax() - (64 - columns) / 2) <= 1   # centred
+    assert (
+        abs(inked.any(1).float().argmax() - (64 - rows) / 2) <= 1
+        and abs(inked.any(0).float().argmax() - (64 - columns) / 2) <= 1
+    )  # centred
 
 
-def test_same_size_keeps_every_bit(): assert torch.equal(letterbox(picture(64, 64), 64), pixels(picture(64, 64)))
+def test_same_size_keeps_every_bit():
+    assert torch.equal(letterbox(picture(64, 64), 64), pixels(picture(64, 64)))
 
 
 def test_whole_enlargement_repeats_pixels():
-    assert torch.equal(letterbox(picture(32, 32), 96), pixels(picture(32, 32)).repeat_interleave(3, 1).repeat_interleave(3, 2))
+    assert torch.equal(
+        letterbox(picture(32, 32), 96),
+        pixels(picture(32, 32)).repeat_interleave(3, 1).repeat_interleave(3, 2),
+    )
 
 
 def test_shrinking_is_antialiased_as_in_torch():
     "A fine checkerboard becomes even grey, and bytes agree with PyTorch's antialiased bicubic to one level."
-    board = ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255).to(torch.uint8).expand(3, 96, 96)
-    assert (letterbox(to_pil(from_uint8(board)), 24)[:, 4:-4, 4:-4].int() - 128).abs().max() <= 2
-    noise = torch.randint(0, 256, (3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    board = (
+        ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255)
+        .to(torch.uint8)
+        .expand(3, 96, 96)
+    )
+    assert (
+        letterbox(to_pil(from_uint8(board)), 24)[:, 4:-4, 4:-4].int() - 128
+    ).abs().max() <= 2
+    noise = torch.randint(
+        0,
+        256,
+        (3, 96, 96),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
+    )
     ours = letterbox(Image.fromarray(noise.permute(1, 2, 0).numpy()), 40)
-    theirs = torch.nn.functional.interpolate(noise[None], (40, 40), mode="bicubic", antialias=True)[0]
+    theirs = torch.nn.functional.interpolate(
+        noise[None], (40, 40), mode="bicubic", antialias=True
+    )[0]
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
@@ -112,9 +170,13 @@ def test_transparent_pixels_become_white_whatever_colour_hides_below():
         p = Image.new("RGBA", (32, 32), (*hidden, 0))
         p.paste((200, 30, 40, 255), (8, 8, 24, 24))
         out = letterbox(p, 32)
-        assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 16, 16].tolist() == [200, 30, 40]
+        assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 16, 16].tolist() == [
+            200,
+            30,
+            40,
+        ]
         shrunk.append(letterbox(p, 16))
-    assert torch.equal(*shrunk)                      # no fringe of the hidden colour after shrinking
+    assert torch.equal(*shrunk)  # no fringe of the hidden colour after shrinking
     half = letterbox(Image.new("RGBA", (16, 16), (0, 0, 0, 128)), 16)
     assert half.unique().tolist() == [127]
 
@@ -124,39 +186,67 @@ def test_other_modes_with_alpha(mode):
     p = Image.new("L", (16, 16), 100)
     solid = Image.new("L", (16, 16), 0)
     solid.paste(255, (0, 0, 8, 16))
-    p = p.convert("P").convert("PA") if mode == "PA" else p.convert("LA" if mode in ("LA", "La") else "RGBA")
+    p = (
+        p.convert("P").convert("PA")
+        if mode == "PA"
+        else p.convert("LA" if mode in ("LA", "La") else "RGBA")
+    )
     p.putalpha(solid)
-    if mode in ("La", "RGBa"): p = p.convert(mode)
+    if mode in ("La", "RGBa"):
+        p = p.convert(mode)
     assert p.mode == mode
     out = letterbox(p, 16)
-    assert out[:, 8, 12].tolist() == [255] * 3 and (out[:, 8, 2].int() - 100).abs().max() <= 8
+    assert (
+        out[:, 8, 12].tolist() == [255] * 3
+        and (out[:, 8, 2].int() - 100).abs().max() <= 8
+    )
 
 
 def test_palette_with_a_transparent_entry():
     p = picture(32, 32).quantize(8)
     out = letterbox(reopened(p, "png", transparency=p.getpixel((0, 0))), 32)
-    assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 0, 31].tolist() == list(p.convert("RGB").getpixel((31, 0)))
+    assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 0, 31].tolist() == list(
+        p.convert("RGB").getpixel((31, 0))
+    )
 
 
 def test_sixteen_bit_grey_keeps_its_levels():
     levels = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
     out = letterbox(reopened(Image.fromarray(levels), "png"), 32)
-    assert np.abs(out[0].numpy() - levels / 257).max() <= 0.51 and torch.equal(out[0], out[2])
-    assert np.array_equal(letterbox(Image.fromarray(levels.astype(np.int32)), 32)[0].numpy(), out[0].numpy())   # older Pillow: mode I
+    assert np.abs(out[0].numpy() - levels / 257).max() <= 0.51 and torch.equal(
+        out[0], out[2]
+    )
+    assert np.array_equal(
+        letterbox(Image.fromarray(levels.astype(np.int32)), 32)[0].numpy(),
+        out[0].numpy(),
+    )  # older Pillow: mode I
 
 
 def test_one_bit_and_grey():
     assert letterbox(picture(32, 32).convert("1"), 32).unique().tolist() == [0, 255]
-    assert torch.equal(letterbox(picture(32, 32).convert("L"), 32)[0], torch.from_numpy(np.array(picture(32, 32).convert("L"))))
+    assert torch.equal(
+        letterbox(picture(32, 32).convert("L"), 32)[0],
+        torch.from_numpy(np.array(picture(32, 32).convert("L"))),
+    )
 
 
-def test_cmyk(): assert (letterbox(reopened(picture(32, 32).convert("CMYK"), "tiff"), 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 2
+def test_cmyk():
+    assert (
+        letterbox(reopened(picture(32, 32).convert("CMYK"), "tiff"), 32).int()
+        - pixels(picture(32, 32)).int()
+    ).abs().max() <= 2
 
 
 @pytest.mark.parametrize("format", ["gif", "webp", "png"])
 def test_animated_gives_the_first_frame(format):
-    p = reopened(picture(32, 32), format, save_all=True, append_images=[Image.new("RGB", (32, 32), "black")], **({"lossless": True} if format == "webp" else {}))
-    p.seek(1)                                        # whatever was looked at before
+    p = reopened(
+        picture(32, 32),
+        format,
+        save_all=True,
+        append_images=[Image.new("RGB", (32, 32), "black")],
+        **({"lossless": True} if format == "webp" else {}),
+    )
+    p.seek(1)  # whatever was looked at before
     assert (letterbox(p, 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 4
 
 
@@ -165,7 +255,16 @@ def test_exif_rotation_is_undone(orientation):
     "All eight orientations; a wide picture, so that the sides swap too."
     T, exif = Image.Transpose, Image.Exif()
     exif[0x0112] = orientation
-    stored = {1: None, 2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}[orientation]
+    stored = {
+        1: None,
+        2: T.FLIP_LEFT_RIGHT,
+        3: T.ROTATE_180,
+        4: T.FLIP_TOP_BOTTOM,
+        5: T.TRANSPOSE,
+        6: T.ROTATE_90,
+        7: T.TRANSVERSE,
+        8: T.ROTATE_270,
+    }[orientation]
     p = picture(32, 16)
     p = reopened(p if stored is None else p.transpose(stored), "png", exif=exif)
     assert torch.equal(letterbox(p, 32), letterbox(picture(32, 16), 32))
@@ -173,21 +272,41 @@ def test_exif_rotation_is_undone(orientation):
 
 def test_one_pixel_is_enlarged(tmp_path):
     Image.new("RGB", (1, 1), (9, 8, 7)).save(tmp_path / "dot.png")
-    assert torch.equal(load_image(tmp_path / "dot.png", 16), torch.tensor([9, 8, 7], dtype=torch.uint8)[:, None, None].expand(3, 16, 16))
+    assert torch.equal(
+        load_image(tmp_path / "dot.png", 16),
+        torch.tensor([9, 8, 7], dtype=torch.uint8)[:, None, None].expand(3, 16, 16),
+    )
 
 
 def test_a_line_is_refused(tmp_path):
     Image.new("RGB", (10_000, 3)).save(tmp_path / "line.png")
     m = refusal(load_image, tmp_path / "line.png", 64)
     assert "line.png" in m and "10000 x 3" in m and "crop it" in m
-    assert letterbox(Image.new("RGB", (160, 10)), 16).shape == (3, 16, 16)    # 16 to 1 still passes
+    assert letterbox(Image.new("RGB", (160, 10)), 16).shape == (
+        3,
+        16,
+        16,
+    )  # 16 to 1 still passes
 
 
 def _png_of_size(w, h):
     "A PNG that claims a size and holds nothing."
-    def chunk(kind, body): return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    def chunk(kind, body):
+        return (
+            len(body).to_bytes(4, "big")
+            + kind
+            + body
+            + zlib.crc32(kind + body).to_bytes(4, "big")
+        )
+
     head = w.to_bytes(4, "big") + h.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
@@ -198,46 +317,76 @@ def test_decompression_bomb_is_refused_by_its_header(side, tmp_path):
     assert "bomb.png" in m and "pixels" in m and "make it smaller" in m
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("empty.png", lambda whole: b"", "empty (0 bytes)"),
-    ("half.png", lambda whole: whole[:len(whole) // 2], "damaged"),
-    ("flipped.png", lambda whole: whole[:60] + bytes([whole[60] ^ 255]) + whole[61:], "damaged"),
-    ("letter.png", lambda whole: b"Dear reader, I am not a picture.", "not a picture"),
-])
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("empty.png", lambda whole: b"", "empty (0 bytes)"),
+        ("half.png", lambda whole: whole[: len(whole) // 2], "damaged"),
+        (
+            "flipped.png",
+            lambda whole: whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],
+            "damaged",
+        ),
+        (
+            "letter.png",
+            lambda whole: b"Dear reader, I am not a picture.",
+            "not a picture",
+        ),
+    ],
+)
 def test_broken_files_are_named(name, content, says, tmp_path):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    )
     noise.save(tmp_path / "whole.png")
     (tmp_path / name).write_bytes(content((tmp_path / "whole.png").read_bytes()))
     m = refusal(load_image, tmp_path / name, 64)
     assert name in m and says in m and "take it out" in m
     (tmp_path / "metadata.jsonl").write_text(json.dumps(record(file=name)))
-    with pytest.warns(UserWarning) if says == "damaged" else _nothing(): m = refusal(ImageTextDataset.from_folder, tmp_path)    # whole.png is unlisted
+    with pytest.warns(UserWarning) if says == "damaged" else _nothing():
+        m = refusal(ImageTextDataset.from_folder, tmp_path)  # whole.png is unlisted
     assert name in m and says in m
 
 
 class _nothing:
-    def __enter__(self): return self
-    def __exit__(self, *_): return False
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
 
 
 def test_truncated_jpeg_is_not_half_grey(tmp_path):
     "A JPEG cut in half opens, and a lenient loader fills the rest with grey."
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    )
     noise.save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
-    assert "a.jpg" in (m := refusal(load_image, tmp_path / "a.jpg", 64)) and "damaged" in m
+    assert (
+        "a.jpg" in (m := refusal(load_image, tmp_path / "a.jpg", 64)) and "damaged" in m
+    )
 
 
-def test_a_missing_file_is_named(tmp_path): assert "gone.png" in (m := refusal(load_image, tmp_path / "gone.png", 64)) and "check the path" in m
+def test_a_missing_file_is_named(tmp_path):
+    assert (
+        "gone.png" in (m := refusal(load_image, tmp_path / "gone.png", 64))
+        and "check the path" in m
+    )
 
 
-def test_floating_point_pixels_are_refused(): assert "floating-point" in refusal(letterbox, Image.new("F", (8, 8)), 32)
+def test_floating_point_pixels_are_refused():
+    assert "floating-point" in refusal(letterbox, Image.new("F", (8, 8)), 32)
 
 
 @pytest.mark.parametrize("size", [0, 15, 1000, "64", True, 32.5])
 def test_bad_sizes(size, untyped, tmp_path):
-    for action in (lambda: letterbox(picture(), size), lambda: ImageTextDataset.from_folder(folder(tmp_path, record()), size=size),
-                   lambda: ImageTextDataset.from_critters(2, size=size), lambda: ImageTextDataset.from_hub("no/where", size=size)):
+    for action in (
+        lambda: letterbox(picture(), size),
+        lambda: ImageTextDataset.from_folder(folder(tmp_path, record()), size=size),
+        lambda: ImageTextDataset.from_critters(2, size=size),
+        lambda: ImageTextDataset.from_hub("no/where", size=size),
+    ):
         m = refusal(action)
         assert "size" in m and repr(size) in m and "16 to 512" in m
 
@@ -249,14 +398,40 @@ def test_captions_are_normalised_and_collapsed():
     assert clean_caption("  a cafe\u0301\t\r\n dragon\x00 ") == "a caf\u00e9 dragon"
 
 
-@pytest.mark.parametrize("text", ["🐉 a dragon 👩\u200d🚀", "تنين أحمر", "דרקון אדום", "\u200fabc", "赤い竜", "x" * 1000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "🐉 a dragon 👩\u200d🚀",
+        "تنين أحمر",
+        "דרקון אדום",
+        "\u200fabc",
+        "赤い竜",
+        "x" * 1000,
+    ],
+)
 def test_emoji_and_other_scripts_stay(text, tmp_path):
     assert clean_caption(text) == text
-    assert ImageTextDataset.from_folder(folder(tmp_path, record(text)), size=16)[0][1] == text
+    assert (
+        ImageTextDataset.from_folder(folder(tmp_path, record(text)), size=16)[0][1]
+        == text
+    )
 
 
-@pytest.mark.parametrize("text, says", [(None, "missing"), ("", "empty"), (" \t\u3000", "empty"), (3, "not text but int"), (["x", 3], "not text but int"), ([], "missing"),
-                                        ({"en": "x"}, "not text but dict"), (True, "not text but bool"), ("x" * 10_000, "10,000 characters, more than 1,000"), ("\ud83d", "half a Unicode")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (None, "missing"),
+        ("", "empty"),
+        (" \t\u3000", "empty"),
+        (3, "not text but int"),
+        (["x", 3], "not text but int"),
+        ([], "missing"),
+        ({"en": "x"}, "not text but dict"),
+        (True, "not text but bool"),
+        ("x" * 10_000, "10,000 characters, more than 1,000"),
+        ("\ud83d", "half a Unicode"),
+    ],
+)
 def test_bad_captions_name_file_and_line(text, says, tmp_path):
     good = [record(["x"] if isinstance(text, list) else "x")]
     path = folder(tmp_path, *good, record(text))
@@ -265,27 +440,62 @@ def test_bad_captions_name_file_and_line(text, says, tmp_path):
 
 
 def test_max_caption_can_be_raised(tmp_path):
-    assert len(ImageTextDataset.from_folder(folder(tmp_path, record("x" * 10_000)), size=16, max_caption=10_000)[0][1]) == 10_000
+    assert (
+        len(
+            ImageTextDataset.from_folder(
+                folder(tmp_path, record("x" * 10_000)), size=16, max_caption=10_000
+            )[0][1]
+        )
+        == 10_000
+    )
 
 
 # ---- left and right
 
 
-@pytest.mark.parametrize("before, after", [
-    ("a red cat facing left", "a red cat facing right"), ("Looking Right, a DOG facing LEFT!", "Looking Left, a DOG facing RIGHT!"),
-    ("a left-handed crab", "a right-handed crab"), ("turning left", "turning right"), ("on the left a cat, on the right a dog", "on the right a cat, on the left a dog"),
-    ("a ball to the left of the owl", "a ball to the right of the owl"), ("its left wing", "its right wing"), ("a bright owl", "a bright owl"),
-    ("leftover cake and copyright", "leftover cake and copyright"), ("moving leftwards", "moving rightwards"), (DRAGON, DRAGON),
-    ("what is left of a castle", None), ("all right", None), ("the right colour", None), ("on the right track", None), ("an owl left the nest", None),
-    ("facing left, the right choice", None), ("a sign that says STOP", None), ("turning clockwise", None), ("stage left", None),
-])
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("a red cat facing left", "a red cat facing right"),
+        ("Looking Right, a DOG facing LEFT!", "Looking Left, a DOG facing RIGHT!"),
+        ("a left-handed crab", "a right-handed crab"),
+        ("turning left", "turning right"),
+        (
+            "on the left a cat, on the right a dog",
+            "on the right a cat, on the left a dog",
+        ),
+        ("a ball to the left of the owl", "a ball to the right of the owl"),
+        ("its left wing", "its right wing"),
+        ("a bright owl", "a bright owl"),
+        ("leftover cake and copyright", "leftover cake and copyright"),
+        ("moving leftwards", "moving rightwards"),
+        (DRAGON, DRAGON),
+        ("what is left of a castle", None),
+        ("all right", None),
+        ("the right colour", None),
+        ("on the right track", None),
+        ("an owl left the nest", None),
+        ("facing left, the right choice", None),
+        ("a sign that says STOP", None),
+        ("turning clockwise", None),
+        ("stage left", None),
+    ],
+)
 def test_left_and_right_in_captions(before, after):
     assert flip_caption(before) == after
-    if after is not None: assert flip_caption(after) == before
+    if after is not None:
+        assert flip_caption(after) == before
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from("a red cat facing looking left right Left RIGHT , . on the its wing hand side sign of -handed".split()), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(
+            "a red cat facing looking left right Left RIGHT , . on the its wing hand side sign of -handed".split()
+        ),
+        max_size=12,
+    )
+)
 def test_mirroring_twice_changes_nothing(words):
     text = " ".join(words)
     once = flip_caption(text)
@@ -296,77 +506,138 @@ def test_flips_keep_picture_caption_and_attribute_together():
     d = ImageTextDataset.from_critters(200, size=16, seed=2)
     turned = kept = 0
     for b in d.batches(64, seed=1, flip=True):
-        for image, text, i, facing in zip(b.images, b.captions, b.indices.tolist(), b.attributes["facing"].tolist()):
+        for image, text, i, facing in zip(
+            b.images, b.captions, b.indices.tolist(), b.attributes["facing"].tolist()
+        ):
             original, caption = d[i]
             flip = sample_augmentation(1, 0, i).flip
             turned, kept = turned + flip, kept + (not flip)
-            assert torch.equal(image, original.flip(-1) if flip else original) and text == (flip_caption(caption) if flip else caption)
-            assert facing == (1 - d.attributes["facing"][i] if flip else d.attributes["facing"][i])
+            assert torch.equal(
+                image, original.flip(-1) if flip else original
+            ) and text == (flip_caption(caption) if flip else caption)
+            assert facing == (
+                1 - d.attributes["facing"][i] if flip else d.attributes["facing"][i]
+            )
             for direction in ("left", "right"):
-                if direction in text: assert critters.ATTRIBUTES["facing"][facing] == direction
+                if direction in text:
+                    assert critters.ATTRIBUTES["facing"][facing] == direction
     assert turned > 60 and kept > 60
 
 
 def test_unsure_captions_are_never_flipped(tmp_path):
-    d = ImageTextDataset.from_folder(folder(tmp_path, record("what is left of a castle")), size=16)
-    assert all(torch.equal(b.images[0], d[0][0]) for e in range(20) for b in d.batches(1, epoch=e, flip=True))
+    d = ImageTextDataset.from_folder(
+        folder(tmp_path, record("what is left of a castle")), size=16
+    )
+    assert all(
+        torch.equal(b.images[0], d[0][0])
+        for e in range(20)
+        for b in d.batches(1, epoch=e, flip=True)
+    )
 
 
 # ---- folders
 
 
 def test_a_folder_holds_what_pillow_reads_from_its_files(tmp_path):
-    files = [f"{'test' if i % 2 else 'train'}_{i}.png" for i in range(6)]       # names that `datasets` takes for splits
-    path = folder(tmp_path, *[record(f"{DRAGON} {i}", f) for i, f in enumerate(files)], files=files)
-    for i, f in enumerate(files): picture(20 + 4 * i, 30).save(path / f)
+    files = [
+        f"{'test' if i % 2 else 'train'}_{i}.png" for i in range(6)
+    ]  # names that `datasets` takes for splits
+    path = folder(
+        tmp_path,
+        *[record(f"{DRAGON} {i}", f) for i, f in enumerate(files)],
+        files=files,
+    )
+    for i, f in enumerate(files):
+        picture(20 + 4 * i, 30).save(path / f)
     d = ImageTextDataset.from_folder(path, size=32)
     assert [t for _, t in d] == [f"{DRAGON} {i}" for i in range(6)]
-    assert all(torch.equal(d.cache[i], letterbox(Image.open(path / f), 32)) for i, f in enumerate(files))
+    assert all(
+        torch.equal(d.cache[i], letterbox(Image.open(path / f), 32))
+        for i, f in enumerate(files)
+    )
 
 
-@pytest.mark.parametrize("name", ["my [pics] * {x} ?", "Ünïcode ürgh", "test", "with space"])
-def test_folder_names_that_look_like_patterns(name, tmp_path): assert len(ImageTextDataset.from_folder(folder(tmp_path, record(), name=name), size=16)) == 1
+@pytest.mark.parametrize(
+    "name", ["my [pics] * {x} ?", "Ünïcode ürgh", "test", "with space"]
+)
+def test_folder_names_that_look_like_patterns(name, tmp_path):
+    assert (
+        len(
+            ImageTextDataset.from_folder(folder(tmp_path, record(), name=name), size=16)
+        )
+        == 1
+    )
 
 
 def test_relative_folder_and_symbolic_link_to_a_folder(tmp_path, monkeypatch):
     path = folder(tmp_path, record(file="sub/a.png"), files=("sub/a.png",))
     (tmp_path / "link").symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    assert len(ImageTextDataset.from_folder("pictures", size=16)) == len(ImageTextDataset.from_folder(tmp_path / "link", size=16)) == 1
+    assert (
+        len(ImageTextDataset.from_folder("pictures", size=16))
+        == len(ImageTextDataset.from_folder(tmp_path / "link", size=16))
+        == 1
+    )
 
 
 def test_csv_with_commas_quotes_and_several_columns(tmp_path):
-    path = folder(tmp_path, text='file_name,short,long\r\na.png,red,"a ""red"" dragon, big"\r\nb.png,,"two\nlines"\r\n', files=("a.png", "b.png"), metadata="metadata.csv")
+    path = folder(
+        tmp_path,
+        text='file_name,short,long\r\na.png,red,"a ""red"" dragon, big"\r\nb.png,,"two\nlines"\r\n',
+        files=("a.png", "b.png"),
+        metadata="metadata.csv",
+    )
     d = ImageTextDataset.from_folder(path, size=16, text_column=("short", "long"))
     assert d.captions == [("red", 'a "red" dragon, big'), ("two lines",)]
 
 
-@pytest.mark.parametrize("records", [
-    [record(["one", "two"]), record(["three"], "b.png")],
-    [record("one"), record("three", "b.png"), record("two")],
-])
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record(["one", "two"]), record(["three"], "b.png")],
+        [record("one"), record("three", "b.png"), record("two")],
+    ],
+)
 def test_several_captions_as_lists_or_lines(records, tmp_path):
-    d = ImageTextDataset.from_folder(folder(tmp_path, *records, files=("a.png", "b.png")), size=16)
+    d = ImageTextDataset.from_folder(
+        folder(tmp_path, *records, files=("a.png", "b.png")), size=16
+    )
     assert d.captions == [("one", "two"), ("three",)] and d[0][1] == "one"
     seen = {t for e in range(20) for b in d.batches(2, epoch=e) for t in b.captions}
     assert seen == {"one", "two", "three"}
 
 
 def test_byte_order_mark_and_blank_lines(tmp_path):
-    path = folder(tmp_path, text="\ufeff" + json.dumps(record()) + "\r\n\r\n" + json.dumps(record("x", "b.png")), files=("a.png", "b.png"))
+    path = folder(
+        tmp_path,
+        text="\ufeff"
+        + json.dumps(record())
+        + "\r\n\r\n"
+        + json.dumps(record("x", "b.png")),
+        files=("a.png", "b.png"),
+    )
     assert len(ImageTextDataset.from_folder(path, size=16)) == 2
 
 
 def test_splits_in_subfolders(tmp_path):
-    for split in ("train", "test"): folder(tmp_path, record(f"{DRAGON} {split}"), name=f"pictures/{split}")
-    assert ImageTextDataset.from_folder(tmp_path / "pictures", size=16, split="test")[0][1] == f"{DRAGON} test"
-    m = refusal(ImageTextDataset.from_folder, tmp_path / "pictures", size=16, split="tset")
+    for split in ("train", "test"):
+        folder(tmp_path, record(f"{DRAGON} {split}"), name=f"pictures/{split}")
+    assert (
+        ImageTextDataset.from_folder(tmp_path / "pictures", size=16, split="test")[0][1]
+        == f"{DRAGON} test"
+    )
+    m = refusal(
+        ImageTextDataset.from_folder, tmp_path / "pictures", size=16, split="tset"
+    )
     assert "'tset'" in m and "did you mean 'test'" in m and "train" in m
 
 
 def test_unlisted_pictures_are_spoken_of(tmp_path):
     path = folder(tmp_path, record(), files=("a.png", "b.png", "sub/c.jpg"))
-    with pytest.warns(UserWarning, match="2 pictures are not in .*the first is 'b.png'"): assert len(ImageTextDataset.from_folder(path, size=16)) == 1
+    with pytest.warns(
+        UserWarning, match="2 pictures are not in .*the first is 'b.png'"
+    ):
+        assert len(ImageTextDataset.from_folder(path, size=16)) == 1
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -376,50 +647,97 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
     path = folder(tmp_path, record())
     ImageTextDataset.from_folder(path, size=16)
-    assert sorted(os.listdir(path)) == ["a.png", "metadata.jsonl"] and os.listdir(tmp_path / "t") == []
+    assert (
+        sorted(os.listdir(path)) == ["a.png", "metadata.jsonl"]
+        and os.listdir(tmp_path / "t") == []
+    )
     ImageTextDataset.from_folder(path, size=16, cache_dir=tmp_path / "kept")
     assert os.listdir(tmp_path / "kept")
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda p: p / "nowhere", "check the path"),
-    (lambda p: (p / "empty").mkdir() or p / "empty", "is empty; put pictures"),
-    (lambda p: folder(p, metadata=None), "no metadata.jsonl or metadata.csv; write one line"),
-    (lambda p: folder(p, record()) / "a.png", "is a file, not a folder"),
-    (lambda p: folder(p, text=""), "lists no picture"),
-    (lambda p: folder(p, text="file_name,text\n", metadata="metadata.csv"), "lists no picture"),
-    (lambda p: (folder(p, record()) / "metadata.csv").write_text("x") and p / "pictures", "both metadata.jsonl and metadata.csv"),
-])
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda p: p / "nowhere", "check the path"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", "is empty; put pictures"),
+        (
+            lambda p: folder(p, metadata=None),
+            "no metadata.jsonl or metadata.csv; write one line",
+        ),
+        (lambda p: folder(p, record()) / "a.png", "is a file, not a folder"),
+        (lambda p: folder(p, text=""), "lists no picture"),
+        (
+            lambda p: folder(p, text="file_name,text\n", metadata="metadata.csv"),
+            "lists no picture",
+        ),
+        (
+            lambda p: (
+                (folder(p, record()) / "metadata.csv").write_text("x")
+                and p / "pictures"
+            ),
+            "both metadata.jsonl and metadata.csv",
+        ),
+    ],
+)
 def test_folders_without_use(make, says, tmp_path):
     path = make(tmp_path)
-    assert says in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and (path.name in m or path.parent.name in m)
+    assert says in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and (
+        path.name in m or path.parent.name in m
+    )
 
 
 GOOD = json.dumps(record())
 
 
-@pytest.mark.parametrize("text, line, says", [
-    (GOOD + "\n{oops\n", 2, "not valid JSON"), (GOOD + "\n\n[1, 2]\n", 3, "not a JSON object"), ('{"text": "x"}', 1, "no file_name"),
-    ('{"file_name": 3, "text": "x"}', 1, "no file_name"), ('{"file_name": "a.png", "txt": "x"}', 1, "did you mean 'txt'"), ('{"file_name": "a.png"}', 1, "no caption"),
-    (GOOD + "\n" + json.dumps(record(["x"])), 2, "make them all lists"), (GOOD.encode() + b'\n{"file_name": "a.png", "text": "\xff"}', 2, "not UTF-8"),
-    (json.dumps(record(file="b.png")), 1, "'b.png' is missing; add it"), (json.dumps(record(file="sub")), 1, "'sub' is missing"),
-    (json.dumps(record(file="../outside.png")), 1, "leaves the folder"), (json.dumps(record(file="sub/../../outside.png")), 1, "leaves the folder"),
-    (json.dumps(record(file="/etc/hostname")), 1, "leaves the folder"), (json.dumps(record(file="C:\\x.png")), 1, "leaves the folder"),
-    (json.dumps(record(file="..\\outside.png")), 1, "leaves the folder"), (json.dumps(record(file="file:///etc/hostname")), 1, "leaves the folder"),
-])
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        (GOOD + "\n{oops\n", 2, "not valid JSON"),
+        (GOOD + "\n\n[1, 2]\n", 3, "not a JSON object"),
+        ('{"text": "x"}', 1, "no file_name"),
+        ('{"file_name": 3, "text": "x"}', 1, "no file_name"),
+        ('{"file_name": "a.png", "txt": "x"}', 1, "did you mean 'txt'"),
+        ('{"file_name": "a.png"}', 1, "no caption"),
+        (GOOD + "\n" + json.dumps(record(["x"])), 2, "make them all lists"),
+        (GOOD.encode() + b'\n{"file_name": "a.png", "text": "\xff"}', 2, "not UTF-8"),
+        (json.dumps(record(file="b.png")), 1, "'b.png' is missing; add it"),
+        (json.dumps(record(file="sub")), 1, "'sub' is missing"),
+        (json.dumps(record(file="../outside.png")), 1, "leaves the folder"),
+        (json.dumps(record(file="sub/../../outside.png")), 1, "leaves the folder"),
+        (json.dumps(record(file="/etc/hostname")), 1, "leaves the folder"),
+        (json.dumps(record(file="C:\\x.png")), 1, "leaves the folder"),
+        (json.dumps(record(file="..\\outside.png")), 1, "leaves the folder"),
+        (json.dumps(record(file="file:///etc/hostname")), 1, "leaves the folder"),
+    ],
+)
 def test_bad_metadata_lines(text, line, says, tmp_path):
     picture().save(tmp_path / "outside.png")
-    m = refusal(ImageTextDataset.from_folder, folder(tmp_path, text=text, files=("a.png", "sub/c.png")), size=16)
+    m = refusal(
+        ImageTextDataset.from_folder,
+        folder(tmp_path, text=text, files=("a.png", "sub/c.png")),
+        size=16,
+    )
     assert f"metadata.jsonl', line {line}:" in m and says in m
 
 
-@pytest.mark.parametrize("text, line, says", [
-    ("file_name,text\na.png,red, big\n", 2, "more cells than the heading"), ('file_name,text\na.png,"red\n', 2, "not valid CSV"), ("file_name,text\na.png\n", 2, "caption is missing"),
-    ("name,text\na.png,x\n", 2, "no file_name"), ("file_name,text\na.png,null\n", 2, "reads the caption 'null' as None"), ("file_name,text\na.png,12\n", 2, "use a metadata.jsonl"),
-])
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        ("file_name,text\na.png,red, big\n", 2, "more cells than the heading"),
+        ('file_name,text\na.png,"red\n', 2, "not valid CSV"),
+        ("file_name,text\na.png\n", 2, "caption is missing"),
+        ("name,text\na.png,x\n", 2, "no file_name"),
+        ("file_name,text\na.png,null\n", 2, "reads the caption 'null' as None"),
+        ("file_name,text\na.png,12\n", 2, "use a metadata.jsonl"),
+    ],
+)
 def test_bad_csv_lines(text, line, says, tmp_path):
     "The last two: `datasets` reads a CSV by guessing types, so the captions null and 12 are not text any more."
-    m = refusal(ImageTextDataset.from_folder, folder(tmp_path, text=text, metadata="metadata.csv"), size=16)
+    m = refusal(
+        ImageTextDataset.from_folder,
+        folder(tmp_path, text=text, metadata="metadata.csv"),
+        size=16,
+    )
     assert f"metadata.csv', line {line}:" in m and says in m
 
 
@@ -427,10 +745,16 @@ def test_symbolic_links(tmp_path):
     picture().save(tmp_path / "outside.png")
     path = folder(tmp_path, record(file="link.png"))
     (path / "link.png").symlink_to(tmp_path / "outside.png")
-    assert "symbolic link that leaves the folder; copy" in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and "line 1" in m and "link.png" in m
+    assert (
+        "symbolic link that leaves the folder; copy"
+        in (m := refusal(ImageTextDataset.from_folder, path, size=16))
+        and "line 1" in m
+        and "link.png" in m
+    )
     (path / "link.png").unlink()
-    (path / "link.png").symlink_to("a.png")          # within the folder
-    with pytest.warns(UserWarning): assert len(ImageTextDataset.from_folder(path, size=16)) == 1
+    (path / "link.png").symlink_to("a.png")  # within the folder
+    with pytest.warns(UserWarning):
+        assert len(ImageTextDataset.from_folder(path, size=16)) == 1
 
 
 def test_a_linked_subfolder_that_leaves(tmp_path):
@@ -442,14 +766,21 @@ def test_a_linked_subfolder_that_leaves(tmp_path):
 
 def test_what_datasets_cannot_read_is_one_line(tmp_path):
     path = folder(tmp_path, record() | {"n": 3}, record() | {"n": "three"})
-    assert "metadata.jsonl" in (m := refusal(ImageTextDataset.from_folder, path, size=16)) and "same keys and kinds" in m
+    assert (
+        "metadata.jsonl" in (m := refusal(ImageTextDataset.from_folder, path, size=16))
+        and "same keys and kinds" in m
+    )
     path = folder(tmp_path, record() | {"image": "x"}, name="second")
     assert "rename that column" in refusal(ImageTextDataset.from_folder, path, size=16)
 
 
 def test_read_metadata_gives_line_numbers(tmp_path):
-    path = folder(tmp_path, text="\n" + GOOD + "\n\n" + json.dumps(record("x", "b.png")))
-    assert [(r.file, r.captions, r.line) for r in read_metadata(path / "metadata.jsonl")] == [("a.png", (DRAGON,), 2), ("b.png", ("x",), 4)]
+    path = folder(
+        tmp_path, text="\n" + GOOD + "\n\n" + json.dumps(record("x", "b.png"))
+    )
+    assert [
+        (r.file, r.captions, r.line) for r in read_metadata(path / "metadata.jsonl")
+    ] == [("a.png", (DRAGON,), 2), ("b.png", ("x",), 4)]
 
 
 # ---- batches
@@ -459,13 +790,24 @@ def test_read_metadata_gives_line_numbers(tmp_path):
 def eleven(tmp_path_factory):
     "A folder of eleven pictures, some with two captions, some that say left."
     path = tmp_path_factory.mktemp("eleven")
-    for i in range(11): picture(20 + i, 30).save(path / f"{i}.png")
-    (path / "metadata.jsonl").write_text("\n".join(json.dumps(record([f"dragon {i} facing left"] + [f"dragon {i}"] * (i % 2), f"{i}.png")) for i in range(11)))
+    for i in range(11):
+        picture(20 + i, 30).save(path / f"{i}.png")
+    (path / "metadata.jsonl").write_text(
+        "\n".join(
+            json.dumps(
+                record(
+                    [f"dragon {i} facing left"] + [f"dragon {i}"] * (i % 2), f"{i}.png"
+                )
+            )
+            for i in range(11)
+        )
+    )
     return path
 
 
 @pytest.fixture(scope="module")
-def set_of_eleven(eleven): return ImageTextDataset.from_folder(eleven, size=32)
+def set_of_eleven(eleven):
+    return ImageTextDataset.from_folder(eleven, size=32)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -473,15 +815,32 @@ def test_an_epoch_shows_each_picture_once(set_of_eleven, flip):
     batches = list(set_of_eleven.batches(4, seed=3, flip=flip))
     assert [len(b) for b in batches] == [4, 4, 3]
     assert sorted(i for b in batches for i in b.indices.tolist()) == list(range(11))
-    assert all(b.images.shape == (len(b), 3, 32, 32) and b.images.min() >= -1 and b.images.max() <= 1 for b in batches)
-    assert all(f"dragon {i}" in t for b in batches for i, t in zip(b.indices.tolist(), b.captions))
+    assert all(
+        b.images.shape == (len(b), 3, 32, 32)
+        and b.images.min() >= -1
+        and b.images.max() <= 1
+        for b in batches
+    )
+    assert all(
+        f"dragon {i}" in t
+        for b in batches
+        for i, t in zip(b.indices.tolist(), b.captions)
+    )
 
 
 def test_order_depends_on_seed_and_epoch_only(set_of_eleven):
     first = list(set_of_eleven.batches(4, seed=3, epoch=5, flip=True))
-    torch.manual_seed(99); torch.rand(7)
+    torch.manual_seed(99)
+    torch.rand(7)
     assert same(set_of_eleven.batches(4, seed=3, epoch=5, flip=True), first)
-    orders = [[i for b in set_of_eleven.batches(4, seed=s, epoch=e) for i in b.indices.tolist()] for s, e in ((3, 5), (3, 6), (4, 5))]
+    orders = [
+        [
+            i
+            for b in set_of_eleven.batches(4, seed=s, epoch=e)
+            for i in b.indices.tolist()
+        ]
+        for s, e in ((3, 5), (3, 6), (4, 5))
+    ]
     assert orders[0] != orders[1] and orders[0] != orders[2]
 
 
@@ -494,20 +853,38 @@ def test_drawing_batches_leaves_the_global_generator_alone(set_of_eleven):
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 def test_resuming_gives_the_rest_exactly(set_of_eleven, start):
     options = dict(seed=3, epoch=2, flip=True)
-    assert same(set_of_eleven.batches(4, **options, start=start), list(set_of_eleven.batches(4, **options))[start:])
+    assert same(
+        set_of_eleven.batches(4, **options, start=start),
+        list(set_of_eleven.batches(4, **options))[start:],
+    )
 
 
 def test_choices_do_not_depend_on_the_batch_size(set_of_eleven):
-    by_picture = [{i: (x, t) for b in set_of_eleven.batches(n, seed=1, flip=True) for i, x, t in zip(b.indices.tolist(), b.images, b.captions)} for n in (1, 4)]
-    assert all(by_picture[0][i][1] == by_picture[1][i][1] and torch.equal(by_picture[0][i][0], by_picture[1][i][0]) for i in range(11))
+    by_picture = [
+        {
+            i: (x, t)
+            for b in set_of_eleven.batches(n, seed=1, flip=True)
+            for i, x, t in zip(b.indices.tolist(), b.images, b.captions)
+        }
+        for n in (1, 4)
+    ]
+    assert all(
+        by_picture[0][i][1] == by_picture[1][i][1]
+        and torch.equal(by_picture[0][i][0], by_picture[1][i][0])
+        for i in range(11)
+    )
 
 
 def test_cache_or_not_gives_the_same_bits(eleven, set_of_eleven):
     "The budget is exact: n * 3 * size * size bytes are kept, one byte less is not enough."
-    without = ImageTextDataset.from_folder(eleven, size=32, cache_bytes=11 * 3 * 32 * 32 - 1)
+    without = ImageTextDataset.from_folder(
+        eleven, size=32, cache_bytes=11 * 3 * 32 * 32 - 1
+    )
     exact = ImageTextDataset.from_folder(eleven, size=32, cache_bytes=11 * 3 * 32 * 32)
     assert without.cache is None and exact.cache.dtype == torch.uint8
-    assert same(without.batches(4, seed=3, flip=True), exact.batches(4, seed=3, flip=True)) and torch.equal(without[7][0], exact[7][0])
+    assert same(
+        without.batches(4, seed=3, flip=True), exact.batches(4, seed=3, flip=True)
+    ) and torch.equal(without[7][0], exact[7][0])
 
 
 def test_flipping_does_not_touch_the_cache(set_of_eleven):
@@ -517,49 +894,107 @@ def test_flipping_does_not_touch_the_cache(set_of_eleven):
 
 
 def test_drop_last_and_no_shuffle(set_of_eleven):
-    assert [b.indices.tolist() for b in set_of_eleven.batches(4, shuffle=False)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert [b.indices.tolist() for b in set_of_eleven.batches(4, shuffle=False)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10],
+    ]
     assert [len(b) for b in set_of_eleven.batches(4, drop_last=True)] == [4, 4]
-    assert list(set_of_eleven.batches(12, drop_last=True)) == [] and len(list(set_of_eleven.batches(12))) == 1
+    assert (
+        list(set_of_eleven.batches(12, drop_last=True)) == []
+        and len(list(set_of_eleven.batches(12))) == 1
+    )
 
 
-@pytest.mark.parametrize("options, says", [(dict(batch_size=0), "batch_size"), (dict(batch_size="4"), "batch_size"), (dict(batch_size=True), "batch_size"),
-                                           (dict(batch_size=4, start=4), "from 0 to 3"), (dict(batch_size=4, start=-1), "start"), (dict(batch_size=4, start=3, drop_last=True), "from 0 to 2")])
-def test_bad_batch_options_fail_at_the_call(set_of_eleven, options, says, untyped): assert says in refusal(set_of_eleven.batches, **options)
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(batch_size=0), "batch_size"),
+        (dict(batch_size="4"), "batch_size"),
+        (dict(batch_size=True), "batch_size"),
+        (dict(batch_size=4, start=4), "from 0 to 3"),
+        (dict(batch_size=4, start=-1), "start"),
+        (dict(batch_size=4, start=3, drop_last=True), "from 0 to 2"),
+    ],
+)
+def test_bad_batch_options_fail_at_the_call(set_of_eleven, options, says, untyped):
+    assert says in refusal(set_of_eleven.batches, **options)
 
 
 def test_places_in_the_set(set_of_eleven):
     image, caption = set_of_eleven[-1]
-    assert image.shape == (3, 32, 32) and caption == "dragon 10 facing left" and len(list(set_of_eleven)) == 11
+    assert (
+        image.shape == (3, 32, 32)
+        and caption == "dragon 10 facing left"
+        and len(list(set_of_eleven)) == 11
+    )
     for i in (11, -12):
-        with pytest.raises(IndexError): set_of_eleven[i]
+        with pytest.raises(IndexError):
+            set_of_eleven[i]
 
 
 def test_a_picture_that_breaks_later_is_named(tmp_path):
     path = folder(tmp_path, record())
     d = ImageTextDataset.from_folder(path, size=16, cache_bytes=0)
     (path / "a.png").write_bytes((path / "a.png").read_bytes()[:60])
-    assert "a.png" in refusal(lambda: d[0]) and "a.png" in refusal(lambda: list(d.batches(1)))
+    assert "a.png" in refusal(lambda: d[0]) and "a.png" in refusal(
+        lambda: list(d.batches(1))
+    )
 
 
 def test_worker_processes_and_pickling_mi9(set_of_eleven, eleven):
     "MI-9: nothing but pictures and text in `__getitem__`, so worker processes work."
-    assert torch.equal(pickle.loads(pickle.dumps(ImageTextDataset.from_folder(eleven, size=32, cache_bytes=0)))[3][0], set_of_eleven[3][0])
-    images = torch.cat([x for x, _ in torch.utils.data.DataLoader(set_of_eleven, batch_size=4, num_workers=2)])
+    assert torch.equal(
+        pickle.loads(
+            pickle.dumps(ImageTextDataset.from_folder(eleven, size=32, cache_bytes=0))
+        )[3][0],
+        set_of_eleven[3][0],
+    )
+    images = torch.cat(
+        [
+            x
+            for x, _ in torch.utils.data.DataLoader(
+                set_of_eleven, batch_size=4, num_workers=2
+            )
+        ]
+    )
     assert torch.equal(images, torch.stack([x for x, _ in set_of_eleven]))
 
 
 def test_batch_to_moves_everything():
     b = next(ImageTextDataset.from_critters(4, size=16).batches(4)).to("meta")
-    assert isinstance(b, Batch) and {b.images.device.type, b.indices.device.type, *(v.device.type for v in b.attributes.values())} == {"meta"} and len(b) == 4
-    with pytest.raises(AttributeError): b.captions = []
+    assert (
+        isinstance(b, Batch)
+        and {
+            b.images.device.type,
+            b.indices.device.type,
+            *(v.device.type for v in b.attributes.values()),
+        }
+        == {"meta"}
+        and len(b) == 4
+    )
+    with pytest.raises(AttributeError):
+        b.captions = []
 
 
 def test_critters_come_as_drawn():
-    drawn, d = critters.sample_critters(20, size=32, seed=6, split="val"), ImageTextDataset.from_critters(20, size=32, seed=6, split="val")
+    drawn, d = (
+        critters.sample_critters(20, size=32, seed=6, split="val"),
+        ImageTextDataset.from_critters(20, size=32, seed=6, split="val"),
+    )
     for b in d.batches(8):
-        assert (b.images - drawn.images[b.indices]).abs().max() <= 1 / 255 + 1e-6 and b.captions == [drawn.captions[i] for i in b.indices.tolist()]
-        assert all(torch.equal(v, drawn.attributes[k][b.indices]) for k, v in b.attributes.items())
-    assert "did you mean 'held_out'" in refusal(ImageTextDataset.from_critters, 2, split="heldout")
+        assert (
+            b.images - drawn.images[b.indices]
+        ).abs().max() <= 1 / 255 + 1e-6 and b.captions == [
+            drawn.captions[i] for i in b.indices.tolist()
+        ]
+        assert all(
+            torch.equal(v, drawn.attributes[k][b.indices])
+            for k, v in b.attributes.items()
+        )
+    assert "did you mean 'held_out'" in refusal(
+        ImageTextDataset.from_critters, 2, split="heldout"
+    )
 
 
 # ---- hub
@@ -569,97 +1004,189 @@ def test_critters_come_as_drawn():
 def parquet(tmp_path_factory):
     "A folder in the form that a hub uses, in two files; among the pictures one with alpha and one EXIF-rotated."
     import datasets
+
     root = tmp_path_factory.mktemp("hub")
     exif = Image.Exif()
     exif[0x0112] = 6
-    pictures = [picture(20 + i, 30) for i in range(9)] + [reopened(picture(32, 16).transpose(Image.Transpose.ROTATE_90), "png", exif=exif), Image.new("RGBA", (8, 8), (0, 0, 0, 0))]
+    pictures = [picture(20 + i, 30) for i in range(9)] + [
+        reopened(
+            picture(32, 16).transpose(Image.Transpose.ROTATE_90), "png", exif=exif
+        ),
+        Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
+    ]
     raw = []
     for p in pictures:
         b = io.BytesIO()
         p.save(b, "png", exif=p.getexif())
         raw.append({"bytes": b.getvalue(), "path": None})
-    table = datasets.Dataset.from_dict({"picture": raw, "said": [f"dragon {i}" for i in range(11)], "more": [["x"]] * 11}).cast_column("picture", datasets.Image())
+    table = datasets.Dataset.from_dict(
+        {
+            "picture": raw,
+            "said": [f"dragon {i}" for i in range(11)],
+            "more": [["x"]] * 11,
+        }
+    ).cast_column("picture", datasets.Image())
     (root / "data").mkdir()
-    for k, rows in enumerate((range(6), range(6, 11))): table.select(rows).to_parquet(root / "data" / f"train-0000{k}-of-00002.parquet")
+    for k, rows in enumerate((range(6), range(6, 11))):
+        table.select(rows).to_parquet(root / "data" / f"train-0000{k}-of-00002.parquet")
     return root
 
 
 @pytest.fixture(scope="module")
-def hub(parquet, tmp_path_factory): return dict(dataset_id=str(parquet), image_column="picture", text_column="said", size=32, cache_dir=tmp_path_factory.mktemp("cache"))
+def hub(parquet, tmp_path_factory):
+    return dict(
+        dataset_id=str(parquet),
+        image_column="picture",
+        text_column="said",
+        size=32,
+        cache_dir=tmp_path_factory.mktemp("cache"),
+    )
 
 
 def test_hub_pictures_pass_through_the_same_door(hub):
     d = ImageTextDataset.from_hub(**hub)
-    assert [t for _, t in d] == [f"dragon {i}" for i in range(11)] and torch.equal(d.cache[3], letterbox(picture(23, 30), 32))
-    assert torch.equal(d.cache[9], letterbox(picture(32, 16), 32)) and d.cache[10].min() == 255
-    assert same(d.batches(4), ImageTextDataset.from_hub(**hub, cache_bytes=0).batches(4))
+    assert [t for _, t in d] == [f"dragon {i}" for i in range(11)] and torch.equal(
+        d.cache[3], letterbox(picture(23, 30), 32)
+    )
+    assert (
+        torch.equal(d.cache[9], letterbox(picture(32, 16), 32))
+        and d.cache[10].min() == 255
+    )
+    assert same(
+        d.batches(4), ImageTextDataset.from_hub(**hub, cache_bytes=0).batches(4)
+    )
 
 
 def test_streaming_gives_the_same_pictures(hub):
-    d, s = ImageTextDataset.from_hub(**hub), ImageTextDataset.from_hub(**hub, streaming=True, buffer=4)
-    assert isinstance(s, StreamingImageTextDataset) and same(d.batches(4, shuffle=False, flip=True), s.batches(4, shuffle=False, flip=True))
+    d, s = (
+        ImageTextDataset.from_hub(**hub),
+        ImageTextDataset.from_hub(**hub, streaming=True, buffer=4),
+    )
+    assert isinstance(s, StreamingImageTextDataset) and same(
+        d.batches(4, shuffle=False, flip=True), s.batches(4, shuffle=False, flip=True)
+    )
     whole = list(s.batches(4, seed=2, epoch=1))
-    assert sorted(i for b in whole for i in b.indices.tolist()) == list(range(11)) and [i for b in whole for i in b.indices.tolist()] != list(range(11))
-    assert same(s.batches(4, seed=2, epoch=1), whole) and same(s.batches(4, seed=2, epoch=1, start=1), whole[1:]) and not same(s.batches(4, seed=2, epoch=2), whole)
+    assert sorted(i for b in whole for i in b.indices.tolist()) == list(range(11)) and [
+        i for b in whole for i in b.indices.tolist()
+    ] != list(range(11))
+    assert (
+        same(s.batches(4, seed=2, epoch=1), whole)
+        and same(s.batches(4, seed=2, epoch=1, start=1), whole[1:])
+        and not same(s.batches(4, seed=2, epoch=2), whole)
+    )
     assert [len(b) for b in s.batches(4, drop_last=True)] == [4, 4]
     assert [t for _, t in s] == [f"dragon {i}" for i in range(11)]
 
 
 def test_streaming_with_workers_shows_each_row_once(hub):
     s = ImageTextDataset.from_hub(**hub, streaming=True)
-    seen = [t for _, texts in torch.utils.data.DataLoader(s, batch_size=2, num_workers=2) for t in texts]
+    seen = [
+        t
+        for _, texts in torch.utils.data.DataLoader(s, batch_size=2, num_workers=2)
+        for t in texts
+    ]
     assert sorted(seen) == sorted(f"dragon {i}" for i in range(11))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("change, says", [
-    (dict(image_column="pictures"), "did you mean 'picture'"), (dict(text_column="text"), "choose from"), (dict(text_column=["said", "sayd"]), "did you mean 'said'"),
-    (dict(split="trian"), "did you mean 'train'"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(image_column="pictures"), "did you mean 'picture'"),
+        (dict(text_column="text"), "choose from"),
+        (dict(text_column=["said", "sayd"]), "did you mean 'said'"),
+        (dict(split="trian"), "did you mean 'train'"),
+    ],
+)
 def test_hub_columns_and_splits(hub, change, says, streaming):
     m = refusal(ImageTextDataset.from_hub, **hub | change, streaming=streaming)
     assert says in m and hub["dataset_id"] in m
 
 
-def test_hub_column_without_pictures(hub): assert "name another image_column" in refusal(ImageTextDataset.from_hub, **hub | {"image_column": "more"})
+def test_hub_column_without_pictures(hub):
+    assert "name another image_column" in refusal(
+        ImageTextDataset.from_hub, **hub | {"image_column": "more"}
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_rows_that_are_broken_are_numbered(streaming, tmp_path, tmp_path_factory):
     import datasets
+
     cache = tmp_path_factory.mktemp("cache")
-    rows = {"image": [{"bytes": b"not a picture", "path": None}, None], "text": ["x", "y"]}
-    datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})).to_parquet(tmp_path / "train.parquet")
-    def walk(): return list(ImageTextDataset.from_hub(str(tmp_path), streaming=streaming, size=16, cache_dir=cache).batches(1, shuffle=False))
+    rows = {
+        "image": [{"bytes": b"not a picture", "path": None}, None],
+        "text": ["x", "y"],
+    }
+    datasets.Dataset.from_dict(
+        rows,
+        features=datasets.Features(
+            {"image": datasets.Image(), "text": datasets.Value("string")}
+        ),
+    ).to_parquet(tmp_path / "train.parquet")
+
+    def walk():
+        return list(
+            ImageTextDataset.from_hub(
+                str(tmp_path), streaming=streaming, size=16, cache_dir=cache
+            ).batches(1, shuffle=False)
+        )
+
     assert "row 0" in (m := refusal(walk)) and "not a picture" in m
-    datasets.Dataset.from_dict({"image": rows["image"], "text": ["x", ""]}, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})).to_parquet(tmp_path / "train.parquet")
-    if not streaming: assert "row 1: the caption is empty" in refusal(walk)
+    datasets.Dataset.from_dict(
+        {"image": rows["image"], "text": ["x", ""]},
+        features=datasets.Features(
+            {"image": datasets.Image(), "text": datasets.Value("string")}
+        ),
+    ).to_parquet(tmp_path / "train.parquet")
+    if not streaming:
+        assert "row 1: the caption is empty" in refusal(walk)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_no_network_is_one_line_at_once(streaming, monkeypatch, tmp_path):
     "With no name service the hub is not asked again and again, and the library's own switch is put back."
-    import socket, time
+    import socket
+    import time
+
     import datasets
-    def fail(*_, **__): raise socket.gaierror("no network")
-    for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(k, raising=False)
+
+    def fail(*_, **__):
+        raise socket.gaierror("no network")
+
+    for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(k, raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     before, start = datasets.config.HF_HUB_OFFLINE, time.monotonic()
-    m = refusal(ImageTextDataset.from_hub, "lambdalabs/naruto-blip-captions", streaming=streaming, cache_dir=tmp_path)
+    m = refusal(
+        ImageTextDataset.from_hub,
+        "lambdalabs/naruto-blip-captions",
+        streaming=streaming,
+        cache_dir=tmp_path,
+    )
     assert "'lambdalabs/naruto-blip-captions'" in m and "connect to the network" in m
     assert time.monotonic() - start < 5 and datasets.config.HF_HUB_OFFLINE == before
 
 
 def test_unknown_hub_id(monkeypatch):
     import datasets
-    def missing(*_, **__): raise datasets.exceptions.DatasetNotFoundError("Dataset 'no/body' doesn't exist\non the Hub")
+
+    def missing(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'no/body' doesn't exist\non the Hub"
+        )
+
     monkeypatch.setattr(datasets, "load_dataset", missing)
     monkeypatch.setattr(data, "_online", lambda: True)
-    assert "'no/body'" in (m := refusal(ImageTextDataset.from_hub, "no/body")) and "https://huggingface.co/datasets" in m
+    assert (
+        "'no/body'" in (m := refusal(ImageTextDataset.from_hub, "no/body"))
+        and "https://huggingface.co/datasets" in m
+    )
 
 
 def test_progress_bars_of_datasets_are_put_back(eleven):
     import datasets
+
     before = datasets.are_progress_bars_disabled()
     ImageTextDataset.from_folder(eleven, size=16)
     assert datasets.are_progress_bars_disabled() == before
@@ -667,39 +1194,76 @@ def test_progress_bars_of_datasets_are_put_back(eleven):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 5))
-def test_shuffle_buffer_keeps_every_item_once_and_looks_no_further_than_it_holds(n, size, seed):
+def test_shuffle_buffer_keeps_every_item_once_and_looks_no_further_than_it_holds(
+    n, size, seed
+):
     out = list(shuffle_buffer(range(n), size, torch.Generator().manual_seed(seed)))
-    assert sorted(out) == list(range(n)) and all(place >= i - size + 1 for place, i in enumerate(out))
+    assert sorted(out) == list(range(n)) and all(
+        place >= i - size + 1 for place, i in enumerate(out)
+    )
 
 
 # ---- whatever you have
 
 
 def test_open_pictures_decides(eleven, parquet, hub, tmp_path):
-    assert len(open_dataset("critters", size=16, n=5)) == 5 and len(open_dataset(eleven, size=16)) == 11
-    assert len(open_dataset(parquet, size=16, **{k: hub[k] for k in ("image_column", "text_column", "cache_dir")})) == 11
+    assert (
+        len(open_dataset("critters", size=16, n=5)) == 5
+        and len(open_dataset(eleven, size=16)) == 11
+    )
+    assert (
+        len(
+            open_dataset(
+                parquet,
+                size=16,
+                **{k: hub[k] for k in ("image_column", "text_column", "cache_dir")},
+            )
+        )
+        == 11
+    )
     assert isinstance(open_dataset(eleven, size=16), _InMemoryImages)
 
 
-@pytest.mark.parametrize("source, says", [("crittters", "did you mean 'critters'"), ("./nowhere", "check the path"), ("a/b/c", "check the path"), ("", "choose from")])
-def test_open_pictures_says_when_it_cannot(source, says): assert says in refusal(open_dataset, source)
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("crittters", "did you mean 'critters'"),
+        ("./nowhere", "check the path"),
+        ("a/b/c", "check the path"),
+        ("", "choose from"),
+    ],
+)
+def test_open_pictures_says_when_it_cannot(source, says):
+    assert says in refusal(open_dataset, source)
 
 
-def test_open_pictures_of_a_file(eleven): assert "is a file, not a folder" in refusal(open_dataset, eleven / "0.png")
+def test_open_pictures_of_a_file(eleven):
+    assert "is a file, not a folder" in refusal(open_dataset, eleven / "0.png")
 
 
 def test_import_is_light():
     "No `datasets`, no pandas, no network at import."
     code = "import sys, socket; socket.socket.connect = None; import t2i_tutorial.data; print([m for m in ('datasets', 'pandas', 'pyarrow', 'transformers', 'huggingface_hub') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
 
 
 def test_real_pictures(pictures_folder):
     "A real folder opens whole: as many pictures as lines, each with a caption, none blank."
     d = open_dataset(pictures_folder, size=32)
-    lines = [l for l in (pictures_folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines() if l.strip()]
-    assert len(d) == len({json.loads(l)["file_name"] for l in lines}) and all(t for texts in d.captions for t in texts)
-    if pictures_folder.name == "crawl_tiles": assert len(d) == 1035
+    lines = [
+        l
+        for l in (pictures_folder / "metadata.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+        if l.strip()
+    ]
+    assert len(d) == len({json.loads(l)["file_name"] for l in lines}) and all(
+        t for texts in d.captions for t in texts
+    )
+    if pictures_folder.name == "crawl_tiles":
+        assert len(d) == 1035
     assert (d.cache.flatten(1).float().std(1) > 0).all()
     assert sum(len(b) for b in d.batches(64)) == len(d)

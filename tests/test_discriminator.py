@@ -1,25 +1,42 @@
 """Chapter 23: a critic that reads: every score by its own picture and its own text, at the start and after training."""
-from dataclasses import asdict, replace
+
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from t2i_tutorial.core import UserError, seeded_generator
-from t2i_tutorial.gan.discriminator import Discriminator, DiscriminatorConfig, DiscriminatorBlock, TextHead, interaction_residual, image_pyramid
+from t2i_tutorial.gan.discriminator import (
+    Discriminator,
+    DiscriminatorBlock,
+    DiscriminatorConfig,
+    TextHead,
+    image_pyramid,
+    interaction_residual,
+)
 from t2i_tutorial.gan.modulation import scaled_leaky_relu
 from t2i_tutorial.text import TextEmbedding
 
-SMALL = DiscriminatorConfig(sizes=(8, 16), channels=(16, 8), attention=(True, False), text_dim=12, style_dim=16)
+SMALL = DiscriminatorConfig(
+    sizes=(8, 16), channels=(16, 8), attention=(True, False), text_dim=12, style_dim=16
+)
 ONE = replace(SMALL, multiscale_loss=False)
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test discriminator", *shape))
+def randn(*shape, seed=0):
+    return torch.randn(
+        *shape, generator=seeded_generator(seed, "test discriminator", *shape)
+    )
 
 
 def texts(b, seed=0, dim=12):
-    return TextEmbedding(randn(b, 3, dim, seed=seed), torch.ones(b, 3, dtype=torch.bool), randn(b, dim, seed=seed))
+    return TextEmbedding(
+        randn(b, 3, dim, seed=seed),
+        torch.ones(b, 3, dtype=torch.bool),
+        randn(b, dim, seed=seed),
+    )
 
 
 def critic(config=SMALL, seed=0):
@@ -27,47 +44,77 @@ def critic(config=SMALL, seed=0):
     return Discriminator(config)
 
 
-def pictures(b, config=SMALL, seed=0): return [randn(b, 3, s, s, seed=seed).clamp(-1, 1) for s in config.sizes]
+def pictures(b, config=SMALL, seed=0):
+    return [randn(b, 3, s, s, seed=seed).clamp(-1, 1) for s in config.sizes]
 
 
 def tables(D, levels, text):
     "For each text head: its score of each picture (rows) with each text (columns)."
-    with torch.no_grad(): columns = [D(levels, text[[k] * len(levels[0])]).conditional for k in range(len(text.pooled))]
+    with torch.no_grad():
+        columns = [
+            D(levels, text[[k] * len(levels[0])]).conditional
+            for k in range(len(text.pooled))
+        ]
     return [torch.stack(rows, 1) for rows in zip(*columns)]
 
 
 # ---- the pyramid
+
 
 def test_pyramid_takes_means_of_squares():
     "GG-12: a peer takes the nearest pixel; a pixel that it skips has no influence. Here each has the same."
     x = randn(2, 3, 16, 16).requires_grad_()
     small, same = image_pyramid(x, (4, 16))
     assert torch.equal(same, x) and small.shape == (2, 3, 4, 4)
-    assert torch.allclose(small.double(), x.double().view(2, 3, 4, 4, 4, 4).mean((3, 5)), atol=1e-6)
-    grad, = torch.autograd.grad(small.sum(), x)
+    assert torch.allclose(
+        small.double(), x.double().view(2, 3, 4, 4, 4, 4).mean((3, 5)), atol=1e-6
+    )
+    (grad,) = torch.autograd.grad(small.sum(), x)
     assert torch.allclose(grad, torch.full_like(x, 1 / 16))
 
 
 def test_pyramid_keeps_range_and_white():
     x = torch.ones(1, 3, 32, 32)
     assert all(torch.equal(p, torch.ones_like(p)) for p in image_pyramid(x, (4, 8, 16)))
-    assert all(p.abs().max() <= 1 for p in image_pyramid(randn(2, 3, 32, 32).clamp(-1, 1), (2, 8)))
+    assert all(
+        p.abs().max() <= 1
+        for p in image_pyramid(randn(2, 3, 32, 32).clamp(-1, 1), (2, 8))
+    )
 
 
 @pytest.mark.parametrize("size", [24, 64, 0])
 def test_pyramid_refuses_sizes_that_do_not_divide(size):
-    with pytest.raises(UserError, match=f"no squares for {size} pixels"): image_pyramid(torch.zeros(1, 3, 32, 32), (8, size))
+    with pytest.raises(UserError, match=f"no squares for {size} pixels"):
+        image_pyramid(torch.zeros(1, 3, 32, 32), (8, size))
 
 
 # ---- in at every size, out at every stage
 
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_there_are_L_L_plus_1_halves_scores(n):
-    config = DiscriminatorConfig(tuple(4 * 2**i for i in range(n)), (8,) * n, (False,) * n, text_dim=12, style_dim=8)
+    config = DiscriminatorConfig(
+        tuple(4 * 2**i for i in range(n)),
+        (8,) * n,
+        (False,) * n,
+        text_dim=12,
+        style_dim=8,
+    )
     scores = critic(config)(pictures(2, config), texts(2))
-    assert len(scores.conditional) == len(scores.unconditional) == len(scores.logits()) == len(scores.head_names) == len(set(scores.head_names)) == n * (n + 1) // 2
-    assert scores.head_names == config.head_names and all(map < picture for picture, map in scores.head_names)
-    assert all(s.shape == (2,) for s in scores.conditional + scores.unconditional) and scores.mean().shape == (2,)
+    assert (
+        len(scores.conditional)
+        == len(scores.unconditional)
+        == len(scores.logits())
+        == len(scores.head_names)
+        == len(set(scores.head_names))
+        == n * (n + 1) // 2
+    )
+    assert scores.head_names == config.head_names and all(
+        map < picture for picture, map in scores.head_names
+    )
+    assert all(
+        s.shape == (2,) for s in scores.conditional + scores.unconditional
+    ) and scores.mean().shape == (2,)
 
 
 def as_drawn(D, levels, text):
@@ -77,20 +124,29 @@ def as_drawn(D, levels, text):
         h = scaled_leaky_relu(D.from_rgb[str(i)](picture))
         for j in reversed([s for s in D.config.sizes if s <= i]):
             h = D.stages[str(j)](h)
-            found[i, j // 2] = D.text_heads[str(j)](h, D.text_to_style(text)), D.unconditional_heads[str(j)](h).mean((1, 2, 3))
+            found[i, j // 2] = (
+                D.text_heads[str(j)](h, D.text_to_style(text)),
+                D.unconditional_heads[str(j)](h).mean((1, 2, 3)),
+            )
     return found
 
 
 def test_stacked_equals_one_by_one():
     "GG-1: a peer scores real pictures with other pictures' captions. Here each score is that of its own pair, computed alone."
-    config = DiscriminatorConfig((4, 8, 16), (8, 8, 8), (False, True, False), text_dim=12, style_dim=8)
+    config = DiscriminatorConfig(
+        (4, 8, 16), (8, 8, 8), (False, True, False), text_dim=12, style_dim=8
+    )
     D, levels, text = critic(config), pictures(3, config), texts(3)
     with torch.no_grad():
         scores = D(levels, text)
         for k in range(3):
-            alone = as_drawn(D, [p[k:k + 1] for p in levels], text[[k]])
-            for place, t, p in zip(scores.head_names, scores.conditional, scores.unconditional, strict=True):
-                assert torch.allclose(t[k], alone[place][0][0], atol=1e-5) and torch.allclose(p[k], alone[place][1][0], atol=1e-5)
+            alone = as_drawn(D, [p[k : k + 1] for p in levels], text[[k]])
+            for place, t, p in zip(
+                scores.head_names, scores.conditional, scores.unconditional, strict=True
+            ):
+                assert torch.allclose(
+                    t[k], alone[place][0][0], atol=1e-5
+                ) and torch.allclose(p[k], alone[place][1][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [SMALL, ONE], ids=["multi-scale", "one score"])
@@ -99,18 +155,31 @@ def test_a_score_belongs_to_its_own_picture_and_caption(config):
     D, levels, text = critic(config), pictures(3), texts(3)
     said, shown = text.pooled.clone(), [p.clone() for p in levels]
     said[1] = randn(12, seed=9)
-    for p in shown: p[1] = randn(*p.shape[1:], seed=9)
-    with torch.no_grad(): before, other_text, other_picture = (D(*a) for a in ((levels, text), (levels, replace(text, pooled=said)), (shown, text)))
+    for p in shown:
+        p[1] = randn(*p.shape[1:], seed=9)
+    with torch.no_grad():
+        before, other_text, other_picture = (
+            D(*a)
+            for a in (
+                (levels, text),
+                (levels, replace(text, pooled=said)),
+                (shown, text),
+            )
+        )
     for a, b, c in zip(before.text, other_text.text, other_picture.text):
-        assert torch.allclose(a[[0, 2]], b[[0, 2]], atol=1e-5) and torch.allclose(a[[0, 2]], c[[0, 2]], atol=1e-5)
+        assert torch.allclose(a[[0, 2]], b[[0, 2]], atol=1e-5) and torch.allclose(
+            a[[0, 2]], c[[0, 2]], atol=1e-5
+        )
         assert (a[1] - b[1]).abs() > 1e-4 and (a[1] - c[1]).abs() > 1e-4
 
 
 def test_sizes_are_judged_on_their_own():
     D, levels, text = critic(), pictures(2), texts(2)
     other = [levels[0], randn(2, 3, 16, 16, seed=4)]
-    with torch.no_grad(): a, b = D(levels, text), D(other, text)
-    for (size, _), s, t in zip(a.head_names, a.logits(), b.logits()): assert torch.allclose(s, t, atol=1e-5) == (size == 8)
+    with torch.no_grad():
+        a, b = D(levels, text), D(other, text)
+    for (size, _), s, t in zip(a.head_names, a.logits(), b.logits()):
+        assert torch.allclose(s, t, atol=1e-5) == (size == 8)
 
 
 # ---- borrowed eyes
@@ -121,21 +190,38 @@ LENT = replace(SMALL, vision_aided_model="critters-clip", vision_aided_channels=
 def test_borrowed_eyes_are_lent():
     "The tower is frozen, in no file and no optimiser; slopes pass through it to the picture, and it moves where the weights move."
     D = critic(LENT)
-    assert not any("clip" in name for name, _ in [*D.named_parameters(), *D.state_dict().items()])
+    assert not any(
+        "clip" in name for name, _ in [*D.named_parameters(), *D.state_dict().items()]
+    )
     x = [p.requires_grad_() for p in pictures(2, LENT)]
     lent = D.score(D.features(x), texts(2)).logits()[-3:]
     slopes = torch.autograd.grad(sum(s.sum() for s in lent), x, allow_unused=True)
-    assert slopes[0] is None and (slopes[1].flatten(1).abs().amax(1) > 0).all()  # they see the largest picture
-    assert all(p.grad is None and not p.requires_grad for p in D.vision_aided.clip.parameters())
-    assert all(p.dtype == torch.float64 for p in D.double().vision_aided.clip.parameters())
+    assert (
+        slopes[0] is None and (slopes[1].flatten(1).abs().amax(1) > 0).all()
+    )  # they see the largest picture
+    assert all(
+        p.grad is None and not p.requires_grad for p in D.vision_aided.clip.parameters()
+    )
+    assert all(
+        p.dtype == torch.float64 for p in D.double().vision_aided.clip.parameters()
+    )
 
 
 def test_borrowed_eyes_change_no_other_score():
     D, plain, levels, text = critic(LENT), critic(SMALL), pictures(3), texts(3)
-    plain.load_state_dict({k: v for k, v in D.state_dict().items() if "vision_aided" not in k})
-    with torch.no_grad(): a, b = D(levels, text), plain(levels, text)
-    assert a.head_names == b.head_names + [("vision_aided", 1), ("vision_aided", 2), ("vision_aided", 3)] == LENT.head_names
-    for s, t in zip(a.logits(), b.logits()): assert torch.equal(s, t)
+    plain.load_state_dict(
+        {k: v for k, v in D.state_dict().items() if "vision_aided" not in k}
+    )
+    with torch.no_grad():
+        a, b = D(levels, text), plain(levels, text)
+    assert (
+        a.head_names
+        == b.head_names
+        + [("vision_aided", 1), ("vision_aided", 2), ("vision_aided", 3)]
+        == LENT.head_names
+    )
+    for s, t in zip(a.logits(), b.logits()):
+        assert torch.equal(s, t)
 
 
 def test_a_style_is_as_good_as_its_text():
@@ -147,58 +233,98 @@ def test_a_style_is_as_good_as_its_text():
 
 # ---- does every head read?
 
+
 def slopes(D, levels, text):
     "For each text head the size of its slope in the pooled text, one number a sample."
     pooled = text.pooled.clone().requires_grad_()
     scores = D(levels, replace(text, pooled=pooled)).text
-    return [torch.autograd.grad(s.sum(), pooled, retain_graph=True)[0].norm(dim=1) for s in scores]
+    return [
+        torch.autograd.grad(s.sum(), pooled, retain_graph=True)[0].norm(dim=1)
+        for s in scores
+    ]
 
 
-@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, head_layers=0), LENT], ids=["multi-scale", "one score", "shallow", "borrowed eyes"])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, ONE, replace(SMALL, head_layers=0), LENT],
+    ids=["multi-scale", "one score", "shallow", "borrowed eyes"],
+)
 def test_every_head_reads_at_the_start(config):
     "GG-3, PR-1: the score that a peer trains on does not depend on the text, another peer's critic has no text at all."
     D, levels, text = critic(config), pictures(4), texts(4)
     assert len(slopes(D, levels, text)) == len(config.head_names)
-    for s in slopes(D, levels, text): assert (s > 1e-3).all()
-    for t in tables(D, levels, text): assert interaction_residual(t).abs().max() > 1e-3        # and compares it with the picture
+    for s in slopes(D, levels, text):
+        assert (s > 1e-3).all()
+    for t in tables(D, levels, text):
+        assert (
+            interaction_residual(t).abs().max() > 1e-3
+        )  # and compares it with the picture
 
 
 def test_every_head_reads_after_a_short_training():
     "GG-3, PR-1: no head may fall silent, and each must have learned which text belongs to which picture."
     D, text, rng = critic(), texts(4), seeded_generator(0, "short")
     colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
-    def draw(i, generator): return image_pyramid((colours[i][:, :, None, None] + 0.5 * torch.randn(len(i), 3, 16, 16, generator=generator)).clamp(-1, 1), SMALL.sizes)
+
+    def draw(i, generator):
+        return image_pyramid(
+            (
+                colours[i][:, :, None, None]
+                + 0.5 * torch.randn(len(i), 3, 16, 16, generator=generator)
+            ).clamp(-1, 1),
+            SMALL.sizes,
+        )
+
     optimiser = torch.optim.Adam(D.parameters(), 0.01, betas=(0.5, 0.99))
     for _ in range(40):
         i = torch.randperm(4, generator=rng).repeat(4)
         levels = draw(i, rng)
-        loss = sum((F.softplus(-a) + F.softplus(b)).mean() for a, b in zip(D(levels, text[i]).logits(), D(levels, text[(i + 1) % 4]).logits()))
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        loss = sum(
+            (F.softplus(-a) + F.softplus(b)).mean()
+            for a, b in zip(
+                D(levels, text[i]).logits(), D(levels, text[(i + 1) % 4]).logits()
+            )
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
     levels = draw(torch.arange(4), seeded_generator(1, "short"))
-    for s in slopes(D, levels, text): assert (s > 1e-3).all()
+    for s in slopes(D, levels, text):
+        assert (s > 1e-3).all()
     for t in tables(D, levels, text):
-        assert interaction_residual(t).abs().max() > 0.1 and (t.diagonal() > t.roll(-1, 1).diagonal()).float().mean() >= 0.75
+        assert (
+            interaction_residual(t).abs().max() > 0.1
+            and (t.diagonal() > t.roll(-1, 1).diagonal()).float().mean() >= 0.75
+        )
 
 
 def test_interplay_sees_through_a_sum():
     "GG-3: a score that adds picture and caption moves with the caption, and can never tell right pairs from wrong ones."
     picture, caption, both = randn(5), randn(4, seed=1), randn(5, 4, seed=2)
     added = picture[:, None] + caption[None]
-    assert interaction_residual(added).abs().max() < 1e-5 and torch.allclose(interaction_residual(added + both), interaction_residual(both), atol=1e-5)
+    assert interaction_residual(added).abs().max() < 1e-5 and torch.allclose(
+        interaction_residual(added + both), interaction_residual(both), atol=1e-5
+    )
     assert interaction_residual(both).abs().max() > 0.1
     square = added[:4]
-    assert torch.allclose(square.diagonal().mean(), square.roll(1, 1).diagonal().mean(), atol=1e-6)
+    assert torch.allclose(
+        square.diagonal().mean(), square.roll(1, 1).diagonal().mean(), atol=1e-6
+    )
 
 
 def test_the_plain_branch_never_hears_the_text():
     D, levels = critic(), pictures(2)
-    with torch.no_grad(): a, b = D(levels, texts(2)), D(levels, texts(2, seed=5))
+    with torch.no_grad():
+        a, b = D(levels, texts(2)), D(levels, texts(2, seed=5))
     assert all(torch.equal(p, q) for p, q in zip(a.unconditional, b.unconditional))
-    assert all(torch.allclose(l, t + p) for l, t, p in zip(a.logits(), a.text, a.unconditional))
+    assert all(
+        torch.allclose(l, t + p) for l, t, p in zip(a.logits(), a.text, a.unconditional)
+    )
     assert torch.allclose(a.mean(), sum(a.logits()) / 3, atol=1e-6)
 
 
 # ---- slopes for R1, sizes for a fair hearing
+
 
 def test_r1_reaches_every_picture():
     "GG-11: a peer's penalty looks at one picture only. Here the score has a slope in each size, and that slope a slope in the weights."
@@ -208,19 +334,43 @@ def test_r1_reaches_every_picture():
     sum(g.square().sum() for g in grads).backward()
     for name, p in D.named_parameters():
         assert p.grad is None or p.grad.isfinite().all(), name
-    reached = {n for n, p in D.named_parameters() if p.grad is not None and p.grad.any()}
-    assert {"from_rgb.8.weight", "from_rgb.16.weight", "stages.8.places.qk", "text.8.score.weight"} <= reached
+    reached = {
+        n for n, p in D.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert {
+        "from_rgb.8.weight",
+        "from_rgb.16.weight",
+        "stages.8.places.qk",
+        "text.8.score.weight",
+    } <= reached
 
 
-@pytest.mark.parametrize("config", [SMALL, ONE, replace(SMALL, text_conditional=False), replace(ONE, text_conditional=False)], ids=["all", "one", "unread", "plain"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        ONE,
+        replace(SMALL, text_conditional=False),
+        replace(ONE, text_conditional=False),
+    ],
+    ids=["all", "one", "unread", "plain"],
+)
 def test_every_parameter_learns_at_once(config):
     "JZ-2: parameters that no gradient reaches; also no switch leaves any behind that is never used."
     D = critic(config)
     optimiser = torch.optim.Adam(D.parameters(), 0.01)
-    for step in (1, 2):  # the attention over words begins by adding nothing (one factor of two is zero): it learns from the second step on
+    for step in (
+        1,
+        2,
+    ):  # the attention over words begins by adding nothing (one factor of two is zero): it learns from the second step on
         optimiser.zero_grad()
-        sum(F.softplus(-s).mean() for s in D(pictures(2), texts(2) if config.text else None).logits()).backward()
-        still = [n for n, p in D.named_parameters() if p.grad is None or not p.grad.any()]
+        sum(
+            F.softplus(-s).mean()
+            for s in D(pictures(2), texts(2) if config.text else None).logits()
+        ).backward()
+        still = [
+            n for n, p in D.named_parameters() if p.grad is None or not p.grad.any()
+        ]
         assert not [n for n in still if step == 2 or "text_layers" not in n], still
         optimiser.step()
 
@@ -229,8 +379,11 @@ def test_scores_have_one_size_at_every_width():
     "GG-7: a peer's scale depends on the width of its layers."
     sizes = []
     for c in (16, 64, 128):
-        config = DiscriminatorConfig((8, 16), (c, c), (True, False), text_dim=12, style_dim=c)
-        with torch.no_grad(): scores = critic(config)(pictures(16), texts(16))
+        config = DiscriminatorConfig(
+            (8, 16), (c, c), (True, False), text_dim=12, style_dim=c
+        )
+        with torch.no_grad():
+            scores = critic(config)(pictures(16), texts(16))
         sizes.append(torch.stack(scores.logits()).square().mean().sqrt().item())
     assert max(sizes) < 4 * min(sizes) and 0.1 < min(sizes) and max(sizes) < 10, sizes
 
@@ -239,7 +392,11 @@ def test_a_large_map_is_not_louder():
     "Scores are means over places: the same map four times as large has the same score."
     torch.manual_seed(0)
     head, x, style = TextHead(8, 16), randn(2, 8, 3, 3), randn(2, 16)
-    assert torch.allclose(head(x.repeat_interleave(2, 2).repeat_interleave(2, 3), style), head(x, style), atol=1e-5)
+    assert torch.allclose(
+        head(x.repeat_interleave(2, 2).repeat_interleave(2, 3), style),
+        head(x, style),
+        atol=1e-5,
+    )
 
 
 def test_a_stage_halves_the_sides_and_keeps_the_size():
@@ -251,46 +408,92 @@ def test_a_stage_halves_the_sides_and_keeps_the_size():
 
 # ---- what it is made of
 
+
 def test_a_critic_is_built_from_numbers_alone_and_holds_no_encoder():
     "GG-6: a peer's `Discriminator(text_dim=...)` asks an encoder that is not there. GG-12: a peer stores its text model inside."
-    D = critic(DiscriminatorConfig(SMALL.sizes, SMALL.channels, SMALL.attention, text_dim=20, style_dim=8))
+    D = critic(
+        DiscriminatorConfig(
+            SMALL.sizes, SMALL.channels, SMALL.attention, text_dim=20, style_dim=8
+        )
+    )
     assert D(pictures(2), texts(2, dim=20)).mean().shape == (2,)
-    assert {n.split(".")[0] for n, _ in D.named_parameters()} == {"from_rgb", "blocks", "unconditional_heads", "text_to_style", "text_heads"} and not list(D.buffers())
-    twin = critic(D.config, seed=1); twin.load_state_dict(D.state_dict())
-    with torch.no_grad(): assert torch.equal(twin(pictures(2), texts(2, dim=20)).mean(), D(pictures(2), texts(2, dim=20)).mean())
+    assert {n.split(".")[0] for n, _ in D.named_parameters()} == {
+        "from_rgb",
+        "blocks",
+        "unconditional_heads",
+        "text_to_style",
+        "text_heads",
+    } and not list(D.buffers())
+    twin = critic(D.config, seed=1)
+    twin.load_state_dict(D.state_dict())
+    with torch.no_grad():
+        assert torch.equal(
+            twin(pictures(2), texts(2, dim=20)).mean(),
+            D(pictures(2), texts(2, dim=20)).mean(),
+        )
 
 
 def test_without_text():
     D, levels = critic(replace(SMALL, text_conditional=False)), pictures(2)
     scores = D(levels)
-    assert scores.conditional == [] and len(scores.unconditional) == 3 and all(torch.equal(a, b) for a, b in zip(scores.logits(), scores.unconditional))
+    assert (
+        scores.conditional == []
+        and len(scores.unconditional) == 3
+        and all(
+            torch.equal(a, b) for a, b in zip(scores.logits(), scores.unconditional)
+        )
+    )
     assert not any(n.startswith("text_") for n, _ in D.named_parameters())
 
 
 def test_one_score_looks_at_the_largest_picture():
     D, levels, text = critic(ONE), pictures(2), texts(2)
     other = [randn(2, 3, 8, 8, seed=4), levels[1]]
-    with torch.no_grad(): a, b = D(levels, text), D(other, text)
-    assert a.head_names == [(16, 4)] and len(a.text) == len(a.unconditional) == 1 and torch.equal(a.mean(), b.mean())
+    with torch.no_grad():
+        a, b = D(levels, text), D(other, text)
+    assert (
+        a.head_names == [(16, 4)]
+        and len(a.text) == len(a.unconditional) == 1
+        and torch.equal(a.mean(), b.mean())
+    )
 
 
 def test_what_does_not_fit_is_refused():
     "PR-1: a critic that was meant to read must not go on without text, nor one without text ignore it."
     D, levels = critic(), pictures(2)
-    with pytest.raises(UserError, match="this discriminator reads"): D(levels)
-    with pytest.raises(UserError, match="was built without text"): critic(replace(SMALL, text_conditional=False))(levels, texts(2))
-    with pytest.raises(UserError, match=r"give pictures of \(8, 16\) pixels, not \(16, 8\)"): D(levels[::-1], texts(2))
-    with pytest.raises(UserError, match=r"not \(16,\)"): D(levels[1:], texts(2))
-    with pytest.raises(UserError, match="2 pictures but 3 texts"): D(levels, texts(3))
+    with pytest.raises(UserError, match="this discriminator reads"):
+        D(levels)
+    with pytest.raises(UserError, match="was built without text"):
+        critic(replace(SMALL, text_conditional=False))(levels, texts(2))
+    with pytest.raises(
+        UserError, match=r"give pictures of \(8, 16\) pixels, not \(16, 8\)"
+    ):
+        D(levels[::-1], texts(2))
+    with pytest.raises(UserError, match=r"not \(16,\)"):
+        D(levels[1:], texts(2))
+    with pytest.raises(UserError, match="2 pictures but 3 texts"):
+        D(levels, texts(3))
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(sizes=(8, 32)), "each twice the one before"), (dict(sizes=(16, 8)), "each twice the one before"), (dict(sizes=()), "each twice"),
-    (dict(sizes=(5, 10)), "must be even"), (dict(channels=(16,)), "one value for each of the 2 sizes"), (dict(attention=(True,)), "one value for each"),
-    (dict(channels=(18, 8)), "multiple of the 4 heads, not 18"), (dict(channels=(16, 0)), "at least 1"), (dict(style_dim=0), "style_dim must be at least 1"),
-    (dict(heads=0), "heads must be at least 1"), (dict(head_layers=-1), "head_layers must be at least 0")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(sizes=(8, 32)), "each twice the one before"),
+        (dict(sizes=(16, 8)), "each twice the one before"),
+        (dict(sizes=()), "each twice"),
+        (dict(sizes=(5, 10)), "must be even"),
+        (dict(channels=(16,)), "one value for each of the 2 sizes"),
+        (dict(attention=(True,)), "one value for each"),
+        (dict(channels=(18, 8)), "multiple of the 4 heads, not 18"),
+        (dict(channels=(16, 0)), "at least 1"),
+        (dict(style_dim=0), "style_dim must be at least 1"),
+        (dict(heads=0), "heads must be at least 1"),
+        (dict(head_layers=-1), "head_layers must be at least 0"),
+    ],
+)
 def test_sizes_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(UserError, match=message): replace(SMALL, **changes)
+    with pytest.raises(UserError, match=message):
+        replace(SMALL, **changes)
 
 
 def test_a_configuration_survives_a_file():

@@ -1,16 +1,18 @@
 """Chapter 21: the bank's identities in float64, its choice, and what watching it says."""
+
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i_tutorial.core import UserError, seeded_generator, seed_everything
+from t2i_tutorial.core import UserError, seed_everything, seeded_generator
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d, effective_num_kernels
 from t2i_tutorial.gan.modulation import ModulatedConv2d, modulated_conv2d
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test bank", *shape))
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded_generator(seed, "test bank", *shape))
 
 
 def make(bank, c_in=6, c_out=5, kernel=3, seed=0):
@@ -20,9 +22,14 @@ def make(bank, c_in=6, c_out=5, kernel=3, seed=0):
 
 def plain_with(layer, n):
     "The plain layer of chapter 20 with kernel n of the bank, and the same style and bias."
-    plain = ModulatedConv2d(layer.weight.shape[2], layer.weight.shape[1], layer.weight.shape[-1], 8).double()
+    plain = ModulatedConv2d(
+        layer.weight.shape[2], layer.weight.shape[1], layer.weight.shape[-1], 8
+    ).double()
     plain.style.load_state_dict(layer.style.state_dict())
-    plain.weight.data, plain.bias.data = layer.weight.data[n].clone(), layer.bias.data.clone()
+    plain.weight.data, plain.bias.data = (
+        layer.weight.data[n].clone(),
+        layer.bias.data.clone(),
+    )
     return plain
 
 
@@ -31,7 +38,9 @@ def test_a_bank_of_one_equals_the_plain_layer(side):
     layer, x, w = make(1), randn(3, 6, side, side).double(), randn(3, 8).double()
     assert torch.equal(layer(x, w), plain_with(layer, 0)(x, w))
     assert torch.equal(layer.kernel_weights(w), torch.ones(3, 1, dtype=torch.float64))
-    assert {n for n, _ in layer.named_parameters()} == {n for n, _ in plain_with(layer, 0).named_parameters()}
+    assert {n for n, _ in layer.named_parameters()} == {
+        n for n, _ in plain_with(layer, 0).named_parameters()
+    }
 
 
 @pytest.mark.parametrize("side", [2, 9])
@@ -47,7 +56,7 @@ def test_a_certain_choice_equals_that_kernel(side):
 def test_each_picture_chooses_for_itself(side):
     "A softmax over the batch has the same shapes; here a batch of three is three batches of one, and others do not matter."
     layer, x, w = make(4), randn(3, 6, side, side).double(), 2 * randn(3, 8).double()
-    alone = torch.cat([layer(x[i:i + 1], w[i:i + 1]) for i in range(3)])
+    alone = torch.cat([layer(x[i : i + 1], w[i : i + 1]) for i in range(3)])
     assert (layer(x, w) - alone).abs().max() < 1e-12
     other_x, other_w = x.clone(), w.clone()
     other_x[1], other_w[1] = 3, -2
@@ -58,19 +67,43 @@ def test_equals_n_convolutions_mixed_and_demodulated_last():
     "The activation road, written out: mixed outputs over the expected size of the *mixed* kernel, in float64."
     layer, x, w = make(3), randn(2, 6, 7, 5).double(), 2 * randn(2, 8).double()
     layer.bias.data = randn(5).double()
-    a, s, bank = torch.softmax(w @ layer.kernel_selector.weight.T / math.sqrt(8) + layer.kernel_selector.bias, 1), layer.style(w), layer.weight / math.sqrt(6 * 9)
+    a, s, bank = (
+        torch.softmax(
+            w @ layer.kernel_selector.weight.T / math.sqrt(8)
+            + layer.kernel_selector.bias,
+            1,
+        ),
+        layer.style(w),
+        layer.weight / math.sqrt(6 * 9),
+    )
     assert torch.allclose(layer.kernel_weights(w), a, atol=1e-12)
     for i in range(2):
-        y = sum(a[i, n] * F.conv2d(x[i:i + 1] * s[i][None, :, None, None], bank[n], padding=1) for n in range(3))
+        y = sum(
+            a[i, n]
+            * F.conv2d(x[i : i + 1] * s[i][None, :, None, None], bank[n], padding=1)
+            for n in range(3)
+        )
         kernel = sum(a[i, n] * bank[n] for n in range(3)) * s[i][None, :, None, None]
-        expected = y / (kernel.square().sum((1, 2, 3)) + 1e-8).sqrt()[None, :, None, None] + layer.bias[:, None, None]
-        assert (layer(x, w)[i:i + 1] - expected).abs().max() < 1e-12
+        expected = (
+            y / (kernel.square().sum((1, 2, 3)) + 1e-8).sqrt()[None, :, None, None]
+            + layer.bias[:, None, None]
+        )
+        assert (layer(x, w)[i : i + 1] - expected).abs().max() < 1e-12
 
 
 def test_demodulating_before_mixing_is_something_else():
-    layer, x, w = make(8, 16, 16), randn(2, 16, 12, 12).double(), 0.1 * randn(2, 8).double()
+    layer, x, w = (
+        make(8, 16, 16),
+        randn(2, 16, 12, 12).double(),
+        0.1 * randn(2, 8).double(),
+    )
     first = layer.weight / layer.weight.square().sum((2, 3, 4), keepdim=True).sqrt()
-    early = modulated_conv2d(x, torch.einsum("bn,noikl->boikl", layer.kernel_weights(w), first), layer.style(w), demodulate=False)
+    early = modulated_conv2d(
+        x,
+        torch.einsum("bn,noikl->boikl", layer.kernel_weights(w), first),
+        layer.style(w),
+        demodulate=False,
+    )
     size = lambda y: y[..., 1:-1, 1:-1].square().mean().sqrt().item()
     assert abs(size(layer(x, w)) - 1) < 0.15 and size(early) < 0.6
 
@@ -78,14 +111,21 @@ def test_demodulating_before_mixing_is_something_else():
 def test_selection_is_positive_adds_up_to_one_and_depends_on_the_style():
     layer, w = make(4), randn(64, 8).double()
     a = layer.kernel_weights(w)
-    assert a.shape == (64, 4) and (a > 0).all() and torch.allclose(a.sum(1), torch.ones(64, dtype=torch.float64))
-    assert a.std(0).min() > 0.05 and a.mean(0).min() > 0.1        # a style matters, and no kernel is left out at the start
+    assert (
+        a.shape == (64, 4)
+        and (a > 0).all()
+        and torch.allclose(a.sum(1), torch.ones(64, dtype=torch.float64))
+    )
+    assert (
+        a.std(0).min() > 0.05 and a.mean(0).min() > 0.1
+    )  # a style matters, and no kernel is left out at the start
 
 
 def test_gradients_reach_kernels_choice_and_style():
     layer = make(4)
     layer(randn(3, 6, 5, 5).double(), randn(3, 8).double()).pow(2).sum().backward()
-    for name, p in layer.named_parameters(): assert p.grad.abs().max() > 0, name
+    for name, p in layer.named_parameters():
+        assert p.grad.abs().max() > 0, name
     small = make(2, 2, 2)
     x, w = (t.double().requires_grad_() for t in (randn(2, 2, 3, 3), randn(2, 8)))
     assert torch.autograd.gradcheck(small, (x, w))
@@ -95,13 +135,23 @@ def train(bank, steps=150):
     "Blur for one style, edges for the other, as in the chapter, on random pictures."
     seed_everything(0)
     blur, edges = torch.ones(3, 3) / 3, torch.tensor([[-1.0, 0, 1]] * 3) / 6**0.5
-    goals, words, x = torch.stack([blur, edges])[:, None, None], 2 * torch.eye(2, 8), randn(2, 1, 12, 12)
+    goals, words, x = (
+        torch.stack([blur, edges])[:, None, None],
+        2 * torch.eye(2, 8),
+        randn(2, 1, 12, 12),
+    )
     layer = FilterBankConv2d(1, 1, 3, 8, bank)
     optimiser = torch.optim.Adam(layer.parameters(), 0.05, betas=(0.9, 0.99))
     expected = torch.cat([F.conv2d(x, g, padding=1) for g in goals])
     for _ in range(steps):
-        loss = (layer(torch.cat([x, x]), words.repeat_interleave(2, 0)) - expected).square().mean()
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        loss = (
+            (layer(torch.cat([x, x]), words.repeat_interleave(2, 0)) - expected)
+            .square()
+            .mean()
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
     return loss.item(), effective_num_kernels(layer.kernel_weights(words).detach())
 
 
@@ -113,14 +163,23 @@ def test_a_bank_learns_two_tasks_that_one_kernel_cannot():
 def test_bank_use_counts_kernels():
     even, decided = torch.full((5, 4), 0.25), torch.eye(4)
     assert effective_num_kernels(even) == pytest.approx({"each": 4, "all": 4}, abs=1e-4)
-    assert effective_num_kernels(decided) == pytest.approx({"each": 1, "all": 4}, abs=1e-4)
-    assert effective_num_kernels(decided[:1].expand(7, 4)) == pytest.approx({"each": 1, "all": 1}, abs=1e-4)
-    assert effective_num_kernels(torch.tensor([[0.5, 0.5, 0.0]]))["each"] == pytest.approx(2, abs=1e-4)
+    assert effective_num_kernels(decided) == pytest.approx(
+        {"each": 1, "all": 4}, abs=1e-4
+    )
+    assert effective_num_kernels(decided[:1].expand(7, 4)) == pytest.approx(
+        {"each": 1, "all": 1}, abs=1e-4
+    )
+    assert effective_num_kernels(torch.tensor([[0.5, 0.5, 0.0]]))[
+        "each"
+    ] == pytest.approx(2, abs=1e-4)
 
 
 def test_parameters_are_counted_by_hand():
-    assert sum(p.numel() for p in make(4).parameters()) == 4 * 5 * 6 * 9 + 5 + (8 * 6 + 6) + (8 * 4 + 4)
+    assert sum(p.numel() for p in make(4).parameters()) == 4 * 5 * 6 * 9 + 5 + (
+        8 * 6 + 6
+    ) + (8 * 4 + 4)
 
 
 def test_an_empty_bank_is_refused():
-    with pytest.raises(UserError, match="at least one kernel, not 0"): FilterBankConv2d(4, 4, 3, 8, num_kernels=0)
+    with pytest.raises(UserError, match="at least one kernel, not 0"):
+        FilterBankConv2d(4, 4, 3, 8, num_kernels=0)

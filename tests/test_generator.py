@@ -1,4 +1,5 @@
 """Chapter 22: the generator's shapes and promises, what text and chance may do, truncation and walks."""
+
 import json
 from dataclasses import asdict, replace
 
@@ -7,22 +8,47 @@ import torch
 import torch.nn.functional as F
 
 from t2i_tutorial.attention import L2SelfAttention2d
-from t2i_tutorial.core import UserError, seeded_generator, seed_everything
-from t2i_tutorial.gan.generator import Generator, GeneratorConfig, MappingNetwork, SynthesisBlock, TextAttentionLayers, slerp, upsample2x, kernel_weights_by_layer, normalize_2nd_moment
+from t2i_tutorial.core import UserError, seed_everything, seeded_generator
+from t2i_tutorial.gan.generator import (
+    Generator,
+    GeneratorConfig,
+    MappingNetwork,
+    SynthesisBlock,
+    TextAttentionLayers,
+    kernel_weights_by_layer,
+    normalize_2nd_moment,
+    slerp,
+    upsample2x,
+)
 from t2i_tutorial.hub import dataclass_from_dict
 from t2i_tutorial.text import TextEmbedding
 
-SMALL = GeneratorConfig(z_dim=16, text_dim=24, style_dim=32, mapping_layers=2, channels=(16, 16, 8), num_kernels=(1, 2, 4),
-                        self_attention=(False, True, False), cross_attention=(False, True, True))
+SMALL = GeneratorConfig(
+    z_dim=16,
+    text_dim=24,
+    style_dim=32,
+    mapping_layers=2,
+    channels=(16, 16, 8),
+    num_kernels=(1, 2, 4),
+    self_attention=(False, True, False),
+    cross_attention=(False, True, True),
+)
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test generator", *shape))
+def randn(*shape, seed=0):
+    return torch.randn(
+        *shape, generator=seeded_generator(seed, "test generator", *shape)
+    )
 
 
 def texts(b=3, n=5, d=24, seed=0):
     "Captions of n, n - 1, ... tokens."
     mask = torch.arange(n) < (n - torch.arange(b) % (n - 1))[:, None]
-    return TextEmbedding(randn(b, n, d, seed=seed) * mask[..., None], mask, F.normalize(randn(b, d, seed=seed), dim=1))
+    return TextEmbedding(
+        randn(b, n, d, seed=seed) * mask[..., None],
+        mask,
+        F.normalize(randn(b, d, seed=seed), dim=1),
+    )
 
 
 def make(config=SMALL, awake=False, seed=0):
@@ -31,31 +57,51 @@ def make(config=SMALL, awake=False, seed=0):
     g = Generator(config)
     if awake:
         for i, p in enumerate(g.parameters()):
-            if not p.any(): p.data = 0.3 * randn(*p.shape, seed=i)
+            if not p.any():
+                p.data = 0.3 * randn(*p.shape, seed=i)
     return g.eval()
 
 
-def far(a, b): return max((x - y).abs().max().item() for x, y in zip(a, b))
+def far(a, b):
+    return max((x - y).abs().max().item() for x, y in zip(a, b))
 
 
-@pytest.mark.parametrize("smallest, sizes", [(4, (4, 8, 16)), (8, (8, 16)), (16, (16,))])
+@pytest.mark.parametrize(
+    "smallest, sizes", [(4, (4, 8, 16)), (8, (8, 16)), (16, (16,))]
+)
 def test_a_pyramid_smallest_first(smallest, sizes):
     config = replace(SMALL, min_output_size=smallest)
     assert config.sizes == sizes and config.size == 16
-    assert [tuple(p.shape) for p in make(config)(randn(3, 16), texts())] == [(3, 3, s, s) for s in sizes]
+    assert [tuple(p.shape) for p in make(config)(randn(3, 16), texts())] == [
+        (3, 3, s, s) for s in sizes
+    ]
 
 
 def test_each_picture_is_the_smaller_one_doubled_plus_colours():
-    g, z, text, added = make(replace(SMALL, min_output_size=4)), randn(3, 16), texts(), []
-    for layer in g.to_rgb: layer.register_forward_hook(lambda m, i, o: added.append(o))
+    g, z, text, added = (
+        make(replace(SMALL, min_output_size=4)),
+        randn(3, 16),
+        texts(),
+        [],
+    )
+    for layer in g.to_rgb:
+        layer.register_forward_hook(lambda m, i, o: added.append(o))
     small, middle, large = g(z, text)
-    assert torch.equal(small, added[0]) and torch.equal(middle, upsample2x(small) + added[1]) and torch.equal(large, upsample2x(middle) + added[2])
+    assert (
+        torch.equal(small, added[0])
+        and torch.equal(middle, upsample2x(small) + added[1])
+        and torch.equal(large, upsample2x(middle) + added[2])
+    )
 
 
 def test_double_is_the_1331_filter():
     x, taps = randn(2, 3, 9, 9), torch.tensor([1.0, 3, 3, 1]) / 4
-    filtered = F.conv_transpose2d(x, (taps[:, None] * taps).expand(3, 1, 4, 4), stride=2, padding=1, groups=3)
-    assert torch.allclose(upsample2x(x)[..., 2:-2, 2:-2], filtered[..., 2:-2, 2:-2], atol=1e-5)
+    filtered = F.conv_transpose2d(
+        x, (taps[:, None] * taps).expand(3, 1, 4, 4), stride=2, padding=1, groups=3
+    )
+    assert torch.allclose(
+        upsample2x(x)[..., 2:-2, 2:-2], filtered[..., 2:-2, 2:-2], atol=1e-5
+    )
     assert torch.allclose(upsample2x(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 8, 8))
 
 
@@ -63,34 +109,64 @@ def test_blocks_go_in_the_papers_order():
     "GG-11: a peer's generator attends by dot product unless told otherwise; places here attend by distance."
     seed_everything(0)
     block, order = SynthesisBlock(1, SMALL), []
-    for name, part in (("conv 0", block.convs[0]), ("conv 1", block.convs[1]), ("places", block.self_attn), ("words", block.cross_attn)):
+    for name, part in (
+        ("conv 0", block.convs[0]),
+        ("conv 1", block.convs[1]),
+        ("places", block.self_attn),
+        ("words", block.cross_attn),
+    ):
         part.register_forward_hook(lambda *_, name=name: order.append(name))
     block(randn(3, 16, 4, 4), randn(3, 32), texts())
     assert order == ["conv 0", "conv 1", "places", "words"]
     assert isinstance(block.self_attn, L2SelfAttention2d)
     first = SynthesisBlock(0, SMALL)
-    assert len(first.convs) == 1 and first(randn(3, 16, 4, 4), randn(3, 32)).shape == (3, 16, 4, 4)
+    assert len(first.convs) == 1 and first(randn(3, 16, 4, 4), randn(3, 32)).shape == (
+        3,
+        16,
+        4,
+        4,
+    )
 
 
 def test_without_text():
     g = make(replace(SMALL, text_dim=None))
     assert all(block.cross_attn is None for block in g.blocks) and g.text_layers is None
-    assert g(randn(2, 16))[-1].shape == (2, 3, 16, 16) and g(randn(2, 16), truncation=0.5)[-1].isfinite().all()
-    with pytest.raises(UserError, match="knows no text; leave it out"): g(randn(3, 16), texts())
-    with pytest.raises(UserError, match="listens to text; give one for each picture"): make()(randn(3, 16))
+    assert (
+        g(randn(2, 16))[-1].shape == (2, 3, 16, 16)
+        and g(randn(2, 16), truncation=0.5)[-1].isfinite().all()
+    )
+    with pytest.raises(UserError, match="knows no text; leave it out"):
+        g(randn(3, 16), texts())
+    with pytest.raises(UserError, match="listens to text; give one for each picture"):
+        make()(randn(3, 16))
 
 
 def test_samples_are_independent():
     "JZ-1: in company, with longer captions and other chance around it, a picture is what it is alone."
     g, z, text = make(awake=True), randn(3, 16), texts()
     together = g(z, text, 0.7)
-    for i in range(3): assert far(g(z[i:i + 1], text[i].trimmed(), 0.7), [p[i:i + 1] for p in together]) < 1e-4
+    for i in range(3):
+        assert (
+            far(
+                g(z[i : i + 1], text[i].trimmed(), 0.7),
+                [p[i : i + 1] for p in together],
+            )
+            < 1e-4
+        )
 
 
 def test_padding_has_no_influence():
     "MI-4, PR-2: a peer averages over padding. Neither content nor length of it may matter."
     g, z, text = make(awake=True), randn(3, 16), texts()
-    rubbish = TextEmbedding(F.pad(text.tokens.masked_fill(~text.mask[..., None], 1e3), (0, 0, 0, 4), value=-5.0), F.pad(text.mask, (0, 4)), text.pooled)
+    rubbish = TextEmbedding(
+        F.pad(
+            text.tokens.masked_fill(~text.mask[..., None], 1e3),
+            (0, 0, 0, 4),
+            value=-5.0,
+        ),
+        F.pad(text.mask, (0, 4)),
+        text.pooled,
+    )
     assert far(g(z, rubbish), g(z, text)) < 1e-4
 
 
@@ -98,8 +174,9 @@ def test_text_and_chance_change_the_picture():
     g, z, text = make(awake=True), randn(3, 16), texts()
     words = TextEmbedding(texts(seed=1).tokens, text.mask, text.pooled)
     pooled = TextEmbedding(text.tokens, text.mask, texts(seed=1).pooled)
-    for other in (g(z, words), g(z, pooled), g(randn(3, 16, seed=1), text)): assert far(other, g(z, text)) > 0.05
-    fresh = make()                                       # at the start the pooled text alone is heard, and it is heard
+    for other in (g(z, words), g(z, pooled), g(randn(3, 16, seed=1), text)):
+        assert far(other, g(z, text)) > 0.05
+    fresh = make()  # at the start the pooled text alone is heard, and it is heard
     assert far(fresh(z, pooled), fresh(z, text)) > 0.05
 
 
@@ -107,27 +184,49 @@ def test_caption_and_chance_enter_at_one_size():
     "GG-7: the size of w must not depend on width; nor may a caption of length 1 be drowned by a z of length sqrt(d)."
     for width in (32, 128, 512):
         seed_everything(0)
-        mapping, z, pooled = MappingNetwork(64, 128, width), randn(64, 64), F.normalize(randn(64, 128), dim=1)
+        mapping, z, pooled = (
+            MappingNetwork(64, 128, width),
+            randn(64, 64),
+            F.normalize(randn(64, 128), dim=1),
+        )
         w = mapping(z, pooled)
-        by_caption, by_z = (mapping(z, pooled.roll(1, 0)) - w).norm(), (mapping(z.roll(1, 0), pooled) - w).norm()
+        by_caption, by_z = (
+            (mapping(z, pooled.roll(1, 0)) - w).norm(),
+            (mapping(z.roll(1, 0), pooled) - w).norm(),
+        )
         assert 0.5 < w.square().mean().sqrt() < 2 and 0.2 < by_caption / by_z < 5, width
 
 
 def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
     slow, fast = (MappingNetwork(16, None, 8, 2, rate) for rate in (0.01, 1.0))
-    for a, b in zip(slow.layers, fast.layers): b.weight.data.copy_(a.weight.data * 0.01)
+    for a, b in zip(slow.layers, fast.layers):
+        b.weight.data.copy_(a.weight.data * 0.01)
     z = randn(4, 16)
     assert torch.allclose(slow(z), fast(z), atol=1e-5)
-    for m in (slow, fast): torch.optim.Adam(m.parameters(), 1e-3).zero_grad(); m(z).square().sum().backward()
-    assert 50 < fast.layers[0].weight.grad.norm() / slow.layers[0].weight.grad.norm() < 200
-    assert all(abs(l.lr_mul - 0.5) < 1e-9 for l in Generator(replace(SMALL, mapping_lr_mul=0.5)).mapping.layers)
+    for m in (slow, fast):
+        torch.optim.Adam(m.parameters(), 1e-3).zero_grad()
+        m(z).square().sum().backward()
+    assert (
+        50 < fast.layers[0].weight.grad.norm() / slow.layers[0].weight.grad.norm() < 200
+    )
+    assert all(
+        abs(l.lr_mul - 0.5) < 1e-9
+        for l in Generator(replace(SMALL, mapping_lr_mul=0.5)).mapping.layers
+    )
     for bad in (0.0, 1.5):
-        with pytest.raises(UserError, match="mapping_lr_mul must be above 0 and at most 1"): replace(SMALL, mapping_lr_mul=bad)
+        with pytest.raises(
+            UserError, match="mapping_lr_mul must be above 0 and at most 1"
+        ):
+            replace(SMALL, mapping_lr_mul=bad)
 
 
 def test_unit_size():
     x = 7 * randn(5, 33)
-    assert torch.allclose(normalize_2nd_moment(x).square().mean(1), torch.ones(5), atol=1e-5) and torch.allclose(normalize_2nd_moment(x), normalize_2nd_moment(0.01 * x), atol=1e-4)
+    assert torch.allclose(
+        normalize_2nd_moment(x).square().mean(1), torch.ones(5), atol=1e-5
+    ) and torch.allclose(
+        normalize_2nd_moment(x), normalize_2nd_moment(0.01 * x), atol=1e-4
+    )
     assert not normalize_2nd_moment(torch.zeros(1, 4)).isnan().any()
 
 
@@ -137,8 +236,12 @@ def test_every_parameter_learns_by_the_second_step():
     g, z, text = Generator(SMALL), randn(3, 16), texts()
     optimiser = torch.optim.SGD(g.parameters(), 0.1)
     for _ in range(2):
-        optimiser.zero_grad(); sum((p - 1).square().mean() for p in g(z, text)).backward(); optimiser.step()
-    assert [n for n, p in g.named_parameters() if p.grad is None or not p.grad.any()] == []
+        optimiser.zero_grad()
+        sum((p - 1).square().mean() for p in g(z, text)).backward()
+        optimiser.step()
+    assert [
+        n for n, p in g.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_checkpointing_changes_memory_and_nothing_else():
@@ -146,45 +249,76 @@ def test_checkpointing_changes_memory_and_nothing_else():
         g = make(config, awake=True)
         sum(p.square().mean() for p in g(randn(3, 16), texts())).backward()
         return [p.grad for p in g.parameters()]
+
     def kept(config):
         "Bytes kept for the backward pass."
         g, seen = make(config), {}
-        def pack(t): seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): _ = g(randn(3, 16), texts())
+
+        def pack(t):
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            _ = g(randn(3, 16), texts())
         return sum(seen.values())
+
     again = replace(SMALL, gradient_checkpointing=True)
-    assert far(gradients(SMALL), gradients(again)) < 1e-6 and kept(again) < 0.7 * kept(SMALL)
+    assert far(gradients(SMALL), gradients(again)) < 1e-6 and kept(again) < 0.7 * kept(
+        SMALL
+    )
 
 
 def test_truncation_moves_towards_the_mean_of_the_same_caption():
     g, z, text = make(awake=True), randn(4, 16), texts()[[0, 0, 1, 1]]
     heard = g.encode_text(text)
     w, half, mean = (g.map_style(z, heard, psi) for psi in (1.0, 0.5, 0.0))
-    assert torch.allclose(mean[0], mean[1], atol=1e-5) and torch.allclose(mean[2], mean[3], atol=1e-5)
-    assert (mean[0] - mean[2]).abs().max() > 0.1         # not one mean for all captions
+    assert torch.allclose(mean[0], mean[1], atol=1e-5) and torch.allclose(
+        mean[2], mean[3], atol=1e-5
+    )
+    assert (mean[0] - mean[2]).abs().max() > 0.1  # not one mean for all captions
     assert torch.allclose(half, (w + mean) / 2, atol=1e-5)
     many = g.map_style(randn(4096, 16), g.encode_text(text[[0] * 4096]), 1.0)
-    assert (many.mean(0) - mean[0]).norm() < 0.3 * (many - many.mean(0)).norm(dim=1).mean()     # it is that mean, by 64 draws
+    assert (many.mean(0) - mean[0]).norm() < 0.3 * (many - many.mean(0)).norm(
+        dim=1
+    ).mean()  # it is that mean, by 64 draws
 
 
 def test_truncation_of_one_is_exact_and_fixed_chance_is_no_weight():
     g, z, text = make(), randn(3, 16), texts()
-    assert far(g(z, text, 1.0), g.synthesise(g.mapping(z, g.encode_text(text).pooled), g.encode_text(text))) == 0
-    assert far(make()(z, text, 0.3), g(z, text, 0.3)) == 0 and "truncation_z" not in g.state_dict()
+    assert (
+        far(
+            g(z, text, 1.0),
+            g.synthesise(g.mapping(z, g.encode_text(text).pooled), g.encode_text(text)),
+        )
+        == 0
+    )
+    assert (
+        far(make()(z, text, 0.3), g(z, text, 0.3)) == 0
+        and "truncation_z" not in g.state_dict()
+    )
 
 
 def test_selections_name_every_bank():
     g = make()
     shares = kernel_weights_by_layer(g, randn(5, 32))
-    assert {k: v.shape[1] for k, v in shares.items()} == {"8 px, 0": 2, "8 px, 1": 2, "16 px, 0": 4, "16 px, 1": 4}
+    assert {k: v.shape[1] for k, v in shares.items()} == {
+        "8 px, 0": 2,
+        "8 px, 1": 2,
+        "16 px, 0": 4,
+        "16 px, 1": 4,
+    }
     assert all(torch.allclose(v.sum(1), torch.ones(5)) for v in shares.values())
 
 
 def test_text_layers_begin_by_changing_only_the_size():
     ear, text = TextAttentionLayers(24, 2), texts()
     heard = ear(text)
-    assert torch.allclose(heard.pooled, F.layer_norm(text.pooled, (24,)), atol=1e-5) and torch.equal(heard.mask, text.mask)
-    assert torch.allclose(heard.tokens[text.mask], F.layer_norm(text.tokens, (24,))[text.mask], atol=1e-5)
+    assert torch.allclose(
+        heard.pooled, F.layer_norm(text.pooled, (24,)), atol=1e-5
+    ) and torch.equal(heard.mask, text.mask)
+    assert torch.allclose(
+        heard.tokens[text.mask], F.layer_norm(text.tokens, (24,))[text.mask], atol=1e-5
+    )
 
 
 def test_arc_has_equal_angles_and_meets_its_ends():
@@ -193,7 +327,9 @@ def test_arc_has_equal_angles_and_meets_its_ends():
     assert torch.allclose(points[[0, -1]], torch.stack([a, b]), atol=1e-4)
     angles = F.cosine_similarity(points[1:], points[:-1]).acos()
     assert torch.allclose(angles, angles.mean().expand(8), atol=1e-3)
-    assert torch.allclose(points.norm(dim=1), torch.linspace(a.norm(), b.norm(), 9), atol=1e-3)
+    assert torch.allclose(
+        points.norm(dim=1), torch.linspace(a.norm(), b.norm(), 9), atol=1e-3
+    )
     assert torch.allclose(slerp(a, a, 5), a.expand(5, -1), atol=1e-2)
 
 
@@ -202,22 +338,37 @@ def test_same_seed_same_bits():
 
 
 def test_config_survives_json():
-    assert dataclass_from_dict(GeneratorConfig, json.loads(json.dumps(asdict(SMALL)))) == SMALL
-    assert GeneratorConfig(channels=[8, 8, 8, 8]) == GeneratorConfig(channels=(8, 8, 8, 8))
+    assert (
+        dataclass_from_dict(GeneratorConfig, json.loads(json.dumps(asdict(SMALL))))
+        == SMALL
+    )
+    assert GeneratorConfig(channels=[8, 8, 8, 8]) == GeneratorConfig(
+        channels=(8, 8, 8, 8)
+    )
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"num_kernels": (1, 2)}, "need one value a level, not \\[2, 4\\]"),
-    ({"channels": (12, 8, 8, 8)}, "multiples of 8 and of the 4 heads, not 12"),
-    ({"min_output_size": 64}, "min_output_size must be one of \\[4, 8, 16, 32\\], not 64"),
-    ({"num_kernels": (0, 1, 1, 1)}, "num_kernels must be at least 1"),
-    ({"z_dim": 0}, "z_dim must be at least 1, not 0"),
-    ({"text_dim": 30}, "text_dim must be a multiple of the 4 heads, not 30"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"num_kernels": (1, 2)}, "need one value a level, not \\[2, 4\\]"),
+        ({"channels": (12, 8, 8, 8)}, "multiples of 8 and of the 4 heads, not 12"),
+        (
+            {"min_output_size": 64},
+            "min_output_size must be one of \\[4, 8, 16, 32\\], not 64",
+        ),
+        ({"num_kernels": (0, 1, 1, 1)}, "num_kernels must be at least 1"),
+        ({"z_dim": 0}, "z_dim must be at least 1, not 0"),
+        ({"text_dim": 30}, "text_dim must be a multiple of the 4 heads, not 30"),
+    ],
+)
 def test_a_config_that_makes_no_sense_is_refused(wrong, message):
-    with pytest.raises(UserError, match=message): GeneratorConfig(**wrong)
+    with pytest.raises(UserError, match=message):
+        GeneratorConfig(**wrong)
 
 
 def test_default_fits_its_budget():
     "At 16 bits a weight the 32-pixel generator must leave most of 12 MB to the discriminator."
-    assert GeneratorConfig().sizes == (8, 16, 32) and 2 * sum(p.numel() for p in Generator().parameters()) < 4e6
+    assert (
+        GeneratorConfig().sizes == (8, 16, 32)
+        and 2 * sum(p.numel() for p in Generator().parameters()) < 4e6
+    )

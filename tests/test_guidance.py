@@ -1,4 +1,5 @@
 """Chapter 33: guidance identities, thresholds, the settings, both branches of one network."""
+
 from dataclasses import replace
 
 import pytest
@@ -10,17 +11,26 @@ from t2i_tutorial.core import UserError, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.diffusion import guidance as G
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
-from t2i_tutorial.diffusion.noise import make_noise_schedule, eps_from_x0, x0_from_prediction
+from t2i_tutorial.diffusion.noise import (
+    eps_from_x0,
+    make_noise_schedule,
+    x0_from_prediction,
+)
 from t2i_tutorial.text import NullTextEmbedding, TextEmbedding
 
 SCHEDULE = make_noise_schedule("cosine", 1000)
 
 
-def noise(*shape, name="x"): return torch.randn(*shape, generator=seeded_generator(0, "guidance", name))
+def noise(*shape, name="x"):
+    return torch.randn(*shape, generator=seeded_generator(0, "guidance", name))
 
 
 def texts(b, n=5, d=8):
-    return TextEmbedding(noise(b, n, d, name="tokens"), torch.ones(b, n, dtype=torch.bool), noise(b, d, name="pooled"))
+    return TextEmbedding(
+        noise(b, n, d, name="tokens"),
+        torch.ones(b, n, dtype=torch.bool),
+        noise(b, d, name="pooled"),
+    )
 
 
 class Listener(torch.nn.Module):
@@ -33,8 +43,12 @@ class Listener(torch.nn.Module):
     def forward(self, xt, t, text):
         self.calls.append(len(xt))
         out = 0.1 * xt + t.view(-1, 1, 1, 1) / 1000
-        if "tokens" in self.hears: out = out + (text.tokens * text.mask[..., None]).sum((1, 2)).view(-1, 1, 1, 1)
-        if "pooled" in self.hears: out = out + text.pooled.sum(1).view(-1, 1, 1, 1)
+        if "tokens" in self.hears:
+            out = out + (text.tokens * text.mask[..., None]).sum((1, 2)).view(
+                -1, 1, 1, 1
+            )
+        if "pooled" in self.hears:
+            out = out + text.pooled.sum(1).view(-1, 1, 1, 1)
         return out
 
 
@@ -46,29 +60,48 @@ def null_text():
 
 def denoise(net, text, null_text, xt, t=400, prediction_type="v", **how):
     how = {"thresholding": "none"} | how
-    with torch.no_grad(): return G.guided_denoiser(net, text, null_text, SCHEDULE, target, G.GuidanceConfig(**how))(xt, t)
+    with torch.no_grad():
+        return G.guided_denoiser(
+            net, text, null_text, SCHEDULE, target, G.GuidanceConfig(**how)
+        )(xt, t)
 
 
 # ---- identities
+
 
 @pytest.mark.parametrize("prediction_type", ["v", "x0", "eps"])
 @pytest.mark.parametrize("b", [1, 2, 3])
 def test_identities_for_batches_of_one_two_and_three(b, target, null_text):
     "Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked, silently wrong for two pictures."
     net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
-    with torch.no_grad(): c, u = (x0_from_prediction(target, net(xt, t, e), xt, t, SCHEDULE) for e in (text, null_text.like(text)))
+    with torch.no_grad():
+        c, u = (
+            x0_from_prediction(target, net(xt, t, e), xt, t, SCHEDULE)
+            for e in (text, null_text.like(text))
+        )
     assert (c - u).abs().min() > 1e-3
-    assert torch.equal(denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=1.0), c)
-    assert torch.equal(denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=0.0), u)
+    assert torch.equal(
+        denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=1.0), c
+    )
+    assert torch.equal(
+        denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=0.0), u
+    )
     for w in (0.5, 3.0, 8.0):
-        out = denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=w)
+        out = denoise(
+            net, text, null_text, xt, prediction_type=target, guidance_scale=w
+        )
         assert out.shape == xt.shape and torch.allclose(out, u + w * (c - u), atol=1e-4)
 
 
 def test_each_picture_is_guided_by_its_own_text(null_text):
     net, text, xt = Listener(), texts(3), noise(3, 3, 4, 4)
     whole = denoise(net, text, null_text, xt, guidance_scale=3.0)
-    for i in range(3): assert torch.allclose(whole[i:i + 1], denoise(net, text[i], null_text, xt[i:i + 1], guidance_scale=3.0), atol=1e-5)
+    for i in range(3):
+        assert torch.allclose(
+            whole[i : i + 1],
+            denoise(net, text[i], null_text, xt[i : i + 1], guidance_scale=3.0),
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("prediction_type", ["v", "eps"])
@@ -76,9 +109,25 @@ def test_guiding_the_target_equals_guiding_the_picture(target):
     xt, t = noise(2, 3, 4, 4), torch.tensor([200, 700])
     a, b = noise(2, 3, 4, 4, name="a"), noise(2, 3, 4, 4, name="b")
     late = x0_from_prediction(target, G.apply_cfg(a, b, 3.0), xt, t, SCHEDULE)
-    early = G.apply_cfg(x0_from_prediction(target, a, xt, t, SCHEDULE), x0_from_prediction(target, b, xt, t, SCHEDULE), 3.0)
+    early = G.apply_cfg(
+        x0_from_prediction(target, a, xt, t, SCHEDULE),
+        x0_from_prediction(target, b, xt, t, SCHEDULE),
+        3.0,
+    )
     assert torch.allclose(late, early, atol=1e-4)
-    assert torch.allclose(eps_from_x0(early, xt, t, SCHEDULE), G.apply_cfg(*(eps_from_x0(x0_from_prediction(target, o, xt, t, SCHEDULE), xt, t, SCHEDULE) for o in (a, b)), 3.0), atol=1e-4)
+    assert torch.allclose(
+        eps_from_x0(early, xt, t, SCHEDULE),
+        G.apply_cfg(
+            *(
+                eps_from_x0(
+                    x0_from_prediction(target, o, xt, t, SCHEDULE), xt, t, SCHEDULE
+                )
+                for o in (a, b)
+            ),
+            3.0,
+        ),
+        atol=1e-4,
+    )
 
 
 def test_scale_is_that_of_ho_and_salimans_plus_one():
@@ -88,6 +137,7 @@ def test_scale_is_that_of_ho_and_salimans_plus_one():
 
 # ---- both branches
 
+
 @pytest.mark.parametrize("b", [1, 2, 3])
 def test_one_pass_equals_two(b, null_text):
     net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.arange(b) * 100
@@ -95,18 +145,27 @@ def test_one_pass_equals_two(b, null_text):
     with torch.no_grad():
         c, u = G.predict_cond_uncond(net, xt, t, text, null)
         assert net.calls == [2 * b]
-        assert torch.allclose(c, net(xt, t, text), atol=1e-6) and torch.allclose(u, net(xt, t, null), atol=1e-6)
+        assert torch.allclose(c, net(xt, t, text), atol=1e-6) and torch.allclose(
+            u, net(xt, t, null), atol=1e-6
+        )
 
 
 def test_one_pass_equals_two_in_the_real_unet():
     torch.manual_seed(0)
     model = Imagen(IMAGEN_PRESETS["tiny"].model_config).eval()
     with torch.no_grad():
-        for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
-        text, xt, t = model.encode_prompts(["a red cat", "a blue and green owl, sleeping"]), noise(2, 3, 16, 16), torch.tensor([300, 600])
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        text, xt, t = (
+            model.encode_prompts(["a red cat", "a blue and green owl, sleeping"]),
+            noise(2, 3, 16, 16),
+            torch.tensor([300, 600]),
+        )
         null = model.null_text.expand_as(text)
         c, u = G.predict_cond_uncond(model.unet, xt, t, text, null)
-        assert torch.allclose(c, model.unet(xt, t, text), atol=1e-5) and torch.allclose(u, model.unet(xt, t, null), atol=1e-5)
+        assert torch.allclose(c, model.unet(xt, t, text), atol=1e-5) and torch.allclose(
+            u, model.unet(xt, t, null), atol=1e-5
+        )
     assert (c - u).abs().max() > 1e-3
 
 
@@ -121,25 +180,36 @@ def test_one_answer_costs_one_pass(null_text):
 def test_null_text_reaches_tokens_and_pooled(hears, null_text):
     "Fault MI-4 and its kin: a network that hears only one of the two must still tell text from no text, and one null text from none other."
     net, text, xt = Listener((hears,)), texts(3), noise(3, 3, 4, 4)
-    plain, without = (denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 0.0))
+    plain, without = (
+        denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 0.0)
+    )
     assert (plain - without).abs().amin((1, 2, 3)).min() > 1e-3
     other = TextEmbedding(text.tokens + 1, text.mask, text.pooled + 1)
-    assert torch.equal(without, denoise(net, other, null_text, xt, guidance_scale=0.0)) and not torch.allclose(plain, denoise(net, other, null_text, xt, guidance_scale=1.0))
+    assert torch.equal(
+        without, denoise(net, other, null_text, xt, guidance_scale=0.0)
+    ) and not torch.allclose(
+        plain, denoise(net, other, null_text, xt, guidance_scale=1.0)
+    )
 
 
 # ---- captions dropped in training, and never after
+
 
 def test_captions_are_dropped_in_training_only():
     torch.manual_seed(0)
     config = IMAGEN_PRESETS["tiny"].model_config
     model, always = Imagen(config), None
     with torch.no_grad():
-        for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
     batch = next(ImageTextDataset.from_critters(4, size=config.size).batches(4))
+
     def loss(drop, train):
         model.config = replace(config, cond_drop_prob=drop)
         model.train(train)
-        with torch.no_grad(): return model.training_losses(batch, seeded_generator(0, "drop"))["loss"]
+        with torch.no_grad():
+            return model.training_losses(batch, seeded_generator(0, "drop"))["loss"]
+
     assert torch.equal(loss(1.0, False), loss(0.0, False))
     always, never = loss(1.0, True), loss(0.0, True)
     assert not torch.equal(always, never)
@@ -148,36 +218,59 @@ def test_captions_are_dropped_in_training_only():
 
 # ---- thresholds
 
+
 def test_dynamic_threshold_really_rescales():
     "Fault HF-1: with its default bound a peer's dynamic threshold is a static clip."
     x = 1.5 * noise(4, 3, 8, 8)
-    ours, s = G.dynamic_threshold(x, 0.9), torch.quantile(x.flatten(1).abs(), 0.9, dim=1).view(-1, 1, 1, 1)
+    ours, s = (
+        G.dynamic_threshold(x, 0.9),
+        torch.quantile(x.flatten(1).abs(), 0.9, dim=1).view(-1, 1, 1, 1),
+    )
     assert (s > 1.5).all() and not torch.allclose(ours, G.static_threshold(x))
     inside = x.abs() < s
-    assert torch.allclose(ours[inside], (x / s)[inside], atol=1e-6) and (ours[~inside].abs() > 1 - 1e-6).all()
+    assert (
+        torch.allclose(ours[inside], (x / s)[inside], atol=1e-6)
+        and (ours[~inside].abs() > 1 - 1e-6).all()
+    )
     assert abs(inside.float().mean() - 0.9) < 0.02 and ours.abs().max() <= 1
 
 
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.995, 1.0])
 def test_thresholds_equal_those_of_diffusers(p):
     x = 1.5 * noise(4, 3, 8, 8)
-    def theirs(**options): return DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=p, **options)._threshold_sample(x)
-    assert torch.allclose(theirs(sample_max_value=100.0), G.dynamic_threshold(x, p), atol=1e-6)
+
+    def theirs(**options):
+        return DDPMScheduler(
+            thresholding=True, dynamic_thresholding_ratio=p, **options
+        )._threshold_sample(x)
+
+    assert torch.allclose(
+        theirs(sample_max_value=100.0), G.dynamic_threshold(x, p), atol=1e-6
+    )
     assert torch.equal(theirs(), G.static_threshold(x))
 
 
 def test_a_picture_in_range_is_left_alone_and_each_has_its_own_limit():
     x = torch.stack([noise(3, 8, 8).clamp(-1, 1), 4 * noise(3, 8, 8)])
     out = G.dynamic_threshold(x)
-    assert torch.equal(out[0], x[0]) and torch.equal(out[1:], G.dynamic_threshold(x[1:])) and not torch.allclose(out[1], x[1].clamp(-1, 1))
-    assert G.dynamic_threshold(x.half()).dtype == torch.float16 and G.dynamic_threshold(x[:, 0, 0]).shape == (2, 8)
+    assert (
+        torch.equal(out[0], x[0])
+        and torch.equal(out[1:], G.dynamic_threshold(x[1:]))
+        and not torch.allclose(out[1], x[1].clamp(-1, 1))
+    )
+    assert G.dynamic_threshold(x.half()).dtype == torch.float16 and G.dynamic_threshold(
+        x[:, 0, 0]
+    ).shape == (2, 8)
 
 
 def test_white_pages_turn_grey_at_high_percentiles():
     "The constructed picture: 60 % white at 1.0, 2 % overshooting to 1.6."
     x = torch.full((3 * 32 * 32,), -0.5)
-    x[:int(0.6 * len(x))], x[-int(0.02 * len(x)):] = 1.0, 1.6
-    white = {p: G.dynamic_threshold(x.view(1, 3, 32, 32), p).flatten()[0].item() for p in (0.9, 0.95, 0.995)}
+    x[: int(0.6 * len(x))], x[-int(0.02 * len(x)) :] = 1.0, 1.6
+    white = {
+        p: G.dynamic_threshold(x.view(1, 3, 32, 32), p).flatten()[0].item()
+        for p in (0.9, 0.95, 0.995)
+    }
     assert white[0.9] == white[0.95] == 1 and abs(white[0.995] - 0.625) < 1e-4
 
 
@@ -185,7 +278,14 @@ def test_rendered_creature_on_white():
     c = critters.render([critters.Critter("dragon", "red", "blue", "green")])
     u = critters.sample_critters(64, size=32, seed=0).images.mean(0, keepdim=True)
     x = G.apply_cfg((c + u) / 2, u, 3.0)
-    corner = [f(x)[0, :, 0, 0].mean().item() for f in (G.static_threshold, lambda x: G.dynamic_threshold(x, 0.5), G.dynamic_threshold)]
+    corner = [
+        f(x)[0, :, 0, 0].mean().item()
+        for f in (
+            G.static_threshold,
+            lambda x: G.dynamic_threshold(x, 0.5),
+            G.dynamic_threshold,
+        )
+    ]
     assert corner[0] == 1 and 1 > corner[1] > corner[2] and corner[2] < 0.8
 
 
@@ -198,51 +298,123 @@ def test_large_batches_have_a_percentile():
 
 # ---- rescale
 
+
 @pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
 def test_rescale_moves_the_spread(phi):
     c, g = noise(3, 3, 8, 8, name="c"), 4 * noise(3, 3, 8, 8, name="g")
     std = lambda x: x.flatten(1).std(dim=1)
     out = G.rescale_cfg(g, c, phi)
     assert torch.allclose(std(out), phi * std(c) + (1 - phi) * std(g), rtol=1e-4)
-    assert torch.allclose(out / g, (out / g).flatten(1)[:, :1, None, None], rtol=1e-3)  # one factor a picture
+    assert torch.allclose(
+        out / g, (out / g).flatten(1)[:, :1, None, None], rtol=1e-3
+    )  # one factor a picture
 
 
 def test_rescale_of_a_flat_guess_is_finite():
     flat = torch.ones(1, 3, 4, 4)
-    assert G.rescale_cfg(flat, flat, 0.7).isfinite().all() and G.rescale_cfg(0 * flat, noise(1, 3, 4, 4)).isfinite().all()
+    assert (
+        G.rescale_cfg(flat, flat, 0.7).isfinite().all()
+        and G.rescale_cfg(0 * flat, noise(1, 3, 4, 4)).isfinite().all()
+    )
 
 
 def test_rescale_is_applied_before_the_threshold(null_text):
     net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
     c, x = (denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 5.0))
-    out = denoise(net, text, null_text, xt, guidance_scale=5.0, guidance_rescale=0.7, thresholding="static")
+    out = denoise(
+        net,
+        text,
+        null_text,
+        xt,
+        guidance_scale=5.0,
+        guidance_rescale=0.7,
+        thresholding="static",
+    )
     assert torch.allclose(out, G.rescale_cfg(x, c, 0.7).clamp(-1, 1), atol=1e-5)
 
 
 # ---- settings
 
-@pytest.mark.parametrize("setting, message", [
-    ({"guidance_scale": -0.1}, "text scale must be a number of at least 0, not -0.1"), ({"guidance_scale": float("nan")}, "not nan"), ({"guidance_scale": float("inf")}, "not inf"),
-    ({"guidance_scale": "3"}, "text scale must be"), ({"guidance_scale": True}, "text scale must be"), ({"dynamic_threshold_percentile": 0}, "dynamic_threshold_percentile must be more than 0"),
-    ({"dynamic_threshold_percentile": 1.01}, "dynamic_threshold_percentile"), ({"dynamic_threshold_percentile": float("nan")}, "dynamic_threshold_percentile"), ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1"),
-    ({"guidance_rescale": -1}, "guidance_rescale"), ({"guidance_interval": (0.8, 0.2)}, "in order"), ({"guidance_interval": (0.0, 2.0)}, "from 0 to 1"), ({"guidance_interval": (0.5,)}, "two numbers"),
-    ({"guidance_interval": (float("nan"), 1.0)}, "guidance_interval"), ({"thresholding": "dynamics"}, "did you mean 'dynamic'")])
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        (
+            {"guidance_scale": -0.1},
+            "text scale must be a number of at least 0, not -0.1",
+        ),
+        ({"guidance_scale": float("nan")}, "not nan"),
+        ({"guidance_scale": float("inf")}, "not inf"),
+        ({"guidance_scale": "3"}, "text scale must be"),
+        ({"guidance_scale": True}, "text scale must be"),
+        (
+            {"dynamic_threshold_percentile": 0},
+            "dynamic_threshold_percentile must be more than 0",
+        ),
+        ({"dynamic_threshold_percentile": 1.01}, "dynamic_threshold_percentile"),
+        (
+            {"dynamic_threshold_percentile": float("nan")},
+            "dynamic_threshold_percentile",
+        ),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1"),
+        ({"guidance_rescale": -1}, "guidance_rescale"),
+        ({"guidance_interval": (0.8, 0.2)}, "in order"),
+        ({"guidance_interval": (0.0, 2.0)}, "from 0 to 1"),
+        ({"guidance_interval": (0.5,)}, "two numbers"),
+        ({"guidance_interval": (float("nan"), 1.0)}, "guidance_interval"),
+        ({"thresholding": "dynamics"}, "did you mean 'dynamic'"),
+    ],
+)
 def test_settings_that_make_no_sense_get_one_line(untyped, setting, message):
-    with pytest.raises(UserError, match=message) as e: G.GuidanceConfig(**setting)
+    with pytest.raises(UserError, match=message) as e:
+        G.GuidanceConfig(**setting)
     assert "\n" not in str(e.value)
 
 
 def test_interval_guides_inside_and_is_plain_outside(null_text):
     how = G.GuidanceConfig(guidance_scale=4.0, guidance_interval=(0.2, 0.7))
-    assert [how.scale_at(t, 1000) for t in (0, 199, 200, 450, 700, 701, 999)] == [1, 1, 4, 4, 4, 1, 1]
+    assert [how.scale_at(t, 1000) for t in (0, 199, 200, 450, 700, 701, 999)] == [
+        1,
+        1,
+        4,
+        4,
+        4,
+        1,
+        1,
+    ]
     net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
     for t, scale in ((100, 1.0), (450, 4.0), (900, 1.0)):
-        assert torch.equal(denoise(net, text, null_text, xt, t, guidance_scale=4.0, guidance_interval=(0.2, 0.7)), denoise(net, text, null_text, xt, t, guidance_scale=scale))
+        assert torch.equal(
+            denoise(
+                net,
+                text,
+                null_text,
+                xt,
+                t,
+                guidance_scale=4.0,
+                guidance_interval=(0.2, 0.7),
+            ),
+            denoise(net, text, null_text, xt, t, guidance_scale=scale),
+        )
 
 
 def test_thresholds_are_applied_by_name(null_text):
     net, text, xt = Listener(), texts(2), 3 * noise(2, 3, 4, 4)
     raw = denoise(net, text, null_text, xt, guidance_scale=3.0)
     assert raw.abs().max() > 1.5
-    assert torch.equal(denoise(net, text, null_text, xt, guidance_scale=3.0, thresholding="static"), raw.clamp(-1, 1))
-    assert torch.equal(denoise(net, text, null_text, xt, guidance_scale=3.0, thresholding="dynamic", dynamic_threshold_percentile=0.9), G.dynamic_threshold(raw, 0.9))
+    assert torch.equal(
+        denoise(net, text, null_text, xt, guidance_scale=3.0, thresholding="static"),
+        raw.clamp(-1, 1),
+    )
+    assert torch.equal(
+        denoise(
+            net,
+            text,
+            null_text,
+            xt,
+            guidance_scale=3.0,
+            thresholding="dynamic",
+            dynamic_threshold_percentile=0.9,
+        ),
+        G.dynamic_threshold(raw, 0.9),
+    )

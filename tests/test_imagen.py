@@ -1,4 +1,5 @@
 """Imagen as a whole: settings, loss, sampling in any company, training that repeats and resumes, growing, the records."""
+
 import json
 from dataclasses import replace
 from math import nan
@@ -14,17 +15,35 @@ from t2i_tutorial.core import UserError, seeded_generator, to_pil
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.diffusion import imagen as I
 from t2i_tutorial.diffusion.guidance import GuidanceConfig
-from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, ImagenConfig, imagen_preset, train_imagen
+from t2i_tutorial.diffusion.imagen import (
+    IMAGEN_PRESETS,
+    Imagen,
+    ImagenConfig,
+    imagen_preset,
+    train_imagen,
+)
 from t2i_tutorial.diffusion.noise import add_noise, prediction_target
 from t2i_tutorial.diffusion.samplers import run_sampler
-from t2i_tutorial.hub import bundled_models, randn_per_prompt, prompt_generators
 from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
+from t2i_tutorial.hub import bundled_models, prompt_generators, randn_per_prompt
 from t2i_tutorial.text import TextEmbedding, full_caption
 from t2i_tutorial.training import Trainer, find_checkpoint, load_checkpoint
 
 TINY = IMAGEN_PRESETS["tiny"].model_config
-FEW = {"steps": 4, "warmup_steps": 1, "batch_size": 8, "num_images": 32, "save_every": 2, "tracker": "none"}
-PROMPTS = ["a blue and red dragon", "a small yellow and purple cat with green eyes, sleeping", "a fish", "a blue and red dragon"]
+FEW = {
+    "steps": 4,
+    "warmup_steps": 1,
+    "batch_size": 8,
+    "num_images": 32,
+    "save_every": 2,
+    "tracker": "none",
+}
+PROMPTS = [
+    "a blue and red dragon",
+    "a small yellow and purple cat with green eyes, sleeping",
+    "a fish",
+    "a blue and red dragon",
+]
 
 
 def shaken(config: ImagenConfig = TINY, **how) -> Imagen:
@@ -32,7 +51,8 @@ def shaken(config: ImagenConfig = TINY, **how) -> Imagen:
     torch.manual_seed(0)
     model = Imagen(config, **how).eval()
     with torch.no_grad():
-        for p in model.parameters(): p += 0.05 * torch.randn(p.shape)
+        for p in model.parameters():
+            p += 0.05 * torch.randn(p.shape)
     return model
 
 
@@ -54,67 +74,125 @@ def same(a, b) -> bool:
 
 # ---- settings
 
-@pytest.mark.parametrize("values, message", [
-    ({"size": 34}, "size must be a multiple of 4 for this U-Net, not 34"), ({"size": 8}, "size must be a whole number of pixels from 16"),
-    ({"prediction_type": "eps"}, "use prediction_type='v'"), ({"prediction_type": "w"}, "unknown target 'w'"), ({"loss_weighting": "minsnr"}, "did you mean 'min-snr'"),
-    ({"schedule": "cosin"}, "did you mean 'cosine'"), ({"cond_drop_prob": 1.5}, "cond_drop_prob must be from 0 to 1, not 1.5"),
-    ({"cond_drop_prob": nan}, "cond_drop_prob"), ({"guidance_scale": -1.0}, "text scale must be a number of at least 0"),
-    ({"thresholding": "dynamik"}, "did you mean 'dynamic'"), ({"dynamic_threshold_percentile": 0.0}, "dynamic_threshold_percentile must be more than 0")])
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"size": 34}, "size must be a multiple of 4 for this U-Net, not 34"),
+        ({"size": 8}, "size must be a whole number of pixels from 16"),
+        ({"prediction_type": "eps"}, "use prediction_type='v'"),
+        ({"prediction_type": "w"}, "unknown target 'w'"),
+        ({"loss_weighting": "minsnr"}, "did you mean 'min-snr'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"cond_drop_prob": 1.5}, "cond_drop_prob must be from 0 to 1, not 1.5"),
+        ({"cond_drop_prob": nan}, "cond_drop_prob"),
+        ({"guidance_scale": -1.0}, "text scale must be a number of at least 0"),
+        ({"thresholding": "dynamik"}, "did you mean 'dynamic'"),
+        (
+            {"dynamic_threshold_percentile": 0.0},
+            "dynamic_threshold_percentile must be more than 0",
+        ),
+    ],
+)
 def test_bad_settings_get_one_line(values, message):
-    with pytest.raises(UserError, match=message) as e: ImagenConfig(**values)
+    with pytest.raises(UserError, match=message) as e:
+        ImagenConfig(**values)
     assert "\n" not in str(e.value)
 
 
 def test_a_size_is_one_number(untyped):
     "MI-8: the peer documents a number where it wants a tuple. Ours takes a number and refuses a tuple with a message."
     assert ImagenConfig(size=64).size == 64
-    with pytest.raises(UserError, match="size must be a whole number of pixels"): ImagenConfig(size=(64,))
+    with pytest.raises(UserError, match="size must be a whole number of pixels"):
+        ImagenConfig(size=(64,))
 
 
 def test_an_encoder_of_another_width_is_refused():
     config = replace(TINY, unet=replace(TINY.unet, text_dim=512))
-    with pytest.raises(UserError, match="gives vectors of 128, the U-Net takes 512; set text_dim=128"): Imagen(config)
+    with pytest.raises(
+        UserError, match="gives vectors of 128, the U-Net takes 512; set text_dim=128"
+    ):
+        Imagen(config)
 
 
-@pytest.mark.parametrize("words, message", [
-    (["stepps=3"], "did you mean 'steps'"), (["steps"], "write it as name=value"), (["size=33"], "size must be a multiple"),
-    (["unet=3"], "unknown setting 'unet'"), ({"lr": "fast"}, "lr must be a number"), (["num_images=some"], "num_images must be a whole number")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["stepps=3"], "did you mean 'steps'"),
+        (["steps"], "write it as name=value"),
+        (["size=33"], "size must be a multiple"),
+        (["unet=3"], "unknown setting 'unet'"),
+        ({"lr": "fast"}, "lr must be a number"),
+        (["num_images=some"], "num_images must be a whole number"),
+    ],
+)
 def test_bad_overrides(words, message):
-    with pytest.raises(UserError, match=message): imagen_preset("cpu-32", words)
+    with pytest.raises(UserError, match=message):
+        imagen_preset("cpu-32", words)
 
 
 def test_overrides_reach_their_part():
-    p = imagen_preset("cpu-32", ["steps=700", "caption-drop=0.2", "num_images=99", "init_from=none"])
-    assert (p.train_config.max_steps, p.model_config.cond_drop_prob, p.num_images, p.init_from) == (700, 0.2, 99, None)
-    assert p.model_config.unet == IMAGEN_PRESETS["cpu-32"].model_config.unet and IMAGEN_PRESETS["cpu-32"].train_config.max_steps != 700
-    with pytest.raises(UserError, match="did you mean 'cpu-32'"): imagen_preset("cpu32")
+    p = imagen_preset(
+        "cpu-32", ["steps=700", "caption-drop=0.2", "num_images=99", "init_from=none"]
+    )
+    assert (
+        p.train_config.max_steps,
+        p.model_config.cond_drop_prob,
+        p.num_images,
+        p.init_from,
+    ) == (700, 0.2, 99, None)
+    assert (
+        p.model_config.unet == IMAGEN_PRESETS["cpu-32"].model_config.unet
+        and IMAGEN_PRESETS["cpu-32"].train_config.max_steps != 700
+    )
+    with pytest.raises(UserError, match="did you mean 'cpu-32'"):
+        imagen_preset("cpu32")
 
 
 @pytest.mark.parametrize("name", IMAGEN_PRESETS)
 def test_a_preset_builds_what_it_says(name):
     "MI-3: the peer's test preset builds 1,618 million parameters, since its class reads another's defaults."
     config = IMAGEN_PRESETS[name].model_config
-    with torch.device("meta"): unet = I.UNet(config.unet)
+    with torch.device("meta"):
+        unet = I.UNet(config.unet)
     n = sum(p.numel() for p in unet.parameters()) + 2 * config.unet.text_dim
-    assert unet.conv_in.in_channels == 3 * config.unet.patch**2 and unet.conv_in.out_channels == config.unet.channels[0]
-    if name == "tiny": assert n <= 0.3e6
-    if name.startswith("cpu"): assert 2 * n <= 12e6
-    if name == "seed-64": assert (config.timesteps, config.unet.channels[0], config.unet.heads, config.unet.text_dim) == (1000, 128, 8, 512)
+    assert (
+        unet.conv_in.in_channels == 3 * config.unet.patch**2
+        and unet.conv_in.out_channels == config.unet.channels[0]
+    )
+    if name == "tiny":
+        assert n <= 0.3e6
+    if name.startswith("cpu"):
+        assert 2 * n <= 12e6
+    if name == "seed-64":
+        assert (
+            config.timesteps,
+            config.unet.channels[0],
+            config.unet.heads,
+            config.unet.text_dim,
+        ) == (1000, 128, 8, 512)
 
 
 def test_presets_hear_the_text():
     "MI-14: the peer's example configuration has no cross-attention; text enters only through a diluted mean."
-    for p in IMAGEN_PRESETS.values(): assert any(p.model_config.unet.cross_attention)
+    for p in IMAGEN_PRESETS.values():
+        assert any(p.model_config.unet.cross_attention)
 
 
 def test_defaults_are_the_modern_ones():
     "MI-13: linear schedule, noise as target, no average, a low percentile, a thousand ancestral steps."
     c, t = IMAGEN_PRESETS["cpu-32"].model_config, IMAGEN_PRESETS["cpu-32"].train_config
-    assert (c.schedule, c.prediction_type, c.zero_terminal_snr, c.percentile) == ("cosine", "v", True, 0.995)
+    assert (c.schedule, c.prediction_type, c.zero_terminal_snr, c.percentile) == (
+        "cosine",
+        "v",
+        True,
+        0.995,
+    )
     assert t.ema_decay and t.lr_schedule == "cosine" and t.warmup_steps
 
 
 # ---- timesteps and the loss
+
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 64), st.integers(2, 1000), st.integers(0, 2**31))
@@ -127,91 +205,153 @@ def test_timesteps_leave_no_gap(b, T, seed):
 
 def test_all_timesteps_are_equally_likely():
     g = seeded_generator(0)
-    counts = torch.bincount(torch.cat([I.stratified_timesteps(7, 10, g) for _ in range(6000)]), minlength=10)
+    counts = torch.bincount(
+        torch.cat([I.stratified_timesteps(7, 10, g) for _ in range(6000)]), minlength=10
+    )
     assert ((counts / counts.sum() - 0.1).abs() < 0.005).all()
 
 
 def test_the_loss_is_the_formula(model, batch):
     "By hand, with the same noise: weights times the mean square of the difference to v."
-    found, g, s = model.training_losses(batch, seeded_generator(3)), seeded_generator(3), model.schedule
-    t, eps = I.stratified_timesteps(8, 1000, g), torch.randn(batch.images.shape, generator=g)
-    with torch.no_grad(): out = model.unet(add_noise(batch.images, t, s, eps)[0], t, model.encode(batch.captions))
-    error = (out - prediction_target("v", batch.images, eps, t, s)).square().mean((1, 2, 3))
+    found, g, s = (
+        model.training_losses(batch, seeded_generator(3)),
+        seeded_generator(3),
+        model.schedule,
+    )
+    t, eps = (
+        I.stratified_timesteps(8, 1000, g),
+        torch.randn(batch.images.shape, generator=g),
+    )
+    with torch.no_grad():
+        out = model.unet(
+            add_noise(batch.images, t, s, eps)[0], t, model.encode(batch.captions)
+        )
+    error = (
+        (out - prediction_target("v", batch.images, eps, t, s)).square().mean((1, 2, 3))
+    )
     snr = s.snr[t]
     weighted = (error * ((snr + 1).clamp(max=5) / (snr + 1)).float()).mean()
-    assert torch.allclose(found["error"], error.mean()) and torch.allclose(found["loss"], weighted)
-    assert torch.equal(found["loss"], model.training_losses(batch, seeded_generator(3))["loss"])
+    assert torch.allclose(found["error"], error.mean()) and torch.allclose(
+        found["loss"], weighted
+    )
+    assert torch.equal(
+        found["loss"], model.training_losses(batch, seeded_generator(3))["loss"]
+    )
 
 
 def test_captions_are_dropped_in_training_only(batch):
     "Caption dropout is 0 in eval mode; with a share of 1 no caption is heard in training."
     model = shaken(replace(TINY, cond_drop_prob=1.0))
     other = replace(batch, captions=["a red cat"] * 8)
-    def loss(b): return model.training_losses(b, seeded_generator(0))["loss"].item()
+
+    def loss(b):
+        return model.training_losses(b, seeded_generator(0))["loss"].item()
+
     model.train()
     assert loss(batch) == loss(other)
     model.eval()
     assert loss(batch) != loss(other)
-    assert loss(batch) == shaken(replace(TINY, cond_drop_prob=0.0)).training_losses(batch, seeded_generator(0))["loss"].item()
+    assert (
+        loss(batch)
+        == shaken(replace(TINY, cond_drop_prob=0.0))
+        .training_losses(batch, seeded_generator(0))["loss"]
+        .item()
+    )
 
 
 def test_half_of_the_captions_are_dropped_if_asked_for(model, batch, monkeypatch):
     kept, drop = [], type(model.null_text).drop
-    def watch(self, text, keep): kept.append(keep); return drop(self, text, keep)
+
+    def watch(self, text, keep):
+        kept.append(keep)
+        return drop(self, text, keep)
+
     monkeypatch.setattr(type(model.null_text), "drop", watch)
     loose = shaken(replace(TINY, cond_drop_prob=0.5)).train()
-    for k in range(60): loose.training_losses(batch, seeded_generator(k))
+    for k in range(60):
+        loose.training_losses(batch, seeded_generator(k))
     assert 0.4 < torch.cat(kept).float().mean() < 0.6
 
 
 def test_gradients_reach_every_parameter(batch):
     model = shaken().train()
-    total = sum(model.training_losses(batch, seeded_generator(k))["loss"] for k in range(6))  # some captions dropped, some not
+    total = sum(
+        model.training_losses(batch, seeded_generator(k))["loss"] for k in range(6)
+    )  # some captions dropped, some not
     total.backward()
-    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ]
     assert not any(p.requires_grad for p in model.encoder.parameters())
 
 
 def test_text_enters_by_words_and_by_their_mean(model):
     "MI-14: each of the two ways alone changes the prediction."
-    xt, t, text = torch.randn(1, 3, 16, 16, generator=seeded_generator(1)), torch.tensor([500]), model.encode(["a blue cat"])
+    xt, t, text = (
+        torch.randn(1, 3, 16, 16, generator=seeded_generator(1)),
+        torch.tensor([500]),
+        model.encode(["a blue cat"]),
+    )
     with torch.no_grad():
         out = model.unet(xt, t, text)
-        assert not torch.allclose(out, model.unet(xt, t, replace(text, pooled=-text.pooled)), atol=1e-4)
-        assert not torch.allclose(out, model.unet(xt, t, replace(text, tokens=-text.tokens)), atol=1e-4)
+        assert not torch.allclose(
+            out, model.unet(xt, t, replace(text, pooled=-text.pooled)), atol=1e-4
+        )
+        assert not torch.allclose(
+            out, model.unet(xt, t, replace(text, tokens=-text.tokens)), atol=1e-4
+        )
 
 
 # ---- sampling
 
+
 def test_a_picture_does_not_depend_on_its_company(model):
     whole = model.sample(PROMPTS, steps=4)
     assert torch.equal(whole, model.sample(PROMPTS, steps=4))
-    for b in (1, 3): assert torch.allclose(whole, model.sample(PROMPTS, steps=4, batch_size=b), atol=1e-4)
-    for i in (0, 1, 2): assert torch.allclose(whole[i], model.sample([PROMPTS[i]], steps=4)[0], atol=1e-4)
-    assert (whole[0] - whole[3]).abs().max() > 0.01  # the same prompt twice gives two pictures
+    for b in (1, 3):
+        assert torch.allclose(
+            whole, model.sample(PROMPTS, steps=4, batch_size=b), atol=1e-4
+        )
+    for i in (0, 1, 2):
+        assert torch.allclose(
+            whole[i], model.sample([PROMPTS[i]], steps=4)[0], atol=1e-4
+        )
+    assert (
+        whole[0] - whole[3]
+    ).abs().max() > 0.01  # the same prompt twice gives two pictures
     assert (whole - model.sample(PROMPTS, steps=4, seed=1)).abs().max() > 0.01
 
 
 class Padded:
     "An encoder that pads every text with junk, masked."
 
-    def __init__(self, inner, junk: int): self.inner, self.junk, self.dim, self.name = inner, junk, inner.dim, inner.name
+    def __init__(self, inner, junk: int):
+        self.inner, self.junk, self.dim, self.name = inner, junk, inner.dim, inner.name
 
     def encode(self, texts):
         e = self.inner.encode(texts)
-        more = 9 * torch.randn(len(texts), self.junk, self.dim, generator=seeded_generator(5))
-        return TextEmbedding(torch.cat([e.tokens, more], 1), F.pad(e.mask, (0, self.junk)), e.pooled)
+        more = 9 * torch.randn(
+            len(texts), self.junk, self.dim, generator=seeded_generator(5)
+        )
+        return TextEmbedding(
+            torch.cat([e.tokens, more], 1), F.pad(e.mask, (0, self.junk)), e.pooled
+        )
 
-    def unknown_words(self, texts): return self.inner.oov_words(texts)
+    def unknown_words(self, texts):
+        return self.inner.oov_words(texts)
 
 
 def test_padding_changes_nothing(batch):
     "MI-4: padding has no vote, in the loss and in pictures, in the guided and in the null branch."
     plain, padded = shaken(), shaken()
     padded.set_text_encoder(Padded(plain.encoder, 7))
-    losses = [m.training_losses(batch, seeded_generator(0))["loss"] for m in (plain, padded)]
+    losses = [
+        m.training_losses(batch, seeded_generator(0))["loss"] for m in (plain, padded)
+    ]
     assert torch.allclose(*losses, atol=1e-5)
-    assert torch.allclose(*(m.sample(PROMPTS, num_steps=3) for m in (plain, padded)), atol=1e-4)
+    assert torch.allclose(
+        *(m.sample(PROMPTS, num_steps=3) for m in (plain, padded)), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -219,14 +359,27 @@ def test_scales_0_and_1_are_the_branches(model, n):
     "DD-1: the peer's scale 1 fails at batch 3 and splits the batch at batch 2."
     prompts = PROMPTS[:n]
     text = model.encode(prompts)
+
     def walk(text):
         def denoise(x, t):
             times = torch.full((n,), t)
-            return GuidanceConfig(1.0, model.config.thresholding).apply_threshold(clean(model, x, times, text))
-        with torch.no_grad(): return run_sampler(denoise, lambda: randn_per_prompt(streams, (3, 16, 16)), model.schedule, 4).clamp(-1, 1)
+            return GuidanceConfig(1.0, model.config.thresholding).apply_threshold(
+                clean(model, x, times, text)
+            )
+
+        with torch.no_grad():
+            return run_sampler(
+                denoise,
+                lambda: randn_per_prompt(streams, (3, 16, 16)),
+                model.schedule,
+                4,
+            ).clamp(-1, 1)
+
     for scale, words in ((1.0, text), (0.0, model.null_text.like(text))):
         streams = prompt_generators(prompts)
-        assert torch.allclose(walk(words), model.sample(prompts, guidance_scale=scale, steps=4), atol=1e-5)
+        assert torch.allclose(
+            walk(words), model.sample(prompts, guidance_scale=scale, steps=4), atol=1e-5
+        )
 
 
 def clean(model, x, times, text):
@@ -240,15 +393,25 @@ def test_sampling_leaves_the_mode_alone_even_after_an_error(model):
     try:
         model.sample(["a cat"], steps=1)
         assert model.training and model.unet.training
-        for bad in ({"steps": 0}, {"sampler": "dmp"}, {"guidance_scale": -1.0}, {"thresholding": "dynamik"}, {"seed": -1}):
-            with pytest.raises(UserError): model.sample(["a cat"], **bad)
+        for bad in (
+            {"steps": 0},
+            {"sampler": "dmp"},
+            {"guidance_scale": -1.0},
+            {"thresholding": "dynamik"},
+            {"seed": -1},
+        ):
+            with pytest.raises(UserError):
+                model.sample(["a cat"], **bad)
             assert model.training
-    finally: model.eval()
+    finally:
+        model.eval()
 
 
 def test_pictures_are_in_range_whatever_the_scale(model):
     for threshold in ("none", "static", "dynamic"):
-        x = model.sample(PROMPTS[:2], guidance_scale=30.0, steps=2, thresholding=threshold)
+        x = model.sample(
+            PROMPTS[:2], guidance_scale=30.0, steps=2, thresholding=threshold
+        )
         assert x.isfinite().all() and x.abs().max() <= 1
 
 
@@ -261,17 +424,24 @@ def test_the_sample_grid_is_always_the_same(model):
 
 # ---- training
 
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "Two trainings with the same seed; the first was not stopped."
     folder = tmp_path_factory.mktemp("runs")
-    return folder, [train_imagen("tiny", folder=folder / name, overrides=FEW) for name in ("a", "b")]
+    return folder, [
+        train_imagen("tiny", folder=folder / name, overrides=FEW) for name in ("a", "b")
+    ]
 
 
 def test_the_same_seed_gives_the_same_bits(trained):
     "The training repeated: weights, log and pictures."
     _, ((a, log_a), (b, log_b)) = trained
-    assert same(a, b) and log_a == log_b and torch.equal(a.sample(["a cat"], steps=2), b.sample(["a cat"], steps=2))
+    assert (
+        same(a, b)
+        and log_a == log_b
+        and torch.equal(a.sample(["a cat"], steps=2), b.sample(["a cat"], steps=2))
+    )
     other, _ = train_imagen("tiny", overrides=FEW | {"seed": 1})
     assert not same(a, other)
 
@@ -279,12 +449,17 @@ def test_the_same_seed_gives_the_same_bits(trained):
 def test_resumed_equals_uninterrupted(trained, tmp_path):
     "MI-11: the peer's resume restores only weights. Ours goes on from step 2 and ends with the same bits."
     import shutil
+
     folder, ((a, log_a), _) = trained
     shutil.copytree(folder / "a", tmp_path / "c")
-    for gone in ("model", "checkpoints/step-000004"): shutil.rmtree(tmp_path / "c" / gone)
+    for gone in ("model", "checkpoints/step-000004"):
+        shutil.rmtree(tmp_path / "c" / gone)
     c, log_c = train_imagen("tiny", folder=tmp_path / "c", overrides=FEW, resume=True)
     assert same(a, c) and log_a == log_c
-    assert json.loads((tmp_path / "c" / "model" / "run.json").read_text())["start_step"] == 2
+    assert (
+        json.loads((tmp_path / "c" / "model" / "run.json").read_text())["start_step"]
+        == 2
+    )
 
 
 def test_what_is_returned_and_saved_is_the_average(trained):
@@ -292,29 +467,61 @@ def test_what_is_returned_and_saved_is_the_average(trained):
     folder, ((a, _), _) = trained
     saved = load_checkpoint(find_checkpoint(folder / "a")).tensors
     now = dict(a.named_parameters())
-    assert saved["average"].keys() == now.keys() and all(torch.equal(v, now[k]) for k, v in saved["average"].items())
-    assert any(not torch.equal(v, saved["model"][k]) for k, v in saved["average"].items()) and not a.training
-    assert (Imagen.from_pretrained(folder / "a" / "model", "cpu").sample(["a cat"], num_steps=2) - a.sample(["a cat"], steps=2)).abs().max() < 0.05
+    assert saved["average"].keys() == now.keys() and all(
+        torch.equal(v, now[k]) for k, v in saved["average"].items()
+    )
+    assert (
+        any(not torch.equal(v, saved["model"][k]) for k, v in saved["average"].items())
+        and not a.training
+    )
+    assert (
+        Imagen.from_pretrained(folder / "a" / "model", "cpu").sample(
+            ["a cat"], num_steps=2
+        )
+        - a.sample(["a cat"], steps=2)
+    ).abs().max() < 0.05
 
 
 def test_the_record_says_how_it_was_made(trained):
     folder, ((_, log), _) = trained
     run = json.loads((folder / "a" / "model" / "run.json").read_text())
-    assert run["command"].startswith("t2i train imagen --preset tiny steps=4 warmup_steps=1") and run["start_step"] == 0
-    assert run["preset"]["train_config"]["steps"] == 4 and run["hardware"]["cores"] and run["seconds"] > 0
-    assert run["history"][-1]["step"] == 4 and abs(run["history"][-1]["loss"] - log[-1]["loss"]) < 1e-4 and "validation" in log[-1]
+    assert (
+        run["command"].startswith(
+            "t2i train imagen --preset tiny steps=4 warmup_steps=1"
+        )
+        and run["start_step"] == 0
+    )
+    assert (
+        run["preset"]["train_config"]["steps"] == 4
+        and run["hardware"]["cores"]
+        and run["seconds"] > 0
+    )
+    assert (
+        run["history"][-1]["step"] == 4
+        and abs(run["history"][-1]["loss"] - log[-1]["loss"]) < 1e-4
+        and "validation" in log[-1]
+    )
 
 
 def test_clipping_and_averaging_see_all_parameters(model, batch):
     "MI-1: after the peer's first forward pass there are no parameters left to clip."
     data = ImageTextDataset.from_critters(16, 16)
     fresh = shaken().train()
-    trainer = Trainer(fresh, data, replace(IMAGEN_PRESETS["tiny"].train_config, **{k: v for k, v in FEW.items() if k != "pictures"}))
+    trainer = Trainer(
+        fresh,
+        data,
+        replace(
+            IMAGEN_PRESETS["tiny"].train_config,
+            **{k: v for k, v in FEW.items() if k != "pictures"},
+        ),
+    )
     before = {k: v.clone() for k, v in fresh.state_dict().items()}
     trainer.fit()
     names = {n for n, _ in fresh.named_parameters()}
     assert set(trainer.parameters["model"]) == names == set(trainer.ema.average)
-    assert sum(p.numel() for g in trainer.optimizers["model"].param_groups for p in g["params"]) == sum(p.numel() for p in fresh.parameters())
+    assert sum(
+        p.numel() for g in trainer.optimizers["model"].param_groups for p in g["params"]
+    ) == sum(p.numel() for p in fresh.parameters())
     assert all(not torch.equal(before[n], p) for n, p in fresh.named_parameters())
 
 
@@ -328,19 +535,36 @@ def test_validation_is_repeatable_and_leaves_no_trace(batch):
     "MI-6: the peer validates with gradients on and fresh noise, and stays in eval mode."
     model = shaken().train()
     val = critters_dataset(16, 16, split="val")
-    trainer = Trainer(model, val, replace(IMAGEN_PRESETS["tiny"].train_config, steps=2, warmup_steps=0, batch_size=8), validation=val)
+    trainer = Trainer(
+        model,
+        val,
+        replace(
+            IMAGEN_PRESETS["tiny"].train_config, steps=2, warmup_steps=0, batch_size=8
+        ),
+        validation=val,
+    )
     trainer.fit()
-    weights, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    weights, rng = (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     assert trainer.validate() == trainer.validate()
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items()) and torch.equal(rng, torch.get_rng_state())
+    assert all(
+        torch.equal(v, weights[k]) for k, v in model.state_dict().items()
+    ) and torch.equal(rng, torch.get_rng_state())
     assert all(p.grad is None or not p.grad.requires_grad for p in model.parameters())
 
 
 def test_each_caption_is_encoded_once(tmp_path, monkeypatch):
     "MI-9: the peer runs its text encoder for each sample, every time. Ours does it once for all trainings in a folder."
     from t2i_tutorial.clip import CLIPTextEncoder
+
     asked, encode = [], CLIPTextEncoder.encode
-    def count(self, texts): asked.extend(texts); return encode(self, texts)
+
+    def count(self, texts):
+        asked.extend(texts)
+        return encode(self, texts)
+
     monkeypatch.setattr(CLIPTextEncoder, "encode", count)
     data = ImageTextDataset.from_critters(16, 16)
     train_imagen("tiny", data, tmp_path / "run", FEW | {"steps": 8, "save_every": 8})
@@ -350,7 +574,8 @@ def test_each_caption_is_encoded_once(tmp_path, monkeypatch):
 
 def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"): train_imagen("tiny", folder=tmp_path, overrides=FEW)
+    with pytest.raises(UserError, match="is not empty"):
+        train_imagen("tiny", folder=tmp_path, overrides=FEW)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -358,11 +583,20 @@ def test_a_folder_of_pictures_in_one_line(tmp_path):
     lines = []
     for k, c in enumerate(critters.sample_critters(9, 20, seed=3).critters):
         to_pil(critters.render([c], 20)[0]).save(tmp_path / f"{k}.png")
-        lines.append(json.dumps({"file_name": f"{k}.png", "text": f"number {k}: {full_caption(c)}"}))
+        lines.append(
+            json.dumps(
+                {"file_name": f"{k}.png", "text": f"number {k}: {full_caption(c)}"}
+            )
+        )
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     model, log = train_imagen("tiny", tmp_path, overrides=FEW | {"batch_size": 4})
-    assert log[-1]["step"] == 4 and "validation" not in log[-1] and model.sample_prompts[3].startswith("number 3: ")
-    with pytest.raises(UserError, match="batch_size 16 is more than the 9 pictures"): train_imagen("tiny", tmp_path, overrides=FEW | {"batch_size": 16})
+    assert (
+        log[-1]["step"] == 4
+        and "validation" not in log[-1]
+        and model.sample_prompts[3].startswith("number 3: ")
+    )
+    with pytest.raises(UserError, match="batch_size 16 is more than the 9 pictures"):
+        train_imagen("tiny", tmp_path, overrides=FEW | {"batch_size": 16})
 
 
 def test_real_pictures(pictures_folder):
@@ -373,75 +607,155 @@ def test_real_pictures(pictures_folder):
 
 def test_it_learns():
     "MI-15: a quick start that can only give noise. A minute's training must leave the untrained error well behind."
-    _, log = train_imagen("tiny", overrides={"steps": 40, "warmup_steps": 5, "num_images": 256, "log_every": 1, "tracker": "none"})
-    def mean(part): return sum(h["error"] for h in part) / len(part)
+    _, log = train_imagen(
+        "tiny",
+        overrides={
+            "steps": 40,
+            "warmup_steps": 5,
+            "num_images": 256,
+            "log_every": 1,
+            "tracker": "none",
+        },
+    )
+
+    def mean(part):
+        return sum(h["error"] for h in part) / len(part)
+
     assert mean(log[-5:]) < 0.8 * mean(log[:3])
 
 
 # ---- growing
 
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_grown_model_does_on_squares_what_the_small_one_did_on_pixels(patch):
     size = 16 * patch
     small = shaken(replace(TINY, size=size, unet=replace(TINY.unet, patch=patch)))
-    large = I.init_imagen_from_smaller(small, Imagen(replace(TINY, size=2 * size, unet=replace(TINY.unet, patch=2 * patch)))).eval()
-    x, t, text = torch.randn(3, 3, 2 * size, 2 * size, generator=seeded_generator(1)), torch.tensor([0, 500, 999]), small.encode_prompts(PROMPTS[:3])
-    with torch.no_grad(): a, b = F.avg_pool2d(large.unet(x, t, text), 2), small.unet(F.avg_pool2d(x, 2), t, text)
-    assert b.abs().max() > 0.1 and (a - b).abs().max() < 1e-5 * max(1, b.abs().max().item())
+    large = I.init_imagen_from_smaller(
+        small,
+        Imagen(replace(TINY, size=2 * size, unet=replace(TINY.unet, patch=2 * patch))),
+    ).eval()
+    x, t, text = (
+        torch.randn(3, 3, 2 * size, 2 * size, generator=seeded_generator(1)),
+        torch.tensor([0, 500, 999]),
+        small.encode_prompts(PROMPTS[:3]),
+    )
+    with torch.no_grad():
+        a, b = (
+            F.avg_pool2d(large.unet(x, t, text), 2),
+            small.unet(F.avg_pool2d(x, 2), t, text),
+        )
+    assert b.abs().max() > 0.1 and (a - b).abs().max() < 1e-5 * max(
+        1, b.abs().max().item()
+    )
 
 
 def test_what_does_not_fit_cannot_grow(model):
-    for config in (replace(TINY, size=32), replace(TINY, size=32, unet=replace(TINY.unet, patch=2, channels=(16, 40)))):
-        with pytest.raises(UserError, match="cannot grow from 16 pixels with"): I.init_imagen_from_smaller(model, Imagen(config))
+    for config in (
+        replace(TINY, size=32),
+        replace(TINY, size=32, unet=replace(TINY.unet, patch=2, channels=(16, 40))),
+    ):
+        with pytest.raises(UserError, match="cannot grow from 16 pixels with"):
+            I.init_imagen_from_smaller(model, Imagen(config))
 
 
 def test_new_words_say_nothing_at_first():
     "The words' half of each text vector is read by zeros: what the small model did stays, but for the norms."
     small = shaken(TINY)
-    config = replace(TINY, text=TINY.text + "+token-embeddings", unet=replace(TINY.unet, text_dim=256))
+    config = replace(
+        TINY,
+        text=TINY.text + "+token-embeddings",
+        unet=replace(TINY.unet, text_dim=256),
+    )
     large = I.init_imagen_from_smaller(small, Imagen(config)).eval()
-    x, t = torch.randn(3, 3, 16, 16, generator=seeded_generator(1)), torch.tensor([0, 500, 999])
+    x, t = (
+        torch.randn(3, 3, 16, 16, generator=seeded_generator(1)),
+        torch.tensor([0, 500, 999]),
+    )
     made, beside = small.encode_prompts(PROMPTS[:3]), large.encode_prompts(PROMPTS[:3])
-    assert torch.equal(made.tokens, beside.tokens[..., :128]) and beside.tokens.shape[-1] == beside.pooled.shape[-1] == 256
+    assert (
+        torch.equal(made.tokens, beside.tokens[..., :128])
+        and beside.tokens.shape[-1] == beside.pooled.shape[-1] == 256
+    )
     with torch.no_grad():
         a, b = small.unet(x, t, made), large.unet(x, t, beside)
-        null = small.unet(x, t, small.null_text.expand_as(made)) - large.unet(x, t, large.null_text.expand_as(beside))
-        for p in (large.unet.text_proj[1].weight, *(m.attn.kv.weight for n, m in large.unet.named_modules() if n.endswith(".cross_attn") and m is not None)):
+        null = small.unet(x, t, small.null_text.expand_as(made)) - large.unet(
+            x, t, large.null_text.expand_as(beside)
+        )
+        for p in (
+            large.unet.text_proj[1].weight,
+            *(
+                m.attn.kv.weight
+                for n, m in large.unet.named_modules()
+                if n.endswith(".cross_attn") and m is not None
+            ),
+        ):
             assert (p[:, 128:] == 0).all()
             p[:, 128:] = 1.0
         c = large.unet(x, t, beside)
-    assert (a - b).abs().max() < 0.05 * a.abs().max() and null.abs().max() < 1e-4 and (b - c).abs().max() > 0.1
+    assert (
+        (a - b).abs().max() < 0.05 * a.abs().max()
+        and null.abs().max() < 1e-4
+        and (b - c).abs().max() > 0.1
+    )
 
 
 def test_the_presets_that_grow_fit():
     for p in IMAGEN_PRESETS.values():
-        if p.init_from: assert p.init_from == "critters-32" and I._fits(IMAGEN_PRESETS["cpu-32"].model_config, p.model_config) == 2
-    assert I._fits(IMAGEN_PRESETS["cpu-32-first"].model_config, IMAGEN_PRESETS["cpu-32"].model_config) == 1
+        if p.init_from:
+            assert (
+                p.init_from == "critters-32"
+                and I._fits(IMAGEN_PRESETS["cpu-32"].model_config, p.model_config) == 2
+            )
+    assert (
+        I._fits(
+            IMAGEN_PRESETS["cpu-32-first"].model_config,
+            IMAGEN_PRESETS["cpu-32"].model_config,
+        )
+        == 1
+    )
 
 
 # ---- records
 
+
 def test_samplers_are_compared_and_gone_on_from(model, tmp_path, monkeypatch):
     few = {"dpm": (2,), "ddim": (2,)}
     first = I.run_sampler_sweep(model, 16, few, folder=tmp_path)
-    assert set(first["runs"]) == {"dpm 2", "ddim 2"} and {"kid", "all", "seconds"} <= first["runs"]["dpm 2"].keys()
-    assert all(r["kid"]["reference"] is not None and r["kid"]["std"] is not None for r in first["runs"].values())
-    monkeypatch.setattr(I, "score_samples", lambda *a, **k: pytest.fail("measured again"))
+    assert (
+        set(first["runs"]) == {"dpm 2", "ddim 2"}
+        and {"kid", "all", "seconds"} <= first["runs"]["dpm 2"].keys()
+    )
+    assert all(
+        r["kid"]["reference"] is not None and r["kid"]["std"] is not None
+        for r in first["runs"].values()
+    )
+    monkeypatch.setattr(
+        I, "score_samples", lambda *a, **k: pytest.fail("measured again")
+    )
     assert I.run_sampler_sweep(model, 16, few, folder=tmp_path) == first
-    with pytest.raises(UserError, match="was measured with n=16, not 32"): I.run_sampler_sweep(model, 32, few, folder=tmp_path)
+    with pytest.raises(UserError, match="was measured with n=16, not 32"):
+        I.run_sampler_sweep(model, 32, few, folder=tmp_path)
 
 
 def test_weightings_differ_in_nothing_else(tmp_path):
     p = imagen_preset("tiny", FEW)
     variants = {k: I.LOSS_ABLATIONS[k] for k in ("v, uniform", "eps, uniform")}
     found = I.run_loss_ablation(tmp_path / "w.json", variants, p, n=16)
-    assert list(found["runs"]) == list(variants) and found["preset"]["train_config"]["steps"] == 4
-    assert json.loads(json.dumps(found)) == json.loads((tmp_path / "w.json").read_text())
+    assert (
+        list(found["runs"]) == list(variants)
+        and found["preset"]["train_config"]["steps"] == 4
+    )
+    assert json.loads(json.dumps(found)) == json.loads(
+        (tmp_path / "w.json").read_text()
+    )
     assert found["runs"]["v, uniform"]["loss"] != found["runs"]["eps, uniform"]["loss"]
-    for changes in I.LOSS_ABLATIONS.values(): imagen_preset(I.IMAGEN_ABLATION_PRESET, changes)  # each of them is possible
+    for changes in I.LOSS_ABLATIONS.values():
+        imagen_preset(I.IMAGEN_ABLATION_PRESET, changes)  # each of them is possible
 
 
 # ---- the recorded model
+
 
 @pytest.fixture(scope="module", params=[32, 64])
 def recorded(request) -> Imagen:
@@ -450,7 +764,15 @@ def recorded(request) -> Imagen:
 
 def test_the_recorded_model_is_the_preset(recorded):
     config = IMAGEN_PRESETS[f"cpu-{recorded.config.size}"].model_config
-    assert replace(recorded.config, guidance_scale=config.guidance_scale, thresholding=config.thresholding, dynamic_threshold_percentile=config.percentile) == config
+    assert (
+        replace(
+            recorded.config,
+            guidance_scale=config.guidance_scale,
+            thresholding=config.thresholding,
+            dynamic_threshold_percentile=config.percentile,
+        )
+        == config
+    )
     folder = bundled_models()[f"critters-{config.size}"]
     assert (folder / "model.safetensors").stat().st_size <= 12e6
 
@@ -459,8 +781,16 @@ def test_the_recorded_model_draws_what_it_is_asked(recorded):
     "A few prompts, few steps: far above chance, and not the same for other prompts."
     from t2i_tutorial.evaluation.classifier import AttributeClassifier
     from t2i_tutorial.evaluation.report import prompt_accuracy
+
     asked = critters.sample_critters(24, recorded.config.size, seed=11, split="test")
     images = recorded.sample([full_caption(c) for c in asked.critters], steps=8)
-    right = prompt_accuracy(AttributeClassifier.from_pretrained(), images, asked.critters)
-    wrong = prompt_accuracy(AttributeClassifier.from_pretrained(), images, asked.critters[1:] + asked.critters[:1])
-    for k in ("species", "body_colour"): assert right[k].value > 0.75 and wrong[k].value < 0.5
+    right = prompt_accuracy(
+        AttributeClassifier.from_pretrained(), images, asked.critters
+    )
+    wrong = prompt_accuracy(
+        AttributeClassifier.from_pretrained(),
+        images,
+        asked.critters[1:] + asked.critters[:1],
+    )
+    for k in ("species", "body_colour"):
+        assert right[k].value > 0.75 and wrong[k].value < 0.5

@@ -1,4 +1,5 @@
 """Chapter 15: prompts, random streams, finding, saving, loading and sharing a model; and Imagen under the same face."""
+
 import os
 import shutil
 import subprocess
@@ -13,10 +14,22 @@ from einops import rearrange
 from torch import nn
 
 from t2i_tutorial import hub as M
-from t2i_tutorial.core import UserError, load_json, load_tensors, seeded_generator, save_json, save_tensors
+from t2i_tutorial.core import (
+    UserError,
+    load_json,
+    load_tensors,
+    save_json,
+    save_tensors,
+    seeded_generator,
+)
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
 
-PROMPTS = ["a blue and red dragon", "a red cat, sleeping", "a red cat, sleeping", "a green owl"]
+PROMPTS = [
+    "a blue and red dragon",
+    "a red cat, sleeping",
+    "a red cat, sleeping",
+    "a green owl",
+]
 LONG = "a small blue and red dragon with green eyes, breathing fire, facing left"
 
 
@@ -37,8 +50,17 @@ class Toy(M.TextToImage):
     @torch.no_grad()
     def sample(self, prompts, seed=0):
         prompts = self.validate_prompts(prompts)
-        noise = M.randn_per_prompt(M.prompt_generators(prompts, seed), (3, self.config.size, self.config.size), self.device)
-        return rearrange(self.colour(self.encode_prompts(prompts).pooled), "b c -> b c 1 1") + noise
+        noise = M.randn_per_prompt(
+            M.prompt_generators(prompts, seed),
+            (3, self.config.size, self.config.size),
+            self.device,
+        )
+        return (
+            rearrange(
+                self.colour(self.encode_prompts(prompts).pooled), "b c -> b c 1 1"
+            )
+            + noise
+        )
 
 
 @pytest.fixture(scope="module")
@@ -53,159 +75,289 @@ def imagen():
     torch.manual_seed(0)
     model = Imagen(IMAGEN_PRESETS["tiny"].model_config)
     with torch.no_grad():
-        for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
     return model.eval()
 
 
 @pytest.fixture
-def folder(toy, tmp_path): return toy.save_pretrained(tmp_path / "toy")
+def folder(toy, tmp_path):
+    return toy.save_pretrained(tmp_path / "toy")
 
 
 class PretendHub:
     "Stands in for huggingface_hub.HfApi and notes what it is handed."
+
     files: dict[str, bytes] = {}
 
-    def __init__(self, token=None): pass
+    def __init__(self, token=None):
+        pass
 
-    def create_repo(self, repo_id, **_): self.repo_id = repo_id; return self
+    def create_repo(self, repo_id, **_):
+        self.repo_id = repo_id
+        return self
 
     def upload_folder(self, folder_path, **_):
-        PretendHub.files = {str(f.relative_to(folder_path)): f.read_bytes() for f in Path(folder_path).rglob("*") if f.is_file()}
+        PretendHub.files = {
+            str(f.relative_to(folder_path)): f.read_bytes()
+            for f in Path(folder_path).rglob("*")
+            if f.is_file()
+        }
         return f"commit to {self.repo_id}"
 
 
 # ---- prompts and streams
 
-@pytest.mark.parametrize("prompts, message", [
-    ("a red cat", "give a list of prompts"), ([], "the list is empty"), ([""], "prompt is empty"), (["a cat", " \n"], "prompt is empty"),
-    (["x" * 10_000], "has 10000 characters, at most 1000"), ([3], "must be a text, not int")])
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ("a red cat", "give a list of prompts"),
+        ([], "the list is empty"),
+        ([""], "prompt is empty"),
+        (["a cat", " \n"], "prompt is empty"),
+        (["x" * 10_000], "has 10000 characters, at most 1000"),
+        ([3], "must be a text, not int"),
+    ],
+)
 def test_bad_prompts_get_one_line(untyped, toy, imagen, prompts, message):
     for ask in (M.check_prompts, toy.sample, imagen.sample):
-        with pytest.raises(UserError, match=message) as e: ask(prompts)
+        with pytest.raises(UserError, match=message) as e:
+            ask(prompts)
         assert "\n" not in str(e.value) and len(str(e.value)) < 200
 
 
 def test_prompts_lose_outer_white_space_only():
-    assert M.check_prompts((" a  red cat\t", "ein Drache 龍")) == ["a  red cat", "ein Drache 龍"]
+    assert M.check_prompts((" a  red cat\t", "ein Drache 龍")) == [
+        "a  red cat",
+        "ein Drache 龍",
+    ]
     assert len(M.check_prompts(["x" * 1000])[0]) == 1000
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 1.0, "0", None])
 def test_bad_seeds_get_one_line(untyped, seed):
-    with pytest.raises(UserError, match="seed must be a whole number from 0"): M.prompt_generators(["a"], seed)
+    with pytest.raises(UserError, match="seed must be a whole number from 0"):
+        M.prompt_generators(["a"], seed)
 
 
 def test_a_stream_depends_on_seed_prompt_and_occurrence_only():
-    def noise(*prompts, seed=0): return M.randn_per_prompt(M.prompt_generators(prompts, seed), (4,))
+    def noise(*prompts, seed=0):
+        return M.randn_per_prompt(M.prompt_generators(prompts, seed), (4,))
+
     a = noise("x", "y", "x")
-    assert torch.equal(a[0], noise("x")[0]) and torch.equal(a[2], noise("z", "x", "x", "y")[2]) and torch.equal(a[1], noise("y")[0])
+    assert (
+        torch.equal(a[0], noise("x")[0])
+        and torch.equal(a[2], noise("z", "x", "x", "y")[2])
+        and torch.equal(a[1], noise("y")[0])
+    )
     rows = [*a, *noise("x", "y", seed=1)]
     assert len({tuple(r.tolist()) for r in rows}) == 5
-    assert torch.equal(a[2], torch.randn(4, generator=seeded_generator(0, "prompt", "x", 2)))  # what recorded pictures rest on
+    assert torch.equal(
+        a[2], torch.randn(4, generator=seeded_generator(0, "prompt", "x", 2))
+    )  # what recorded pictures rest on
 
 
 def test_noise_is_standard_normal_and_a_stream_goes_on():
     streams = M.prompt_generators([str(i) for i in range(50)])
-    a, b = M.randn_per_prompt(streams, (3, 16, 16)), M.randn_per_prompt(streams, (3, 16, 16))
+    a, b = (
+        M.randn_per_prompt(streams, (3, 16, 16)),
+        M.randn_per_prompt(streams, (3, 16, 16)),
+    )
     assert not torch.equal(a, b) and abs(a.mean()) < 0.02 and abs(a.std() - 1) < 0.02
     assert abs((a * b).mean()) < 0.02
 
 
 # ---- narrow
 
+
 def test_narrow_halves_and_never_makes_infinite():
-    w = {"a": torch.tensor([0.1, 65504.0]), "b": torch.tensor([1e5]), "c": torch.tensor([70_000]), "d": torch.tensor([True]),
-         "e": torch.ones(2, dtype=torch.bfloat16)}
+    w = {
+        "a": torch.tensor([0.1, 65504.0]),
+        "b": torch.tensor([1e5]),
+        "c": torch.tensor([70_000]),
+        "d": torch.tensor([True]),
+        "e": torch.ones(2, dtype=torch.bfloat16),
+    }
     n = M.cast_to_half(w)
-    assert [n[k].dtype for k in w] == [torch.float16, torch.float32, torch.int64, torch.bool, torch.float16]
-    assert all(torch.isfinite(v.float()).all() for v in n.values()) and n["c"].item() == 70_000
+    assert [n[k].dtype for k in w] == [
+        torch.float16,
+        torch.float32,
+        torch.int64,
+        torch.bool,
+        torch.float16,
+    ]
+    assert (
+        all(torch.isfinite(v.float()).all() for v in n.values())
+        and n["c"].item() == 70_000
+    )
     assert abs(n["a"][0].item() - 0.1) / 0.1 <= 2**-11
 
 
 # ---- encoders and names
 
+
 def test_encoders_by_name_and_by_folder(tmp_path):
     ours = M.load_text_encoder("critters-clip")
     saved = M.CLIP.from_pretrained("critters-clip").save_pretrained(tmp_path / "mine")
     mine = M.load_text_encoder(str(saved))
-    assert isinstance(mine, M.CLIPTextEncoder) and torch.equal(mine.encode([LONG]).pooled, ours.encode([LONG]).pooled)
+    assert isinstance(mine, M.CLIPTextEncoder) and torch.equal(
+        mine.encode([LONG]).pooled, ours.encode([LONG]).pooled
+    )
     assert M.load_text_encoder(f"{saved}+token-embeddings").dim == 2 * ours.dim
-    with pytest.raises(UserError, match="'google-t5/t5-small' is none; leave it out"): M.load_text_encoder("google-t5/t5-small+token-embeddings")
+    with pytest.raises(UserError, match="'google-t5/t5-small' is none; leave it out"):
+        M.load_text_encoder("google-t5/t5-small+token-embeddings")
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"model_type": "bert"}'])
 def test_other_folders_are_no_contrastive_model(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text("{}")
-    if content: (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError): M.load_text_encoder(str(tmp_path))
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError):
+        M.load_text_encoder(str(tmp_path))
 
 
 def test_unknown_encoder_offline(monkeypatch):
     from t2i_tutorial import text
+
     monkeypatch.setattr(text, "_online", lambda: False)
-    with pytest.raises(UserError, match="hub cannot be reached"): M.load_text_encoder("owner/no-such-encoder-of-ours")
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        M.load_text_encoder("owner/no-such-encoder-of-ours")
 
 
 def test_bundled_models_are_whole_and_of_a_family(folder, tmp_path, monkeypatch):
-    assert not {"critters-clip", "critters-clip-score", "critters-judge"} & set(M.bundled_models())
-    for name, path in M.bundled_models().items(): assert load_json(path / "config.json")["model_type"] and not M._missing(path), name
+    assert not {"critters-clip", "critters-clip-score", "critters-judge"} & set(
+        M.bundled_models()
+    )
+    for name, path in M.bundled_models().items():
+        assert load_json(path / "config.json")["model_type"] and not M._missing(path), (
+            name
+        )
     monkeypatch.setattr(M, "BUNDLED_DIR", tmp_path)
-    (tmp_path / "half").mkdir(); shutil.copy(folder / "config.json", tmp_path / "half")
+    (tmp_path / "half").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "half")
     assert M.bundled_models() == {"toy": folder}
-    assert M.resolve_model("toy") == folder and torch.equal(Toy.from_pretrained("toy", "cpu").count, torch.tensor(70_000))
-    with pytest.raises(UserError, match=r"unknown model 'toi'; did you mean 'toy'\?"): M.resolve_model("toi")
+    assert M.resolve_model("toy") == folder and torch.equal(
+        Toy.from_pretrained("toy", "cpu").count, torch.tensor(70_000)
+    )
+    with pytest.raises(UserError, match=r"unknown model 'toi'; did you mean 'toy'\?"):
+        M.resolve_model("toi")
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "./no/such", "a/b/c", "~/no-such-folder/x", "/no/such", "owner/", "/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no-such-model",
+        "./no/such",
+        "a/b/c",
+        "~/no-such-folder/x",
+        "/no/such",
+        "owner/",
+        "/x",
+    ],
+)
 def test_unknown_names_get_one_line(name, monkeypatch):
     monkeypatch.setattr(M, "_download", lambda r: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="unknown model") as e: M.resolve_model(name)
+    with pytest.raises(UserError, match="unknown model") as e:
+        M.resolve_model(name)
     assert "\n" not in str(e.value)
 
 
 # ---- a folder and what can be wrong with it
 
+
 def test_saved_and_loaded_model_draws_the_same(toy, folder):
     a, b = (Toy.from_pretrained(folder, "cpu") for _ in range(2))
     assert not a.training and torch.equal(a.sample(PROMPTS), b.sample(PROMPTS))
     assert (a.sample(PROMPTS) - toy.sample(PROMPTS)).abs().max() < 0.01
-    assert a.config == toy.config and all(p.dtype == torch.float32 for p in a.parameters())
+    assert a.config == toy.config and all(
+        p.dtype == torch.float32 for p in a.parameters()
+    )
 
 
 def test_folder_holds_two_files_no_pickle_and_no_encoder(toy, folder):
     assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors"}
     weights, _ = load_tensors(folder / "model.safetensors")
-    assert set(weights) == {"colour.weight", "colour.bias", "count"} and weights["colour.weight"].dtype == torch.float16
-    assert load_json(folder / "config.json") == {"model_type": "toy", "format": M.MODEL_VERSION, "size": 8, "text": "critters-clip"}
-    assert not any("encoder" in n for n, _ in toy.named_modules()) and len(list(toy.parameters())) == 2
+    assert (
+        set(weights) == {"colour.weight", "colour.bias", "count"}
+        and weights["colour.weight"].dtype == torch.float16
+    )
+    assert load_json(folder / "config.json") == {
+        "model_type": "toy",
+        "format": M.MODEL_VERSION,
+        "size": 8,
+        "text": "critters-clip",
+    }
+    assert (
+        not any("encoder" in n for n, _ in toy.named_modules())
+        and len(list(toy.parameters())) == 2
+    )
 
 
 def test_too_large_a_weight_survives(toy, tmp_path):
     torch.manual_seed(0)
     big = Toy(encoder=toy.encoder)
-    with torch.no_grad(): big.colour.bias[0] = 1e6
+    with torch.no_grad():
+        big.colour.bias[0] = 1e6
     loaded = Toy.from_pretrained(big.save_pretrained(tmp_path), "cpu")
-    assert loaded.colour.bias[0] == 1e6 and loaded.sample(["a red cat"]).isfinite().all()
+    assert (
+        loaded.colour.bias[0] == 1e6 and loaded.sample(["a red cat"]).isfinite().all()
+    )
 
 
-def _cut(f, n): w = f / "model.safetensors"; w.write_bytes(w.read_bytes()[:n])
-def _config(f, **change): save_json(f / "config.json", load_json(f / "config.json") | change)
+def _cut(f, n):
+    w = f / "model.safetensors"
+    w.write_bytes(w.read_bytes()[:n])
+
+
+def _config(f, **change):
+    save_json(f / "config.json", load_json(f / "config.json") | change)
 
 
 FAULTS = {
     "weights truncated": (lambda f: _cut(f, -40), "no whole safetensors file"),
     "weights cut in the header": (lambda f: _cut(f, 20), "no whole safetensors file"),
     "weights empty": (lambda f: _cut(f, 0), "no whole safetensors file"),
-    "weights missing": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
-    "weights of other shapes": (lambda f: save_tensors(f / "model.safetensors", {"colour.weight": torch.zeros(3, 5)}), "do not fit its config"),
+    "weights missing": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "holds no model.safetensors",
+    ),
+    "weights of other shapes": (
+        lambda f: save_tensors(
+            f / "model.safetensors", {"colour.weight": torch.zeros(3, 5)}
+        ),
+        "do not fit its config",
+    ),
     "config missing": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
-    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON, line 1"),
-    "config no object": (lambda f: (f / "config.json").write_text("[1]"), "holds no toy model"),
-    "config of another format": (lambda f: _config(f, format=2), "has format 2, this version reads 1"),
+    "config no JSON": (
+        lambda f: (f / "config.json").write_text("{"),
+        "not valid JSON, line 1",
+    ),
+    "config no object": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        "holds no toy model",
+    ),
+    "config of another format": (
+        lambda f: _config(f, format=2),
+        "has format 2, this version reads 1",
+    ),
     "config of no format": (lambda f: _config(f, format=None), "has format None"),
-    "config with an unknown setting": (lambda f: _config(f, sparkle=1), r"of another version \('sparkle'\)"),
-    "config lacking a setting": (lambda f: save_json(f / "config.json", {"model_type": "toy", "format": 1, "text": "critters-clip"}), r"another version \('size'\)"),
-    "config of another family": (lambda f: _config(f, model_type="imagen"), r"holds no toy model \(its family is 'imagen'\)"),
+    "config with an unknown setting": (
+        lambda f: _config(f, sparkle=1),
+        r"of another version \('sparkle'\)",
+    ),
+    "config lacking a setting": (
+        lambda f: save_json(
+            f / "config.json",
+            {"model_type": "toy", "format": 1, "text": "critters-clip"},
+        ),
+        r"another version \('size'\)",
+    ),
+    "config of another family": (
+        lambda f: _config(f, model_type="imagen"),
+        r"holds no toy model \(its family is 'imagen'\)",
+    ),
 }
 
 
@@ -213,35 +365,49 @@ FAULTS = {
 def test_a_broken_folder_gets_one_line(folder, fault):
     damage, message = FAULTS[fault]
     damage(folder)
-    with pytest.raises(UserError, match=message) as e: Toy.from_pretrained(folder, "cpu")
+    with pytest.raises(UserError, match=message) as e:
+        Toy.from_pretrained(folder, "cpu")
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("where", ["file", "beside", "in place"])
 def test_a_pickle_is_refused_and_not_run(folder, tmp_path, where):
     mark = tmp_path / "ran"
+
     class Evil:
-        def __reduce__(self): return os.mkdir, (str(mark),)
-    if where == "in place": torch.save({"w": Evil()}, path := folder / "model.safetensors"); target = folder
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
+    if where == "in place":
+        torch.save({"w": Evil()}, path := folder / "model.safetensors")
+        target = folder
     else:
-        torch.save({"w": Evil()}, path := folder / "pytorch_model.bin"); target = path if where == "file" else folder
+        torch.save({"w": Evil()}, path := folder / "pytorch_model.bin")
+        target = path if where == "file" else folder
         (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no whole safetensors" if where == "in place" else "is a pickle"): Toy.from_pretrained(target, "cpu")
+    with pytest.raises(
+        UserError,
+        match="no whole safetensors" if where == "in place" else "is a pickle",
+    ):
+        Toy.from_pretrained(target, "cpu")
     assert not mark.exists()
     torch.load(shutil.copy(path, tmp_path / "copy.pt"), weights_only=False)
     assert mark.exists()  # it would have
 
 
 def test_a_file_instead_of_a_folder(folder):
-    with pytest.raises(UserError, match="is a file; name the folder"): Toy.from_pretrained(folder / "model.safetensors")
+    with pytest.raises(UserError, match="is a file; name the folder"):
+        Toy.from_pretrained(folder / "model.safetensors")
 
 
 def test_saving_onto_a_file_is_one_line(toy, tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match="cannot write"): toy.save_pretrained(tmp_path / "taken")
+    with pytest.raises(UserError, match="cannot write"):
+        toy.save_pretrained(tmp_path / "taken")
 
 
 # ---- the hub, without one
+
 
 def test_push_hands_over_no_pickle_and_no_encoder(toy, imagen, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", PretendHub)
@@ -250,74 +416,124 @@ def test_push_hands_over_no_pickle_and_no_encoder(toy, imagen, tmp_path, monkeyp
         assert set(PretendHub.files) == {"config.json", "model.safetensors"}
         (tmp_path / "w.safetensors").write_bytes(PretendHub.files["model.safetensors"])
         weights, _ = load_tensors(tmp_path / "w.safetensors")
-        assert set(weights) == set(model.state_dict()) and not any(k.startswith("encoder") for k in weights)
+        assert set(weights) == set(model.state_dict()) and not any(
+            k.startswith("encoder") for k in weights
+        )
 
 
 def test_push_fails_in_one_line(toy, monkeypatch):
     class Unreachable(PretendHub):
-        def create_repo(self, *_, **__): raise ConnectionError("no route\nto host")
+        def create_repo(self, *_, **__):
+            raise ConnectionError("no route\nto host")
+
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Unreachable)
-    with pytest.raises(UserError, match="cannot push to 'owner/name' .no route to host.*hf auth login"): toy.push_to_hub("owner/name")
+    with pytest.raises(
+        UserError, match="cannot push to 'owner/name' .no route to host.*hf auth login"
+    ):
+        toy.push_to_hub("owner/name")
 
 
 def test_push_refuses_an_encoder_that_others_lack(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", PretendHub)
     PretendHub.files = {}
-    with pytest.raises(UserError, match="which others do not have"): Toy(ToyConfig(text=str(tmp_path)), toy.encoder).push_to_hub("owner/name")
+    with pytest.raises(UserError, match="which others do not have"):
+        Toy(ToyConfig(text=str(tmp_path)), toy.encoder).push_to_hub("owner/name")
     assert PretendHub.files == {}
 
 
 def test_a_hub_repository_is_downloaded_once(folder, monkeypatch):
     calls = []
+
     def snapshot(repository, local_files_only=False, allow_patterns=()):
         calls.append((repository, local_files_only, tuple(allow_patterns)))
-        if local_files_only and len(calls) == 1: raise FileNotFoundError("not here yet")
+        if local_files_only and len(calls) == 1:
+            raise FileNotFoundError("not here yet")
         return str(folder)
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(M, "_online", lambda: True)
     a, b = (Toy.from_pretrained("owner/name", "cpu") for _ in range(2))
     assert torch.equal(a.sample(PROMPTS), b.sample(PROMPTS))
-    assert [c[:2] for c in calls] == [("owner/name", True), ("owner/name", False), ("owner/name", True)]
-    assert {p for c in calls for p in c[2]} == {"*.json", "*.safetensors"}  # a pickle is not even fetched
+    assert [c[:2] for c in calls] == [
+        ("owner/name", True),
+        ("owner/name", False),
+        ("owner/name", True),
+    ]
+    assert {p for c in calls for p in c[2]} == {
+        "*.json",
+        "*.safetensors",
+    }  # a pickle is not even fetched
 
 
 def test_half_a_download_is_fetched_again(folder, tmp_path, monkeypatch):
-    (half := tmp_path / "half").mkdir(); shutil.copy(folder / "config.json", half)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _, local_files_only=False, **__: str(half if local_files_only else folder))
+    (half := tmp_path / "half").mkdir()
+    shutil.copy(folder / "config.json", half)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda _, local_files_only=False, **__: str(
+            half if local_files_only else folder
+        ),
+    )
     monkeypatch.setattr(M, "_online", lambda: True)
     assert M.resolve_model("owner/name") == folder
 
 
 def test_the_hub_offline_or_without_the_model(monkeypatch):
     monkeypatch.setattr(M, "_online", lambda: False)
-    with pytest.raises(UserError, match="'owner/none-of-ours' is neither bundled .*hub cannot be reached") as e: Toy.from_pretrained("owner/none-of-ours")
+    with pytest.raises(
+        UserError,
+        match="'owner/none-of-ours' is neither bundled .*hub cannot be reached",
+    ) as e:
+        Toy.from_pretrained("owner/none-of-ours")
     assert "\n" not in str(e.value)
-    def missing(*_, **__): raise RuntimeError("404\nnot found")
+
+    def missing(*_, **__):
+        raise RuntimeError("404\nnot found")
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     monkeypatch.setattr(M, "_online", lambda: True)
-    with pytest.raises(UserError, match="cannot get 'owner/none-of-ours' from the hub .404 not found.; check the name"): M.resolve_model("owner/none-of-ours")
+    with pytest.raises(
+        UserError,
+        match="cannot get 'owner/none-of-ours' from the hub .404 not found.; check the name",
+    ):
+        M.resolve_model("owner/none-of-ours")
 
 
 def test_import_touches_no_network():
     "Fault IP-1, for this module and the ones above it."
-    code = ("import socket\n"
-            "def refuse(*a, **k): raise RuntimeError('network at import')\n"
-            "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-            "import sys, t2i_tutorial.models, t2i_tutorial.diffusion.imagen\n"
-            "print([m for m in ('transformers', 'datasets', 'lpips', 'accelerate', 'diffusers', 'matplotlib') if m in sys.modules])")
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise RuntimeError('network at import')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import sys, t2i_tutorial.models, t2i_tutorial.diffusion.imagen\n"
+        "print([m for m in ('transformers', 'datasets', 'lpips', 'accelerate', 'diffusers', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr
 
 
 # ---- Imagen under the same face
 
+
 def test_imagen_draws_a_prompt_the_same_in_any_company(imagen):
     "Same seed, same picture, whatever the batch: up to rounding, since longer company means more padding and another batch size."
-    with pytest.warns(UserWarning, match="never saw 'grrreen'"): imagen.sample(["a grrreen owl"], steps=2)
+    with pytest.warns(UserWarning, match="never saw 'grrreen'"):
+        imagen.sample(["a grrreen owl"], steps=2)
     whole = imagen.sample([*PROMPTS, LONG], steps=3, seed=4)
     assert torch.equal(whole, imagen.sample([*PROMPTS, LONG], steps=3, seed=4))
-    for batch_size in (1, 2): assert torch.allclose(whole, imagen.sample([*PROMPTS, LONG], steps=3, seed=4, batch_size=batch_size), atol=1e-4)
-    for i in (0, 1, 3, 4): assert torch.allclose(whole[i], imagen.sample([[*PROMPTS, LONG][i]], steps=3, seed=4)[0], atol=1e-4)
+    for batch_size in (1, 2):
+        assert torch.allclose(
+            whole,
+            imagen.sample([*PROMPTS, LONG], steps=3, seed=4, batch_size=batch_size),
+            atol=1e-4,
+        )
+    for i in (0, 1, 3, 4):
+        assert torch.allclose(
+            whole[i],
+            imagen.sample([[*PROMPTS, LONG][i]], steps=3, seed=4)[0],
+            atol=1e-4,
+        )
     assert (whole[1] - whole[2]).abs().max() > 0.01  # asked twice: two pictures
     assert (whole - imagen.sample([*PROMPTS, LONG], steps=3, seed=5)).abs().max() > 0.01
 
@@ -326,23 +542,41 @@ def test_imagen_saved_and_loaded(imagen, tmp_path):
     folder = imagen.save_pretrained(tmp_path / "imagen")
     loaded = Imagen.from_pretrained(folder, "cpu")
     assert loaded.config == imagen.config and not loaded.training
-    assert (loaded.sample(PROMPTS[:2], num_steps=3) - imagen.sample(PROMPTS[:2], steps=3)).abs().max() < 0.05
-    with pytest.raises(UserError, match="holds no toy model .its family is 'imagen'."): Toy.from_pretrained(folder)
+    assert (
+        loaded.sample(PROMPTS[:2], num_steps=3) - imagen.sample(PROMPTS[:2], steps=3)
+    ).abs().max() < 0.05
+    with pytest.raises(UserError, match="holds no toy model .its family is 'imagen'."):
+        Toy.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"unet": {"sparkle": 1}}, "makes no sense"), ({"unet": 3}, "makes no sense"), ({"size": 17}, "size must be a multiple"), ({"text": "critters-clap"}, "critters-clap")])
-def test_imagen_config_that_makes_no_sense(untyped, imagen, tmp_path, change, message, monkeypatch):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"unet": {"sparkle": 1}}, "makes no sense"),
+        ({"unet": 3}, "makes no sense"),
+        ({"size": 17}, "size must be a multiple"),
+        ({"text": "critters-clap"}, "critters-clap"),
+    ],
+)
+def test_imagen_config_that_makes_no_sense(
+    untyped, imagen, tmp_path, change, message, monkeypatch
+):
     from t2i_tutorial import text
+
     monkeypatch.setattr(text, "_online", lambda: False)
     folder = imagen.save_pretrained(tmp_path / "imagen")
     _config(folder, **change)
-    with pytest.raises(UserError, match=message) as e: Imagen.from_pretrained(folder, "cpu")
+    with pytest.raises(UserError, match=message) as e:
+        Imagen.from_pretrained(folder, "cpu")
     assert "\n" not in str(e.value)
 
 
 def test_imagen_config_of_another_size_does_not_fit_the_weights(imagen, tmp_path):
     folder = replace(imagen.config, unet=replace(imagen.config.unet, channels=(24, 48)))
     Imagen(folder, imagen.encoder).save_pretrained(tmp_path / "other")
-    shutil.copy(imagen.save_pretrained(tmp_path / "imagen") / "model.safetensors", tmp_path / "other")
-    with pytest.raises(UserError, match="do not fit its config.json"): Imagen.from_pretrained(tmp_path / "other", "cpu")
+    shutil.copy(
+        imagen.save_pretrained(tmp_path / "imagen") / "model.safetensors",
+        tmp_path / "other",
+    )
+    with pytest.raises(UserError, match="do not fit its config.json"):
+        Imagen.from_pretrained(tmp_path / "other", "cpu")

@@ -1,15 +1,26 @@
 """Chapter 20: the modulated convolution against a slow loop and finite sums, and what its layers promise of sizes and speeds."""
+
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i_tutorial.core import UserError, seeded_generator, seed_everything
-from t2i_tutorial.gan.modulation import EqualConv2d, EqualLinear, ModulatedConv2d, ToRGB, scaled_leaky_relu, modulated_conv2d
+from t2i_tutorial.core import UserError, seed_everything, seeded_generator
+from t2i_tutorial.gan.modulation import (
+    EqualConv2d,
+    EqualLinear,
+    ModulatedConv2d,
+    ToRGB,
+    modulated_conv2d,
+    scaled_leaky_relu,
+)
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=seeded_generator(seed, "test modulation", *shape))
+def randn(*shape, seed=0):
+    return torch.randn(
+        *shape, generator=seeded_generator(seed, "test modulation", *shape)
+    )
 
 
 def slowly(x, kernel, style, demodulate=True):
@@ -19,10 +30,14 @@ def slowly(x, kernel, style, demodulate=True):
     padded, y = F.pad(x, [k // 2] * 4), torch.zeros(b, o, h, w, dtype=torch.float64)
     for n in range(b):
         for c in range(o):
-            mine = (kernel if kernel.ndim == 4 else kernel[n])[c] * style[n][:, None, None]
-            if demodulate: mine = mine / math.sqrt(mine.square().sum().item() + 1e-8)
+            mine = (kernel if kernel.ndim == 4 else kernel[n])[c] * style[n][
+                :, None, None
+            ]
+            if demodulate:
+                mine = mine / math.sqrt(mine.square().sum().item() + 1e-8)
             for r in range(h):
-                for s in range(w): y[n, c, r, s] = (mine * padded[n, :, r:r + k, s:s + k]).sum()
+                for s in range(w):
+                    y[n, c, r, s] = (mine * padded[n, :, r : r + k, s : s + k]).sum()
     return y
 
 
@@ -31,22 +46,42 @@ def slowly(x, kernel, style, demodulate=True):
 @pytest.mark.parametrize("sides", [(2, 3), (7, 6)])
 def test_equals_the_formula_in_float64(sides, kernel, demodulate):
     "Both ways, small maps (scaled) and large ones (copied kernels), one kernel for all and one for each."
-    x, k, style = randn(3, 4, *sides), randn(2, 4, kernel, kernel), 1 + 0.5 * randn(3, 4)
+    x, k, style = (
+        randn(3, 4, *sides),
+        randn(2, 4, kernel, kernel),
+        1 + 0.5 * randn(3, 4),
+    )
     for weight in (k, randn(3, 2, 4, kernel, kernel, seed=1)):
         expected = slowly(x, weight, style, demodulate)
-        assert (modulated_conv2d(x.double(), weight.double(), style.double(), demodulate) - expected).abs().max() < 1e-12
-        assert (modulated_conv2d(x, weight, style, demodulate) - expected).abs().max() < 1e-5
+        assert (
+            modulated_conv2d(x.double(), weight.double(), style.double(), demodulate)
+            - expected
+        ).abs().max() < 1e-12
+        assert (
+            modulated_conv2d(x, weight, style, demodulate) - expected
+        ).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("side", [2, 12])
 def test_both_ways_have_the_same_gradients(side):
-    x, k, style = randn(3, 4, side, side).double(), randn(5, 4, 3, 3).double(), (1 + 0.5 * randn(3, 4)).double()
+    x, k, style = (
+        randn(3, 4, side, side).double(),
+        randn(5, 4, 3, 3).double(),
+        (1 + 0.5 * randn(3, 4)).double(),
+    )
+
     def gradients(spread):
         inputs = [t.clone().requires_grad_() for t in (x, k, style)]
         kernel = inputs[1].expand(3, -1, -1, -1, -1) if spread else inputs[1]
-        return torch.autograd.grad(modulated_conv2d(inputs[0], kernel, inputs[2]).pow(3).sum(), inputs)
-    for a, b in zip(gradients(False), gradients(True)): assert torch.allclose(a, b, atol=1e-9)
-    assert torch.autograd.gradcheck(modulated_conv2d, tuple(t[:2].clone().requires_grad_() for t in (x, k, style)))
+        return torch.autograd.grad(
+            modulated_conv2d(inputs[0], kernel, inputs[2]).pow(3).sum(), inputs
+        )
+
+    for a, b in zip(gradients(False), gradients(True)):
+        assert torch.allclose(a, b, atol=1e-9)
+    assert torch.autograd.gradcheck(
+        modulated_conv2d, tuple(t[:2].clone().requires_grad_() for t in (x, k, style))
+    )
 
 
 @pytest.mark.parametrize("side", [2, 12])
@@ -54,7 +89,9 @@ def test_samples_are_independent(side):
     "JZ-1 has no place here: the batch lies beside the channels for a moment, and must come apart again as it was."
     x, k, style = randn(4, 6, side, side), randn(8, 6, 3, 3), 1 + 0.5 * randn(4, 6)
     together = modulated_conv2d(x, k, style)
-    alone = torch.cat([modulated_conv2d(x[n:n + 1], k, style[n:n + 1]) for n in range(4)])
+    alone = torch.cat(
+        [modulated_conv2d(x[n : n + 1], k, style[n : n + 1]) for n in range(4)]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
     other, said = x.clone(), style.clone()
     other[1], said[1] = 5, -2
@@ -63,14 +100,24 @@ def test_samples_are_independent(side):
 
 def test_only_the_balance_of_a_demodulated_style_counts():
     x, k, style = randn(2, 6, 8, 8), randn(4, 6, 3, 3), 1 + 0.5 * randn(2, 6)
-    assert torch.allclose(modulated_conv2d(x, k, 7 * style), modulated_conv2d(x, k, style), atol=1e-5)
-    assert torch.allclose(modulated_conv2d(x, k, -style), -modulated_conv2d(x, k, style), atol=1e-6)
-    assert torch.allclose(modulated_conv2d(x, k, 7 * style, demodulate=False), 7 * modulated_conv2d(x, k, style, demodulate=False), atol=1e-4)
+    assert torch.allclose(
+        modulated_conv2d(x, k, 7 * style), modulated_conv2d(x, k, style), atol=1e-5
+    )
+    assert torch.allclose(
+        modulated_conv2d(x, k, -style), -modulated_conv2d(x, k, style), atol=1e-6
+    )
+    assert torch.allclose(
+        modulated_conv2d(x, k, 7 * style, demodulate=False),
+        7 * modulated_conv2d(x, k, style, demodulate=False),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("loudness", [0.01, 1.0, 100.0])
 def test_size_is_steady_whatever_the_style(loudness):
-    y = modulated_conv2d(randn(16, 64, 16, 16), randn(32, 64, 3, 3), loudness * (1 + 0.5 * randn(16, 64)))
+    y = modulated_conv2d(
+        randn(16, 64, 16, 16), randn(32, 64, 3, 3), loudness * (1 + 0.5 * randn(16, 64))
+    )
     assert 0.85 < y[..., 1:-1, 1:-1].square().mean().sqrt() < 1.15
 
 
@@ -88,7 +135,8 @@ def test_output_of_a_mapping_network_does_not_depend_on_its_width(lr_mul):
     sizes = {}
     for c in (64, 512):
         x = randn(256, c)
-        for _ in range(8): x = scaled_leaky_relu(EqualLinear(c, c, lr_mul=lr_mul)(x))
+        for _ in range(8):
+            x = scaled_leaky_relu(EqualLinear(c, c, lr_mul=lr_mul)(x))
         sizes[c] = x.square().mean().sqrt().item()
     assert all(0.5 < s < 2 for s in sizes.values()), sizes
 
@@ -97,30 +145,49 @@ def moved(layer, x, lr=1e-3):
     "What one step of Adam does to the weights in use, relative to their size."
     used = lambda: layer.weight.detach() * layer.scale
     before, optimiser = used().clone(), torch.optim.Adam(layer.parameters(), lr)
-    layer(x).square().mean().backward(); optimiser.step()
+    layer(x).square().mean().backward()
+    optimiser.step()
     return ((used() - before).norm() / before.norm()).item()
 
 
 def test_learning_rate_is_equal_over_widths_and_lr_mul_slows_it_down():
     "GG-7: lr_mul belongs into the stored weights and into the scale, else it changes the output and not the speed."
     seed_everything(0)
-    steps = [moved(EqualLinear(c, 64), randn(32, c)) for c in (16, 64, 256)] + [moved(EqualConv2d(c, 16), randn(2, c, 6, 6)) for c in (8, 64)]
+    steps = [moved(EqualLinear(c, 64), randn(32, c)) for c in (16, 64, 256)] + [
+        moved(EqualConv2d(c, 16), randn(2, c, 6, 6)) for c in (8, 64)
+    ]
     assert all(abs(s - 1e-3) < 2e-4 for s in steps), steps
     assert abs(moved(EqualLinear(64, 64, lr_mul=0.01), randn(32, 64)) - 1e-5) < 2e-6
-    torch.manual_seed(3); plain = EqualLinear(8, 8, bias=0.7)
-    torch.manual_seed(3); slow = EqualLinear(8, 8, bias=0.7, lr_mul=0.01)
+    torch.manual_seed(3)
+    plain = EqualLinear(8, 8, bias=0.7)
+    torch.manual_seed(3)
+    slow = EqualLinear(8, 8, bias=0.7, lr_mul=0.01)
     assert torch.allclose(plain(randn(5, 8)), slow(randn(5, 8)), atol=1e-5)
 
 
 def test_layers_equal_torch_with_scaled_weights():
-    dense, conv, x, maps = EqualLinear(12, 5, bias=0.5), EqualConv2d(12, 5, 3, stride=2), randn(4, 12), randn(2, 12, 9, 8)
+    dense, conv, x, maps = (
+        EqualLinear(12, 5, bias=0.5),
+        EqualConv2d(12, 5, 3, stride=2),
+        randn(4, 12),
+        randn(2, 12, 9, 8),
+    )
     assert torch.allclose(dense(x), x @ dense.weight.T / math.sqrt(12) + 0.5, atol=1e-6)
-    assert torch.allclose(conv(maps), F.conv2d(maps, conv.weight / math.sqrt(12 * 9), stride=2, padding=1), atol=1e-6)
+    assert torch.allclose(
+        conv(maps),
+        F.conv2d(maps, conv.weight / math.sqrt(12 * 9), stride=2, padding=1),
+        atol=1e-6,
+    )
     assert conv(maps).shape == (2, 5, 5, 4)
 
 
 def test_leaky_keeps_the_mean_square():
-    assert abs(scaled_leaky_relu(randn(100_000)).square().mean() - 1) < 0.02 and torch.equal(scaled_leaky_relu(torch.tensor([1.0])), -5 * scaled_leaky_relu(torch.tensor([-1.0])))
+    assert abs(
+        scaled_leaky_relu(randn(100_000)).square().mean() - 1
+    ) < 0.02 and torch.equal(
+        scaled_leaky_relu(torch.tensor([1.0])),
+        -5 * scaled_leaky_relu(torch.tensor([-1.0])),
+    )
 
 
 def test_layer_starts_with_every_channel_heard_and_listens_to_its_style():
@@ -137,16 +204,32 @@ def test_to_rgb_is_not_demodulated():
     seed_everything(0)
     layer, x, w = ToRGB(16, 8), randn(2, 16, 6, 6), randn(2, 8)
     expected = slowly(x, layer.weight * layer.scale, layer.style(w), demodulate=False)
-    assert layer(x, w).shape == (2, 3, 6, 6) and (layer(x, w) - expected).abs().max() < 1e-5
-    with torch.no_grad(): quiet = layer(x, w); layer.style.weight *= 3; layer.style.bias *= 3
+    assert (
+        layer(x, w).shape == (2, 3, 6, 6)
+        and (layer(x, w) - expected).abs().max() < 1e-5
+    )
+    with torch.no_grad():
+        quiet = layer(x, w)
+        layer.style.weight *= 3
+        layer.style.bias *= 3
     assert torch.allclose(layer(x, w), 3 * quiet, atol=1e-5)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: ModulatedConv2d(4, 4, 2, 8), "kernel must be an odd number of pixels, not 2"),
-    (lambda: EqualConv2d(4, 4, 0), "kernel must be an odd number of pixels, not 0"),
-    (lambda: EqualLinear(4, 4, lr_mul=0.0), "lr_mul must be more than 0, not 0.0"),
-    (lambda: modulated_conv2d(randn(2, 4, 5, 5), randn(3, 6, 3, 3), randn(2, 4)), "made for 6 channels, the features have 4"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: ModulatedConv2d(4, 4, 2, 8),
+            "kernel must be an odd number of pixels, not 2",
+        ),
+        (lambda: EqualConv2d(4, 4, 0), "kernel must be an odd number of pixels, not 0"),
+        (lambda: EqualLinear(4, 4, lr_mul=0.0), "lr_mul must be more than 0, not 0.0"),
+        (
+            lambda: modulated_conv2d(randn(2, 4, 5, 5), randn(3, 6, 3, 3), randn(2, 4)),
+            "made for 6 channels, the features have 4",
+        ),
+    ],
+)
 def test_mistakes_are_named(untyped, call, message):
-    with pytest.raises(UserError, match=message): call()
+    with pytest.raises(UserError, match=message):
+        call()

@@ -1,4 +1,5 @@
 """What a training leaves behind: presets by name, captions, one training for every family, strips, scores, comparisons."""
+
 import hashlib
 import json
 import shutil
@@ -6,18 +7,25 @@ from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 import torch
-from PIL import Image
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from t2i_tutorial import critters
 from t2i_tutorial import experiments as R
-from t2i_tutorial.core import UserError, seeded_generator, make_grid
+from t2i_tutorial.core import UserError, make_grid, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
+from t2i_tutorial.experiments import (
+    Preset,
+    get_preset,
+    load_or_init_results,
+    quick_evaluate,
+    run_ablation,
+    run_training,
+)
 from t2i_tutorial.hub import TextToImage
-from t2i_tutorial.experiments import Preset, get_preset, run_ablation, load_or_init_results, quick_evaluate, run_training
 from t2i_tutorial.text import full_caption
 from t2i_tutorial.training import TrainConfig
 
@@ -38,24 +46,57 @@ class BlotConfig:
 
 class Blot(TextToImage):
     "The average of all creatures that fit a caption, by two layers."
-    family, config_class, needs_captions, sample_prompts = "blot", BlotConfig, True, R.SAMPLE_PROMPTS
+
+    family, config_class, needs_captions, sample_prompts = (
+        "blot",
+        BlotConfig,
+        True,
+        R.SAMPLE_PROMPTS,
+    )
 
     def __init__(self, config: BlotConfig = BlotConfig(), encoder=None):
         super().__init__(config, encoder)
-        self.body = nn.Sequential(nn.Linear(self.encoder.dim, config.inner.hidden), nn.SiLU(), nn.Linear(config.inner.hidden, 3 * config.size**2))
+        self.body = nn.Sequential(
+            nn.Linear(self.encoder.dim, config.inner.hidden),
+            nn.SiLU(),
+            nn.Linear(config.inner.hidden, 3 * config.size**2),
+        )
 
-    def draw(self, captions): return rearrange(self.body(self.encode_prompts(captions).pooled), "b (c h w) -> b c h w", c=3, h=self.config.size)
+    def draw(self, captions):
+        return rearrange(
+            self.body(self.encode_prompts(captions).pooled),
+            "b (c h w) -> b c h w",
+            c=3,
+            h=self.config.size,
+        )
 
     def training_losses(self, batch, rng, phase="model"):
         noise = 0.1 * torch.randn(batch.images.shape, generator=rng)
-        return {"loss": (self.draw(batch.captions) - batch.images + noise).square().mean(), "lost": noise.mean()}
+        return {
+            "loss": (self.draw(batch.captions) - batch.images + noise).square().mean(),
+            "lost": noise.mean(),
+        }
 
     @torch.no_grad()
-    def sample(self, prompts, seed=0, bright=0.0): return (self.draw(prompts) + bright).clamp(-1, 1)
+    def sample(self, prompts, seed=0, bright=0.0):
+        return (self.draw(prompts) + bright).clamp(-1, 1)
 
 
-
-PRESETS = {"tiny": Preset(BlotConfig(), TrainConfig(max_steps=4, batch_size=8, lr=1e-2, ema_decay=0.9, save_every=2, log_every=1, log_with="none"), 32)}
+PRESETS = {
+    "tiny": Preset(
+        BlotConfig(),
+        TrainConfig(
+            max_steps=4,
+            batch_size=8,
+            lr=1e-2,
+            ema_decay=0.9,
+            save_every=2,
+            log_every=1,
+            log_with="none",
+        ),
+        32,
+    )
+}
 TINY = PRESETS["tiny"]
 
 
@@ -67,10 +108,31 @@ def same(a, b) -> bool:
 
 # ---- settings
 
+
 def test_overrides_reach_their_part():
-    p = get_preset(PRESETS, "tiny", ["max_steps=7", "grain=0.5", "num_images=99", "init_from=there", "batch-size=4", "betas=0.5,0.6"])
-    assert (p.train_config.max_steps, p.train_config.batch_size, p.train_config.betas, p.model_config.grain, p.num_images, p.init_from) == (7, 4, (0.5, 0.6), 0.5, 99, "there")
-    assert p.model_config.inner == Inner() and TINY == get_preset(PRESETS, "tiny") == get_preset({}, TINY)
+    p = get_preset(
+        PRESETS,
+        "tiny",
+        [
+            "max_steps=7",
+            "grain=0.5",
+            "num_images=99",
+            "init_from=there",
+            "batch-size=4",
+            "betas=0.5,0.6",
+        ],
+    )
+    assert (
+        p.train_config.max_steps,
+        p.train_config.batch_size,
+        p.train_config.betas,
+        p.model_config.grain,
+        p.num_images,
+        p.init_from,
+    ) == (7, 4, (0.5, 0.6), 0.5, 99, "there")
+    assert p.model_config.inner == Inner() and TINY == get_preset(
+        PRESETS, "tiny"
+    ) == get_preset({}, TINY)
     assert get_preset({}, p, {"init_from": None}).init_from is None
 
 
@@ -79,106 +141,188 @@ def test_a_field_of_both_is_the_training_s():
     assert (p.train_config.lr_schedule, p.model_config.schedule) == ("cosine", "linear")
 
 
-@pytest.mark.parametrize("words, message", [
-    (["stepps=3"], "unknown setting 'stepps'; did you mean 'max_steps'"), (["max_steps"], "write it as name=value"), ({"lr": "fast"}, "lr must be a number"),
-    (["inner=3"], "unknown setting 'inner'"), (["hidden=3"], "unknown setting 'hidden'"), (["num_images=some"], "num_images must be a whole number"),
-    (["model=3"], "unknown setting 'model'"), (["grain=rough"], "grain must be a number"), (["batch_size=0"], "batch_size must be at least 1")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["stepps=3"], "unknown setting 'stepps'; did you mean 'max_steps'"),
+        (["max_steps"], "write it as name=value"),
+        ({"lr": "fast"}, "lr must be a number"),
+        (["inner=3"], "unknown setting 'inner'"),
+        (["hidden=3"], "unknown setting 'hidden'"),
+        (["num_images=some"], "num_images must be a whole number"),
+        (["model=3"], "unknown setting 'model'"),
+        (["grain=rough"], "grain must be a number"),
+        (["batch_size=0"], "batch_size must be at least 1"),
+    ],
+)
 def test_bad_overrides_get_one_line(words, message):
-    with pytest.raises(UserError, match=message) as e: get_preset(PRESETS, "tiny", words)
+    with pytest.raises(UserError, match=message) as e:
+        get_preset(PRESETS, "tiny", words)
     assert "\n" not in str(e.value)
 
 
 def test_an_unknown_preset_names_the_nearest():
-    with pytest.raises(UserError, match="unknown preset 'tinny'; did you mean 'tiny'"): get_preset(PRESETS, "tinny")
+    with pytest.raises(UserError, match="unknown preset 'tinny'; did you mean 'tiny'"):
+        get_preset(PRESETS, "tinny")
 
 
 def test_a_command_for_presets_with_a_name_only():
     assert R.cli_command("blot", "tiny") == "t2i train blot --preset tiny"
-    assert R.cli_command("blot", "tiny", ["batch-size=4", "lr=1e-3"]) == "t2i train blot --preset tiny batch_size=4 lr=1e-3"
-    assert R.cli_command("blot", "tiny", {"max_steps": 3}) == "t2i train blot --preset tiny max_steps=3"
+    assert (
+        R.cli_command("blot", "tiny", ["batch-size=4", "lr=1e-3"])
+        == "t2i train blot --preset tiny batch_size=4 lr=1e-3"
+    )
+    assert (
+        R.cli_command("blot", "tiny", {"max_steps": 3})
+        == "t2i train blot --preset tiny max_steps=3"
+    )
     assert R.cli_command("blot", TINY, {"max_steps": 3}) is None
 
 
 # ---- captions
 
-@pytest.mark.parametrize("n, size, seed, split, digest", [
-    (60, 16, 0, "train", "9ccdb0ad12d856d8d823a09b0a990b1a204cf993188fcf43a9cf9210457c1929"),
-    (40, 32, 3, "val", "57d4734356f11a96d00f46ca4dfb26c6f3eb6d9d726e1ab655922d367c1f5213")])
+
+@pytest.mark.parametrize(
+    "n, size, seed, split, digest",
+    [
+        (
+            60,
+            16,
+            0,
+            "train",
+            "9ccdb0ad12d856d8d823a09b0a990b1a204cf993188fcf43a9cf9210457c1929",
+        ),
+        (
+            40,
+            32,
+            3,
+            "val",
+            "57d4734356f11a96d00f46ca4dfb26c6f3eb6d9d726e1ab655922d367c1f5213",
+        ),
+    ],
+)
 def test_captions_are_those_of_the_recorded_runs(n, size, seed, split, digest):
     "The digests were taken of the code that trained the recorded models."
     data = R.critters_dataset(n, size, seed, split)
-    assert hashlib.sha256("\n".join("\t".join(group) for group in data.captions).encode()).hexdigest() == digest
+    assert (
+        hashlib.sha256(
+            "\n".join("\t".join(group) for group in data.captions).encode()
+        ).hexdigest()
+        == digest
+    )
 
 
 def test_captions_say_it_all_somewhere():
     data = R.critters_dataset(40, 16)
-    assert all(len(group) == 2 for group in data.captions) and data.captions == R.critters_dataset(40, 16).captions
+    assert (
+        all(len(group) == 2 for group in data.captions)
+        and data.captions == R.critters_dataset(40, 16).captions
+    )
     for i, critter in enumerate(critters.sample_critters(40, 16).critters):
         for text in data.captions[i]:
-            for k, v in critters.parse_caption(text).items(): assert getattr(critter, k) == v, (text, k)
-        if i % 2: assert data.captions[i][1] == full_caption(critter)
+            for k, v in critters.parse_caption(text).items():
+                assert getattr(critter, k) == v, (text, k)
+        if i % 2:
+            assert data.captions[i][1] == full_caption(critter)
 
 
 def test_sample_prompts_hold_only_known_words():
-    assert not Blot().encoder.oov_words(list(R.SAMPLE_PROMPTS)) and len(set(R.SAMPLE_PROMPTS)) == 8
+    assert (
+        not Blot().encoder.oov_words(list(R.SAMPLE_PROMPTS))
+        and len(set(R.SAMPLE_PROMPTS)) == 8
+    )
 
 
 # ---- a training
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "A training that was not stopped."
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, *run_training(Blot, TINY, folder=folder, command="as typed", validation=16)
+    return folder, *run_training(
+        Blot, TINY, folder=folder, command="as typed", validation=16
+    )
 
 
 def test_the_same_seed_gives_the_same_bits(trained, tmp_path):
     folder, model, log = trained
     twin, log_twin = run_training(Blot, TINY, folder=tmp_path / "twin", validation=16)
     assert same(model, twin) and log == log_twin and not model.training
-    other, _ = run_training(Blot, get_preset({}, TINY, {"seed": 1}), folder=tmp_path / "other", validation=16)
+    other, _ = run_training(
+        Blot,
+        get_preset({}, TINY, {"seed": 1}),
+        folder=tmp_path / "other",
+        validation=16,
+    )
     assert not same(model, other)
 
 
 def test_resumed_equals_uninterrupted(trained, tmp_path):
     folder, model, log = trained
     shutil.copytree(folder, tmp_path / "half")
-    for gone in ("model", "checkpoints/step-000004"): shutil.rmtree(tmp_path / "half" / gone)
-    resumed, log_resumed = run_training(Blot, TINY, folder=tmp_path / "half", resume=True, validation=16)
+    for gone in ("model", "checkpoints/step-000004"):
+        shutil.rmtree(tmp_path / "half" / gone)
+    resumed, log_resumed = run_training(
+        Blot, TINY, folder=tmp_path / "half", resume=True, validation=16
+    )
     assert same(model, resumed) and log == log_resumed
     run = json.loads((tmp_path / "half" / "model" / "run.json").read_text())
-    assert run["start_step"] == 2 and run["command"] is None and [h["step"] for h in run["history"]] == [1, 2, 3, 4]
+    assert (
+        run["start_step"] == 2
+        and run["command"] is None
+        and [h["step"] for h in run["history"]] == [1, 2, 3, 4]
+    )
 
 
 def test_the_record_says_how_it_was_made(trained):
     folder, model, log = trained
     run = json.loads((folder / "model" / "run.json").read_text())
-    assert run["command"] == "as typed" and run["start_step"] == 0 and run["preset"] == json.loads(json.dumps(asdict(TINY)))
-    assert run["hardware"]["cores"] and run["seconds"] > 0 and abs(run["history"][-1]["loss"] - log[-1]["loss"]) < 1e-4
-    assert torch.allclose(Blot.from_pretrained(folder / "model", "cpu").sample(["a red cat"]), model.sample(["a red cat"]), atol=1e-2)
+    assert (
+        run["command"] == "as typed"
+        and run["start_step"] == 0
+        and run["preset"] == json.loads(json.dumps(asdict(TINY)))
+    )
+    assert (
+        run["hardware"]["cores"]
+        and run["seconds"] > 0
+        and abs(run["history"][-1]["loss"] - log[-1]["loss"]) < 1e-4
+    )
+    assert torch.allclose(
+        Blot.from_pretrained(folder / "model", "cpu").sample(["a red cat"]),
+        model.sample(["a red cat"]),
+        atol=1e-2,
+    )
 
 
 def test_validation_only_where_it_was_asked_for(trained, tmp_path):
     assert "validation" in trained[2][-1]
     _, log = run_training(Blot, TINY)
     assert not any("validation" in h for h in log)
-    _, log = run_training(Blot, TINY, ImageTextDataset.from_critters(16, 16), validation=16)  # none is known for data of one's own
+    _, log = run_training(
+        Blot, TINY, ImageTextDataset.from_critters(16, 16), validation=16
+    )  # none is known for data of one's own
     assert not any("validation" in h for h in log)
 
 
 def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"): run_training(Blot, TINY, folder=tmp_path)
+    with pytest.raises(UserError, match="is not empty"):
+        run_training(Blot, TINY, folder=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match="resume=True needs a folder"): run_training(Blot, TINY, resume=True)
+    with pytest.raises(UserError, match="resume=True needs a folder"):
+        run_training(Blot, TINY, resume=True)
 
 
 def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):
     seen = []
+
     def prepare(model, preset, data, drawn, anew):
         seen.append((type(model), preset, len(data), drawn, anew))
         with torch.no_grad():
-            for p in model.parameters(): p.zero_()
+            for p in model.parameters():
+                p.zero_()
+
     still = get_preset({}, TINY, {"lr": 1e-30, "weight_decay": 0.0, "ema_decay": None})
     model, _ = run_training(Blot, still, folder=tmp_path / "run", prepare=prepare)
     run_training(Blot, still, ImageTextDataset.from_critters(9, 16), prepare=prepare)
@@ -191,26 +335,43 @@ def test_what_it_draws_on_the_way_are_the_data_s_captions():
     model, _ = run_training(Blot, TINY, data)
     assert list(model.sample_prompts) == [c[0] for c in data.captions[:8]]
     assert tuple(run_training(Blot, TINY)[0].sample_prompts) == R.SAMPLE_PROMPTS
+
     class Stream:
-        def __len__(self): return len(data)
-        def batches(self, *a, **k): return data.batches(*a, **k)
-    assert tuple(run_training(Blot, TINY, Stream())[0].sample_prompts) == R.SAMPLE_PROMPTS
+        def __len__(self):
+            return len(data)
+
+        def batches(self, *a, **k):
+            return data.batches(*a, **k)
+
+    assert (
+        tuple(run_training(Blot, TINY, Stream())[0].sample_prompts) == R.SAMPLE_PROMPTS
+    )
 
 
-def test_each_caption_is_encoded_once_and_kept_in_the_folder(trained, tmp_path, monkeypatch):
+def test_each_caption_is_encoded_once_and_kept_in_the_folder(
+    trained, tmp_path, monkeypatch
+):
     "MI-9: the peer runs its text encoder for each sample, every time."
     from t2i_tutorial.clip import CLIPTextEncoder
+
     asked, encode = [], CLIPTextEncoder.encode
-    def count(self, texts): asked.extend(texts); return encode(self, texts)
+
+    def count(self, texts):
+        asked.extend(texts)
+        return encode(self, texts)
+
     monkeypatch.setattr(CLIPTextEncoder, "encode", count)
     data = R.critters_dataset(16, 16)
     run_training(Blot, TINY, data, tmp_path / "run")
     captions = {c for group in data.captions for c in group}
     assert captions <= set(asked) and max(asked.count(c) for c in captions) == 1
-    assert list((tmp_path / "run" / ".texts").iterdir()) and not list((tmp_path / "run" / "model").glob(".texts"))
+    assert list((tmp_path / "run" / ".texts").iterdir()) and not list(
+        (tmp_path / "run" / "model").glob(".texts")
+    )
 
 
 # ---- strips
+
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.sampled_from([4, 7, 16]), st.booleans())
@@ -223,60 +384,106 @@ def test_a_grid_comes_apart_again(n, s, wide):
 def test_strip_of_a_training(tmp_path):
     "Rows are steps, columns are prompts, in the PNG too."
     from PIL import Image
+
     shown = get_preset({}, TINY, {"sample_every": 2, "log_with": "tensorboard"})
     model, _ = run_training(Blot, shown, folder=tmp_path / "run")
-    strip = R.sample_history_grid(tmp_path / "run", path=tmp_path / "strip.png", note="a note")
+    strip = R.sample_history_grid(
+        tmp_path / "run", path=tmp_path / "strip.png", note="a note"
+    )
     png = Image.open(tmp_path / "strip.png")
-    assert json.loads(png.text["max_steps"]) == [2, 4] and png.text["note"] == "a note" and png.size == (strip.shape[2], strip.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
+    assert (
+        json.loads(png.text["max_steps"]) == [2, 4]
+        and png.text["note"] == "a note"
+        and png.size == (strip.shape[2], strip.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
+    )
     one = R.sample_history_grid(tmp_path / "run", [4])
     assert torch.equal(R.split_grid(one, 8, 8), R.split_grid(strip, 16, 8)[8:])
-    assert (R.split_grid(one, 8, 8) - model.sample_grid(seeded_generator(0))[0]).abs().max() < 0.02  # 8 bits a colour
-    with pytest.raises(UserError, match="unknown step '3'"): R.sample_history_grid(tmp_path / "run", [3])
-    with pytest.raises(UserError, match="no samples of a training"): R.sample_history_grid(tmp_path / "elsewhere")
+    assert (
+        R.split_grid(one, 8, 8) - model.sample_grid(seeded_generator(0))[0]
+    ).abs().max() < 0.02  # 8 bits a colour
+    with pytest.raises(UserError, match="unknown step '3'"):
+        R.sample_history_grid(tmp_path / "run", [3])
+    with pytest.raises(UserError, match="no samples of a training"):
+        R.sample_history_grid(tmp_path / "elsewhere")
 
 
 # ---- scores and comparisons
 
+
 class Copyist(Blot):
     "Draws what is asked for with the renderer, so that the judge must be content; with `spoilt`, another body colour."
+
     def sample(self, prompts, seed=0, spoilt=False):
         asked = [critters.Critter(**critters.parse_caption(p)) for p in prompts]
         colours = list(critters.COLOURS)
-        def other(c): return next(k for k in colours if k not in (c.body, c.second))
-        if spoilt: asked = [replace(c, body=other(c)) for c in asked]
+
+        def other(c):
+            return next(k for k in colours if k not in (c.body, c.second))
+
+        if spoilt:
+            asked = [replace(c, body=other(c)) for c in asked]
         return critters.render(asked, size=self.config.size, seed=seed)
 
 
 def test_scores_tell_right_from_wrong():
     model = Copyist(BlotConfig(size=32))
     right, wrong = quick_evaluate(model, 32), quick_evaluate(model, 32, spoilt=True)
-    assert right["body_colour"]["value"] > 0.9 and right["species"]["value"] > 0.9 and right["all"]["value"] > 0.7
+    assert (
+        right["body_colour"]["value"] > 0.9
+        and right["species"]["value"] > 0.9
+        and right["all"]["value"] > 0.7
+    )
     assert wrong["body_colour"]["value"] < 0.1 and wrong["species"]["value"] > 0.8
-    assert right["body_colour"]["ci_low"] <= right["body_colour"]["value"] <= right["body_colour"]["ci_high"] and {"kid", "frechet", "seconds", "cpu_seconds"} <= set(right)
+    assert right["body_colour"]["ci_low"] <= right["body_colour"]["value"] <= right[
+        "body_colour"
+    ]["ci_high"] and {"kid", "frechet", "seconds", "cpu_seconds"} <= set(right)
 
 
 def test_prompts_of_a_score_depend_on_the_seed_alone(monkeypatch):
     asked, sample = [], Blot.sample
-    def note(self, prompts, **how): asked.append((list(prompts), how)); return sample(self, prompts, **how)
+
+    def note(self, prompts, **how):
+        asked.append((list(prompts), how))
+        return sample(self, prompts, **how)
+
     monkeypatch.setattr(Blot, "sample", note)
     a, b = Blot(), Blot(BlotConfig(grain=1.0))
-    quick_evaluate(a, 16), quick_evaluate(b, 16, bright=0.5), quick_evaluate(a, 16, seed=1)
-    assert asked[0][0] == asked[1][0] != asked[2][0] and [how for _, how in asked] == [{"seed": 0}, {"seed": 0, "bright": 0.5}, {"seed": 1}]
+    (
+        quick_evaluate(a, 16),
+        quick_evaluate(b, 16, bright=0.5),
+        quick_evaluate(a, 16, seed=1),
+    )
+    assert asked[0][0] == asked[1][0] != asked[2][0] and [how for _, how in asked] == [
+        {"seed": 0},
+        {"seed": 0, "bright": 0.5},
+        {"seed": 1},
+    ]
 
 
 def test_a_file_of_results_is_gone_on_from_or_refused(tmp_path):
     path = tmp_path / "r.json"
     begun = load_or_init_results(path, {"n": 16, "max_steps": (1, 2)})
-    assert begun["runs"] == {} and begun["n"] == 16 and begun["hardware"]["cores"] and not path.exists() and load_or_init_results(None, {"n": 3})["n"] == 3
+    assert (
+        begun["runs"] == {}
+        and begun["n"] == 16
+        and begun["hardware"]["cores"]
+        and not path.exists()
+        and load_or_init_results(None, {"n": 3})["n"] == 3
+    )
     path.write_text(json.dumps(begun | {"runs": {"a": 1}}))
-    assert load_or_init_results(path, {"n": 16, "max_steps": (1, 2)})["runs"] == {"a": 1}  # a tuple comes back as a list, and is the same
-    with pytest.raises(UserError, match="was measured with n=16, not 32; remove it"): load_or_init_results(path, {"n": 32, "max_steps": (1, 2)})
-    with pytest.raises(UserError, match="was measured with seed=None, not 0"): load_or_init_results(path, {"n": 16, "seed": 0})
+    assert load_or_init_results(path, {"n": 16, "max_steps": (1, 2)})["runs"] == {
+        "a": 1
+    }  # a tuple comes back as a list, and is the same
+    with pytest.raises(UserError, match="was measured with n=16, not 32; remove it"):
+        load_or_init_results(path, {"n": 32, "max_steps": (1, 2)})
+    with pytest.raises(UserError, match="was measured with seed=None, not 0"):
+        load_or_init_results(path, {"n": 16, "seed": 0})
 
 
 def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
     "A run that was finished is never made again, and what was finished before a failure is on disk."
     variants, made = {"slow": {"lr": 1e-4}, "fast": {"lr": 1e-2}}, []
+
     def train(preset, data):
         if preset.train.lr == 1e-2 and not made[1:]:
             made.append("broke")
@@ -285,27 +492,61 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
         model, log = run_training(Blot, preset, data)
         log[-1] |= {"generator/loss": 2.0, "lossless": 3.0}
         return model, log
-    with pytest.raises(UserError, match="power"): run_ablation(tmp_path / "c.json", variants, TINY, train, 16)
+
+    with pytest.raises(UserError, match="power"):
+        run_ablation(tmp_path / "c.json", variants, TINY, train, 16)
     before = json.loads((tmp_path / "c.json").read_text())
     assert list(before["runs"]) == ["slow"]
     found = run_ablation(tmp_path / "c.json", variants, TINY, train, 16)
-    assert made == [1e-4, "broke", 1e-2] and list(found["runs"]) == ["slow", "fast"] and found["runs"]["slow"] == before["runs"]["slow"]
+    assert (
+        made == [1e-4, "broke", 1e-2]
+        and list(found["runs"]) == ["slow", "fast"]
+        and found["runs"]["slow"] == before["runs"]["slow"]
+    )
     fast = found["runs"]["fast"]
-    assert fast["changes"] == {"lr": 1e-2} and fast["generator/loss"] == 2.0 and "lossless" not in fast and "lost" not in fast
-    assert fast["loss"] < found["runs"]["slow"]["loss"] and {"training_seconds", "training_cpu_seconds", "seconds", "kid"} <= set(fast)
-    assert json.loads(json.dumps(found)) == json.loads((tmp_path / "c.json").read_text())
-    with pytest.raises(UserError, match="was measured with n=16, not 32"): run_ablation(tmp_path / "c.json", variants, TINY, train, 32)
+    assert (
+        fast["changes"] == {"lr": 1e-2}
+        and fast["generator/loss"] == 2.0
+        and "lossless" not in fast
+        and "lost" not in fast
+    )
+    assert fast["loss"] < found["runs"]["slow"]["loss"] and {
+        "training_seconds",
+        "training_cpu_seconds",
+        "seconds",
+        "kid",
+    } <= set(fast)
+    assert json.loads(json.dumps(found)) == json.loads(
+        (tmp_path / "c.json").read_text()
+    )
+    with pytest.raises(UserError, match="was measured with n=16, not 32"):
+        run_ablation(tmp_path / "c.json", variants, TINY, train, 32)
     other = replace(TINY, num_images=33)
-    with pytest.raises(UserError, match="was measured with preset="): run_ablation(tmp_path / "c.json", variants, other, train, 16)
+    with pytest.raises(UserError, match="was measured with preset="):
+        run_ablation(tmp_path / "c.json", variants, other, train, 16)
 
 
 def test_awake_creatures_can_be_exchanged():
     some, images = R.probe_critters(12, 16, seed=1)
-    assert len(some) == len(images) == 12 and images.shape[1:] == (3, 16, 16) and all(c.action != "sleeping" for c in some)
-    assert all(getattr(R.swap_attribute(c, "eye_colour"), "eye_colour") != c.eye_colour for c in some)
-    assert R.probe_critters(12, 16, seed=1)[0] == some != R.probe_critters(12, 16, seed=2)[0]
+    assert (
+        len(some) == len(images) == 12
+        and images.shape[1:] == (3, 16, 16)
+        and all(c.action != "sleeping" for c in some)
+    )
+    assert all(
+        getattr(R.swap_attribute(c, "eye_colour"), "eye_colour") != c.eye_colour
+        for c in some
+    )
+    assert (
+        R.probe_critters(12, 16, seed=1)[0]
+        == some
+        != R.probe_critters(12, 16, seed=2)[0]
+    )
 
 
 def test_a_strip_says_what_it_shows(tmp_path):
-    R.save_annotated_png(tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why")
-    with Image.open(tmp_path / "s.png") as image: assert image.size == (6, 4) and image.text == {"rows": "[1, 2]", "note": "why"}
+    R.save_annotated_png(
+        tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why"
+    )
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.size == (6, 4) and image.text == {"rows": "[1, 2]", "note": "why"}

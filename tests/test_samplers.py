@@ -1,4 +1,5 @@
 """Chapter 34: steps, the walk, exact moments on a Gaussian, and parity with diffusers."""
+
 import math
 
 import diffusers
@@ -7,40 +8,66 @@ import torch
 
 from t2i_tutorial.core import UserError
 from t2i_tutorial.diffusion import samplers as S
-from t2i_tutorial.diffusion.noise import NoiseSchedule, add_noise, make_noise_schedule, prediction_target, x0_from_prediction
+from t2i_tutorial.diffusion.noise import (
+    NoiseSchedule,
+    add_noise,
+    make_noise_schedule,
+    prediction_target,
+    x0_from_prediction,
+)
 
 MEAN, SPREAD = 0.4, 0.5
 TARGETS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-def generator(seed=0): return torch.Generator().manual_seed(seed)
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
-def randn(*shape, seed=0, dtype=torch.float64): return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
 
 
 def gaussian(schedule):
     "The exact denoiser of a Gaussian."
+
     def denoise(x, t):
         power = schedule.alpha_bar[t]
-        return MEAN + power.sqrt() * SPREAD**2 / (power * SPREAD**2 + 1 - power) * (x - power.sqrt() * MEAN)
+        return MEAN + power.sqrt() * SPREAD**2 / (power * SPREAD**2 + 1 - power) * (
+            x - power.sqrt() * MEAN
+        )
+
     return denoise
 
 
 def moments(schedule, sampler, steps, eta=0.0):
     "Exact mean and spread of what a sampler draws: the walk is linear in each noise, so one unit of each is enough."
-    units = iter(torch.eye(steps + 2, dtype=torch.float64)[1:])           # call k: a 1 in row k, never one in row 0
-    x = S.run_sampler(gaussian(schedule), lambda: next(units), schedule, steps, sampler, eta)
+    units = iter(
+        torch.eye(steps + 2, dtype=torch.float64)[1:]
+    )  # call k: a 1 in row k, never one in row 0
+    x = S.run_sampler(
+        gaussian(schedule), lambda: next(units), schedule, steps, sampler, eta
+    )
     return x[0].item(), (x[1:] - x[0]).square().sum().sqrt().item()
 
 
 # ---- timesteps
 
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 20, 30, 64, 250, 999, 1000])
 def test_timesteps_fall_from_the_last_and_equal_diffusers(steps):
     ours = S.sampling_timesteps(1000, steps)
-    assert ours[0] == 999 and len(ours) == steps and all(a > b for a, b in zip(ours, ours[1:])) and ours[-1] >= 0
-    for scheduler in (diffusers.DDPMScheduler, diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler):
+    assert (
+        ours[0] == 999
+        and len(ours) == steps
+        and all(a > b for a, b in zip(ours, ours[1:]))
+        and ours[-1] >= 0
+    )
+    for scheduler in (
+        diffusers.DDPMScheduler,
+        diffusers.DDIMScheduler,
+        diffusers.DPMSolverMultistepScheduler,
+    ):
         theirs = scheduler(timestep_spacing="trailing")
         theirs.set_timesteps(steps)
         assert theirs.timesteps.tolist()[:steps] == ours
@@ -48,12 +75,23 @@ def test_timesteps_fall_from_the_last_and_equal_diffusers(steps):
 
 # ---- a Gaussian with the exact denoiser
 
-@pytest.mark.parametrize("name, ends", [("cosine", True), ("cosine", False), ("linear", True), ("linear", False)])
-@pytest.mark.parametrize("sampler, eta", [("dpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)])
+
+@pytest.mark.parametrize(
+    "name, ends",
+    [("cosine", True), ("cosine", False), ("linear", True), ("linear", False)],
+)
+@pytest.mark.parametrize(
+    "sampler, eta",
+    [("dpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)],
+)
 def test_all_steps_recover_mean_and_spread(sampler, eta, name, ends):
     "MI-13: a peer has ancestral DDPM only. On a Gaussian every sampler must recover both moments."
-    mean, spread = moments(make_noise_schedule(name, zero_terminal_snr=ends), sampler, 1000, eta)
-    assert mean == pytest.approx(MEAN, abs=4e-3) and spread == pytest.approx(SPREAD, rel=0.01)
+    mean, spread = moments(
+        make_noise_schedule(name, zero_terminal_snr=ends), sampler, 1000, eta
+    )
+    assert mean == pytest.approx(MEAN, abs=4e-3) and spread == pytest.approx(
+        SPREAD, rel=0.01
+    )
 
 
 def test_moments_by_monte_carlo():
@@ -61,9 +99,17 @@ def test_moments_by_monte_carlo():
     s = make_noise_schedule()
     for sampler in S.SAMPLERS:
         g = generator(1)
-        x = S.run_sampler(gaussian(s), lambda: torch.randn(100_000, generator=g, dtype=torch.float64), s, 15, sampler)
+        x = S.run_sampler(
+            gaussian(s),
+            lambda: torch.randn(100_000, generator=g, dtype=torch.float64),
+            s,
+            15,
+            sampler,
+        )
         mean, spread = moments(s, sampler, 15)
-        assert abs(x.mean() - mean) < 0.008 and x.std() == pytest.approx(spread, rel=0.01)
+        assert abs(x.mean() - mean) < 0.008 and x.std() == pytest.approx(
+            spread, rel=0.01
+        )
 
 
 @pytest.mark.parametrize("sampler", S.SAMPLERS)
@@ -84,20 +130,31 @@ def test_order_of_convergence():
     "Ten times the steps: DDIM's error falls by ten (first order), DPM-Solver++(2M)'s by far more, on timesteps inside the schedule."
     s = make_noise_schedule("linear", num_timesteps=4000, zero_terminal_snr=False)
     times = lambda n: [round(3200 - k * 2800 / n) for k in range(n + 1)]
+
     def end(n, memory):
         x, last, d = torch.tensor([0.0, 1.0], dtype=torch.float64), None, gaussian(s)
         ts = times(n)
         for t, u in zip(ts, ts[1:]):
             now, then, x0 = S._amplitudes(s, t), S._amplitudes(s, u), d(x, t)
             x = S.dpmpp_2m_step(x, x0, now, then, last)
-            if memory: last = (x0, math.log(now[0] / now[1]))
+            if memory:
+                last = (x0, math.log(now[0] / now[1]))
         return x
+
     exact = end(2800, True)
-    error = {(n, m): (end(n, m) - exact).abs().max().item() for n in (20, 200) for m in (False, True)}
-    assert 7 < error[20, False] / error[200, False] < 14 and error[20, True] / error[200, True] > 40
+    error = {
+        (n, m): (end(n, m) - exact).abs().max().item()
+        for n in (20, 200)
+        for m in (False, True)
+    }
+    assert (
+        7 < error[20, False] / error[200, False] < 14
+        and error[20, True] / error[200, True] > 40
+    )
 
 
 # ---- identities
+
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_eta_one_equals_ddpm(ends):
@@ -105,20 +162,41 @@ def test_eta_one_equals_ddpm(ends):
     s, out = make_noise_schedule(zero_terminal_snr=ends), []
     for sampler, eta in (("ddim", 1.0), ("ddpm", 0.0)):
         g = generator(2)
-        out.append(S.run_sampler(lambda x, t: torch.tanh(2 * x), lambda: torch.randn(64, generator=g, dtype=torch.float64), s, 1000, sampler, eta))
+        out.append(
+            S.run_sampler(
+                lambda x, t: torch.tanh(2 * x),
+                lambda: torch.randn(64, generator=g, dtype=torch.float64),
+                s,
+                1000,
+                sampler,
+                eta,
+            )
+        )
     assert torch.allclose(*out, atol=1e-8)
 
 
 def test_eta_one_is_finite_from_pure_noise():
     s = make_noise_schedule()
-    for steps in (2, 5, 8, 20): assert run_ours(s, predictor("v", s), "v", steps, (4, 3, 8, 8), "ddim", 1.0).isfinite().all()
+    for steps in (2, 5, 8, 20):
+        assert (
+            run_ours(s, predictor("v", s), "v", steps, (4, 3, 8, 8), "ddim", 1.0)
+            .isfinite()
+            .all()
+        )
 
 
 def test_dpm_without_memory_is_ddim():
     s = make_noise_schedule()
     for t, u in ((999, 900), (700, 600), (100, 40), (30, -1)):
-        now, then, x, x0 = S._amplitudes(s, t), S._amplitudes(s, u), randn(32), randn(32, seed=1)
-        assert torch.allclose(S.dpmpp_2m_step(x, x0, now, then), S.ddim_step(x, x0, now, then), atol=1e-12)
+        now, then, x, x0 = (
+            S._amplitudes(s, t),
+            S._amplitudes(s, u),
+            randn(32),
+            randn(32, seed=1),
+        )
+        assert torch.allclose(
+            S.dpmpp_2m_step(x, x0, now, then), S.ddim_step(x, x0, now, then), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -128,60 +206,104 @@ def test_a_true_guess_keeps_the_marginal(t, u, eta):
     s, x0 = make_noise_schedule(), torch.full((200_000,), 0.7, dtype=torch.float64)
     xt, _ = add_noise(x0, torch.full((200_000,), t), s, randn(200_000))
     now, then = S._amplitudes(s, t), S._amplitudes(s, u)
-    for x in (S.ddim_step(xt, x0, now, then, eta, randn(200_000, seed=1)), S.ddpm_step(xt, x0, now, then, randn(200_000, seed=1)),
-              S.dpmpp_2m_step(xt, x0, now, then)):
-        assert abs(x.mean() - then[0] * 0.7) < 0.01 and x.std() == pytest.approx(then[1], rel=0.01)
+    for x in (
+        S.ddim_step(xt, x0, now, then, eta, randn(200_000, seed=1)),
+        S.ddpm_step(xt, x0, now, then, randn(200_000, seed=1)),
+        S.dpmpp_2m_step(xt, x0, now, then),
+    ):
+        assert abs(x.mean() - then[0] * 0.7) < 0.01 and x.std() == pytest.approx(
+            then[1], rel=0.01
+        )
 
 
 @pytest.mark.parametrize("sampler", S.SAMPLERS)
 def test_one_step_is_the_guess_and_a_constant_guess_is_reached(sampler):
     s, goal = make_noise_schedule(), randn(2, 3, 4, 4)
-    assert torch.equal(S.run_sampler(lambda x, t: goal, lambda: randn(2, 3, 4, 4, seed=1), s, 1, sampler), goal)
-    assert torch.allclose(S.run_sampler(lambda x, t: goal, lambda: randn(2, 3, 4, 4, seed=1), s, 7, sampler), goal, atol=1e-12)
+    assert torch.equal(
+        S.run_sampler(
+            lambda x, t: goal, lambda: randn(2, 3, 4, 4, seed=1), s, 1, sampler
+        ),
+        goal,
+    )
+    assert torch.allclose(
+        S.run_sampler(
+            lambda x, t: goal, lambda: randn(2, 3, 4, 4, seed=1), s, 7, sampler
+        ),
+        goal,
+        atol=1e-12,
+    )
 
 
 # ---- parity, in float64, so that 1e-5 tells a formula from a rounding (diffusers' DPM-Solver++ goes through float32 all the same)
+
 
 def run_theirs(scheduler, schedule, predict, steps, shape, **more):
     g = generator(3)
     scheduler.alphas_cumprod = schedule.alpha_bar
     scheduler.set_timesteps(steps)
-    if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler): step = lambda *a: scheduler.step(*a).prev_sample
-    else: step = lambda *a: scheduler.step(*a, generator=g, **more).prev_sample
+    if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
+        step = lambda *a: scheduler.step(*a).prev_sample
+    else:
+        step = lambda *a: scheduler.step(*a, generator=g, **more).prev_sample
     x = torch.randn(shape, generator=g, dtype=torch.float64)
-    for t in scheduler.timesteps: x = step(predict(x, int(t)), t, x)
+    for t in scheduler.timesteps:
+        x = step(predict(x, int(t)), t, x)
     return x
 
 
 def run_ours(schedule, predict, target, steps, shape, sampler, eta=0.0):
     g = generator(3)
-    denoise = lambda x, t: x0_from_prediction(target, predict(x, t), x, torch.full((len(x),), t), schedule)
-    return S.run_sampler(denoise, lambda: torch.randn(shape, generator=g, dtype=torch.float64), schedule, steps, sampler, eta)
+    denoise = lambda x, t: x0_from_prediction(
+        target, predict(x, t), x, torch.full((len(x),), t), schedule
+    )
+    return S.run_sampler(
+        denoise,
+        lambda: torch.randn(shape, generator=g, dtype=torch.float64),
+        schedule,
+        steps,
+        sampler,
+        eta,
+    )
 
 
 def predictor(target, schedule):
     "A denoiser that is wrong, but sane, in the terms of a target: the picture is a squashed x_t."
+
     def predict(x, t):
         t = torch.full((len(x),), t)
         x0 = torch.tanh(1.5 * x)
-        if target == "x0": return x0
+        if target == "x0":
+            return x0
         alpha, sigma = schedule.at(t, x)
         return prediction_target(target, x0, (x - alpha * x0) / sigma, t, schedule)
+
     return predict
 
 
-TABLES = [(name, ends, target) for name in ("cosine", "linear") for ends in (False, True) for target in TARGETS
-          if not (target == "eps" and ends)]   # eps has no answer at an SNR of 0
+TABLES = [
+    (name, ends, target)
+    for name in ("cosine", "linear")
+    for ends in (False, True)
+    for target in TARGETS
+    if not (target == "eps" and ends)
+]  # eps has no answer at an SNR of 0
 
 
 @pytest.mark.parametrize("name, ends, target", TABLES)
 @pytest.mark.parametrize("steps", [1, 5, 20, 30, 100])
 def test_ddpm_equals_diffusers(name, ends, target, steps):
     s = make_noise_schedule(name, zero_terminal_snr=ends)
-    theirs = diffusers.DDPMScheduler(clip_sample=False, thresholding=False, variance_type="fixed_small",
-                                     prediction_type=TARGETS[target], timestep_spacing="trailing")
+    theirs = diffusers.DDPMScheduler(
+        clip_sample=False,
+        thresholding=False,
+        variance_type="fixed_small",
+        prediction_type=TARGETS[target],
+        timestep_spacing="trailing",
+    )
     a = run_theirs(theirs, s, predictor(target, s), steps, (4, 3, 8, 8))
-    assert (a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "ddpm")).abs().max() < 1e-5
+    assert (
+        a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "ddpm")
+    ).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name, ends, target", TABLES)
@@ -193,20 +315,36 @@ def test_ddim_equals_diffusers(name, ends, target, steps, eta):
     From an SNR of 0 its eta stays a little below 1, where rounding can make it take the root of a negative number.
     """
     s = make_noise_schedule(name, zero_terminal_snr=ends)
-    if ends: eta = min(eta, 0.999)
-    theirs = diffusers.DDIMScheduler(clip_sample=False, thresholding=False, set_alpha_to_one=True,
-                                     prediction_type=TARGETS[target], timestep_spacing="trailing")
+    if ends:
+        eta = min(eta, 0.999)
+    theirs = diffusers.DDIMScheduler(
+        clip_sample=False,
+        thresholding=False,
+        set_alpha_to_one=True,
+        prediction_type=TARGETS[target],
+        timestep_spacing="trailing",
+    )
     a = run_theirs(theirs, s, predictor(target, s), steps, (4, 3, 8, 8), eta=eta)
-    assert (a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "ddim", eta)).abs().max() < 1e-5
+    assert (
+        a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "ddim", eta)
+    ).abs().max() < 1e-5
 
 
 def dpm_of_diffusers(target):
     return diffusers.DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero", thresholding=False,
-        prediction_type=TARGETS[target], timestep_spacing="trailing")
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        thresholding=False,
+        prediction_type=TARGETS[target],
+        timestep_spacing="trailing",
+    )
 
 
-@pytest.mark.parametrize("name, ends, target", [c for c in TABLES if c != ("cosine", False, "eps")])  # alpha 5e-5: float32 fails
+@pytest.mark.parametrize(
+    "name, ends, target", [c for c in TABLES if c != ("cosine", False, "eps")]
+)  # alpha 5e-5: float32 fails
 @pytest.mark.parametrize("steps", [1, 2, 5, 14, 20, 30, 100])
 def test_dpm_equals_diffusers(name, ends, target, steps):
     """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR must be finite; the same table goes to both here.
@@ -214,9 +352,14 @@ def test_dpm_equals_diffusers(name, ends, target, steps):
     It computes in float32: from eps, a single step divides its rounding by an alpha below 0.01, hence the wider bound there.
     """
     s = make_noise_schedule(name, zero_terminal_snr=ends)
-    if ends: s = NoiseSchedule(s.alpha_bar.clamp(min=2**-24))
-    a = run_theirs(dpm_of_diffusers(target), s, predictor(target, s), steps, (4, 3, 8, 8))
-    assert (a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "dpm")).abs().max() < (1e-4 if (target, steps) == ("eps", 1) else 1e-5)
+    if ends:
+        s = NoiseSchedule(s.alpha_bar.clamp(min=2**-24))
+    a = run_theirs(
+        dpm_of_diffusers(target), s, predictor(target, s), steps, (4, 3, 8, 8)
+    )
+    assert (
+        a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "dpm")
+    ).abs().max() < (1e-4 if (target, steps) == ("eps", 1) else 1e-5)
 
 
 def test_dpm_at_an_snr_of_exactly_zero():
@@ -224,38 +367,75 @@ def test_dpm_at_an_snr_of_exactly_zero():
     s, predict = make_noise_schedule(), predictor("v", make_noise_schedule())
     ours = run_ours(s, predict, "v", 50, (4, 3, 8, 8), "dpm")
     assert run_theirs(dpm_of_diffusers("v"), s, predict, 50, (4, 3, 8, 8)).isnan().any()
-    near = run_theirs(dpm_of_diffusers("v"), NoiseSchedule(s.alpha_bar.clamp(min=2**-24)), predict, 50, (4, 3, 8, 8))
+    near = run_theirs(
+        dpm_of_diffusers("v"),
+        NoiseSchedule(s.alpha_bar.clamp(min=2**-24)),
+        predict,
+        50,
+        (4, 3, 8, 8),
+    )
     assert ours.isfinite().all() and (ours - near).abs().max() < 0.02
 
 
 # ---- the walk
 
+
 def test_every_step_is_handed_out():
     s, g = make_noise_schedule(), generator(4)
-    walk = list(S.iter_sampling(gaussian(s), lambda: torch.randn(5, generator=g, dtype=torch.float64), s, 12))
-    assert [t for t, _, _ in walk] == S.sampling_timesteps(1000, 12) and all(x.shape == x0.shape == (5,) for _, x0, x in walk)
-    assert torch.equal(walk[-1][1], walk[-1][2])                       # the last step ends at its own guess
-    again = S.run_sampler(gaussian(s), lambda: torch.randn(5, generator=generator(4), dtype=torch.float64), s, 12, show_progress=True)
+    walk = list(
+        S.iter_sampling(
+            gaussian(s), lambda: torch.randn(5, generator=g, dtype=torch.float64), s, 12
+        )
+    )
+    assert [t for t, _, _ in walk] == S.sampling_timesteps(1000, 12) and all(
+        x.shape == x0.shape == (5,) for _, x0, x in walk
+    )
+    assert torch.equal(walk[-1][1], walk[-1][2])  # the last step ends at its own guess
+    again = S.run_sampler(
+        gaussian(s),
+        lambda: torch.randn(5, generator=generator(4), dtype=torch.float64),
+        s,
+        12,
+        show_progress=True,
+    )
     assert torch.equal(again, walk[-1][2])
 
 
 @pytest.mark.parametrize("sampler, draws", [("dpm", 1), ("ddim", 1), ("ddpm", 9)])
 def test_noise_is_drawn_and_the_denoiser_asked_as_often_as_said(sampler, draws):
     s, asked, drawn = make_noise_schedule(), [], []
-    def noise(): drawn.append(1); return torch.zeros(2)
-    def denoise(x, t): asked.append(t); return x
+
+    def noise():
+        drawn.append(1)
+        return torch.zeros(2)
+
+    def denoise(x, t):
+        asked.append(t)
+        return x
+
     S.run_sampler(denoise, noise, s, 8, sampler)
     assert len(asked) == 8 and len(drawn) == draws
 
 
-@pytest.mark.parametrize("more, message", [
-    (dict(sampler="dpm++"), "did you mean 'dpm'"), (dict(steps=0), "from 1 to 1000, not 0"), (dict(steps=1001), "not 1001"),
-    (dict(sampler="ddim", eta=1.5), "eta must be a number from 0 to 1, not 1.5"), (dict(sampler="ddim", eta=math.nan), "not nan")])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (dict(sampler="dpm++"), "did you mean 'dpm'"),
+        (dict(steps=0), "from 1 to 1000, not 0"),
+        (dict(steps=1001), "not 1001"),
+        (dict(sampler="ddim", eta=1.5), "eta must be a number from 0 to 1, not 1.5"),
+        (dict(sampler="ddim", eta=math.nan), "not nan"),
+    ],
+)
 def test_a_mistake_is_one_line(more, message):
-    with pytest.raises(UserError, match=message) as e: S.run_sampler(lambda x, t: x, lambda: torch.zeros(1), make_noise_schedule(), **more)
+    with pytest.raises(UserError, match=message) as e:
+        S.run_sampler(
+            lambda x, t: x, lambda: torch.zeros(1), make_noise_schedule(), **more
+        )
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("steps", [True, 2.5, "20"])
 def test_steps_must_be_a_whole_number(untyped, steps):
-    with pytest.raises(UserError, match="steps must be a whole number"): S.sampling_timesteps(1000, steps)
+    with pytest.raises(UserError, match="steps must be a whole number"):
+        S.sampling_timesteps(1000, steps)

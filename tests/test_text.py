@@ -1,12 +1,15 @@
 """Chapter 7: tokens, masks, encoders, null text, the cache."""
+
 import warnings
 
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer as BPE, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as BPE
+from tokenizers import models, pre_tokenizers, processors
 
-from t2i_tutorial import critters, text as T
+from t2i_tutorial import critters
+from t2i_tutorial import text as T
 from t2i_tutorial.clip import CLIP, CLIPTextEncoder
 from t2i_tutorial.core import UserError
 
@@ -14,7 +17,8 @@ LONG = "a small blue and red dragon with green eyes, breathing fire, facing left
 
 
 @pytest.fixture(scope="module")
-def tokenizer(): return T.Tokenizer.train(T.sample_captions(3000))
+def tokenizer():
+    return T.Tokenizer.train(T.sample_captions(3000))
 
 
 @pytest.fixture(scope="module")
@@ -22,38 +26,79 @@ def folders(tmp_path_factory, tokenizer):
     "A random T5 encoder and a random CLIP text model, saved by the real classes."
     torch.manual_seed(0)
     tiny = dict(vocab_size=128)
-    made = {"t5": transformers.T5EncoderModel(transformers.T5Config(**tiny, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)),
-            "clip": transformers.CLIPTextModel(transformers.CLIPTextConfig(
-                **tiny, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24,
-                eos_token_id=1, bos_token_id=0, pad_token_id=1))}
+    made = {
+        "t5": transformers.T5EncoderModel(
+            transformers.T5Config(
+                **tiny, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+            )
+        ),
+        "clip": transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                **tiny,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=24,
+                eos_token_id=1,
+                bos_token_id=0,
+                pad_token_id=1,
+            )
+        ),
+    }
     paths = {}
     for kind, model in made.items():
         paths[kind] = str(tmp_path_factory.mktemp(kind))
-        words = BPE(models.WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", ",", *tokenizer.words])}, unk_token="<unk>"))
+        words = BPE(
+            models.WordLevel(
+                {
+                    w: i
+                    for i, w in enumerate(
+                        ["<pad>", "</s>", "<unk>", ",", *tokenizer.words]
+                    )
+                },
+                unk_token="<unk>",
+            )
+        )
         words.pre_tokenizer = pre_tokenizers.Whitespace()
-        words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+        words.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
         pad = "<pad>" if kind == "t5" else "</s>"  # CLIP pads with its end mark
-        transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token="</s>", unk_token="<unk>").save_pretrained(paths[kind])
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token=pad, eos_token="</s>", unk_token="<unk>"
+        ).save_pretrained(paths[kind])
         model.save_pretrained(paths[kind])
     return paths
 
 
 @pytest.fixture(scope="module", params=["t5", "clip", "ours", "ours+token-embeddings"])
 def encoder(request, folders):
-    if request.param.startswith("ours"): return CLIPTextEncoder(CLIP.from_pretrained("critters-clip"), request.param != "ours")
+    if request.param.startswith("ours"):
+        return CLIPTextEncoder(
+            CLIP.from_pretrained("critters-clip"), request.param != "ours"
+        )
     return T.PretrainedTextEncoder(folders[request.param])
 
 
 def tokenize(encoder, texts):
-    return encoder.tokenize(texts) if hasattr(encoder, "tokenize") else encoder.tokenizer.encode(texts)
+    return (
+        encoder.tokenize(texts)
+        if hasattr(encoder, "tokenize")
+        else encoder.tokenizer.encode(texts)
+    )
 
 
 def test_every_caption_word_is_few_tokens_and_comes_back(tokenizer):
     captions = T.sample_captions(500, seed=9, split="held_out", tries=3)
     ids, mask = tokenizer.encode(captions)
     assert [tokenizer.decode(row.tolist()) for row in ids] == captions
-    assert int(mask.sum(1).max()) <= 30 and set(critters.VOCABULARY) <= set(tokenizer.words)
-    assert all(len(tokenizer.tokens(w)) == 1 for w in (*critters.SPECIES, *critters.COLOURS))
+    assert int(mask.sum(1).max()) <= 30 and set(critters.VOCABULARY) <= set(
+        tokenizer.words
+    )
+    assert all(
+        len(tokenizer.tokens(w)) == 1 for w in (*critters.SPECIES, *critters.COLOURS)
+    )
 
 
 @pytest.mark.parametrize("text", ["schmetterling 龍 ☃", "naïve", "", "x" * 40, "🐉"])
@@ -63,12 +108,17 @@ def test_no_text_is_unrepresentable(tokenizer, text):
 
 
 def test_capitals_and_unicode_forms_are_one(tokenizer):
-    assert torch.equal(tokenizer.encode(["A Red CAT"])[0], tokenizer.encode(["a red cat"])[0])
-    assert torch.equal(tokenizer.encode(["cafe\u0301"])[0], tokenizer.encode(["caf\u00e9"])[0])
+    assert torch.equal(
+        tokenizer.encode(["A Red CAT"])[0], tokenizer.encode(["a red cat"])[0]
+    )
+    assert torch.equal(
+        tokenizer.encode(["cafe\u0301"])[0], tokenizer.encode(["caf\u00e9"])[0]
+    )
 
 
 def test_long_text_is_cut_with_a_warning_and_closed(tokenizer):
-    with pytest.warns(UserWarning, match="shorten it"): ids, mask = tokenizer.encode(["red " * 100])
+    with pytest.warns(UserWarning, match="shorten it"):
+        ids, mask = tokenizer.encode(["red " * 100])
     assert ids.shape == (1, 48) and ids[0, -1] == T.Tokenizer.END and mask.all()
 
 
@@ -79,19 +129,33 @@ def test_fixed_length_pads_or_cuts(tokenizer):
 
 def test_tokenizer_saves_and_loads(tokenizer, tmp_path):
     other = T.Tokenizer.load(tokenizer.save(tmp_path / "t.json"))
-    assert torch.equal(other.encode([LONG])[0], tokenizer.encode([LONG])[0]) and other.words == tokenizer.words
+    assert (
+        torch.equal(other.encode([LONG])[0], tokenizer.encode([LONG])[0])
+        and other.words == tokenizer.words
+    )
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="no tokenizer of ours"): T.Tokenizer.load(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="no tokenizer of ours"):
+        T.Tokenizer.load(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("texts, message", [("a red cat", "not one string"), ([], "list is empty"), (["a", 3], "text 1 is not a string")])
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ("a red cat", "not one string"),
+        ([], "list is empty"),
+        (["a", 3], "text 1 is not a string"),
+    ],
+)
 def test_bad_texts_get_one_line(untyped, texts, message):
-    with pytest.raises(UserError, match=message): T.check_texts(texts)
+    with pytest.raises(UserError, match=message):
+        T.check_texts(texts)
 
 
 def test_full_caption_is_of_the_grammar_and_says_all():
     for c in critters.sample_critters(40, size=16, split="test").critters:
-        assert critters.parse_caption(T.full_caption(c)) == {k: getattr(c, k) for k in critters.ATTRIBUTES}
+        assert critters.parse_caption(T.full_caption(c)) == {
+            k: getattr(c, k) for k in critters.ATTRIBUTES
+        }
 
 
 def test_what_stands_in_padding_changes_no_bit(encoder):
@@ -101,13 +165,19 @@ def test_what_stands_in_padding_changes_no_bit(encoder):
     before = encoder.embed(ids, mask)
     for junk in (2, 5, 60):
         after = encoder.embed(ids.masked_fill(~mask, junk), mask)
-        for name in ("tokens", "mask", "pooled"): assert torch.equal(getattr(before, name), getattr(after, name)), name
+        for name in ("tokens", "mask", "pooled"):
+            assert torch.equal(getattr(before, name), getattr(after, name)), name
 
 
 def test_a_text_is_the_same_alone_and_in_longer_company(encoder):
-    alone, together = encoder.encode(["a red cat"]), encoder.encode([LONG, "a red cat", LONG])
+    alone, together = (
+        encoder.encode(["a red cat"]),
+        encoder.encode([LONG, "a red cat", LONG]),
+    )
     n = alone.tokens.shape[1]
-    assert torch.allclose(alone.tokens[0], together.tokens[1, :n], atol=1e-5) and torch.allclose(alone.pooled[0], together.pooled[1], atol=1e-5)
+    assert torch.allclose(
+        alone.tokens[0], together.tokens[1, :n], atol=1e-5
+    ) and torch.allclose(alone.pooled[0], together.pooled[1], atol=1e-5)
     assert (together.tokens[1, n:] == 0).all()
 
 
@@ -118,80 +188,139 @@ def test_masked_mean_ignores_nan_and_short_captions_stay_apart():
     h = torch.where(mask[..., None], h, torch.randn(32))
     cosine = lambda p: torch.cosine_similarity(p[0], p[1], dim=0).abs()
     assert cosine(h.mean(1)) > 0.9 and cosine(T.mean_pool(h, mask)) < 0.6
-    assert torch.equal(T.mean_pool(h.masked_fill(~mask[..., None], float("nan")), mask), T.mean_pool(h, mask))
+    assert torch.equal(
+        T.mean_pool(h.masked_fill(~mask[..., None], float("nan")), mask),
+        T.mean_pool(h, mask),
+    )
 
 
 def test_encoders_are_frozen_and_of_one_face(encoder):
     e = encoder.encode([LONG])
-    assert isinstance(encoder, T.TextEncoder) and e.pooled.shape == (1, encoder.dim) and e.tokens.shape[-1] == encoder.dim
-    assert not e.pooled.requires_grad and not any(p.requires_grad for p in encoder.parameters())
-    encoder.train(); assert not encoder.training
+    assert (
+        isinstance(encoder, T.TextEncoder)
+        and e.pooled.shape == (1, encoder.dim)
+        and e.tokens.shape[-1] == encoder.dim
+    )
+    assert not e.pooled.requires_grad and not any(
+        p.requires_grad for p in encoder.parameters()
+    )
+    encoder.train()
+    assert not encoder.training
 
 
 def test_clip_pooling_equals_the_real_class(folders):
     encoder = T.PretrainedTextEncoder(folders["clip"])
     ids, mask = encoder.tokenize(["a red cat", LONG])
-    real = transformers.CLIPTextModel.from_pretrained(folders["clip"])(ids, mask.long()).pooler_output
+    real = transformers.CLIPTextModel.from_pretrained(folders["clip"])(
+        ids, mask.long()
+    ).pooler_output
     assert torch.allclose(encoder.embed(ids, mask).pooled, real, atol=1e-6)
 
 
 def test_t5_tokens_equal_the_real_class(folders):
     encoder = T.PretrainedTextEncoder(folders["t5"])
     ids, mask = encoder.tokenize(["a red cat"])
-    real = transformers.T5EncoderModel.from_pretrained(folders["t5"])(ids, mask.long()).last_hidden_state
+    real = transformers.T5EncoderModel.from_pretrained(folders["t5"])(
+        ids, mask.long()
+    ).last_hidden_state
     assert torch.allclose(encoder.embed(ids, mask).tokens, real, atol=1e-6)
 
 
 def test_hub_encoder_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(T, "_online", lambda: False)
-    with pytest.raises(UserError, match="hf download google/t5-v1_1-none-of-ours"): T.PretrainedTextEncoder("google/t5-v1_1-none-of-ours")
-    with pytest.raises(UserError, match="no folder"): T.PretrainedTextEncoder("./nowhere")
-    with pytest.raises(UserError, match="no whole text model"): T.PretrainedTextEncoder(str(tmp_path))
+    with pytest.raises(UserError, match="hf download google/t5-v1_1-none-of-ours"):
+        T.PretrainedTextEncoder("google/t5-v1_1-none-of-ours")
+    with pytest.raises(UserError, match="no folder"):
+        T.PretrainedTextEncoder("./nowhere")
+    with pytest.raises(UserError, match="no whole text model"):
+        T.PretrainedTextEncoder(str(tmp_path))
 
 
 def test_other_models_and_foreign_code_are_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="'bert' model"): T.PretrainedTextEncoder(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}')
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass")
-    with pytest.raises(UserError): T.PretrainedTextEncoder(str(tmp_path))
+    with pytest.raises(UserError, match="'bert' model"):
+        T.PretrainedTextEncoder(str(tmp_path))
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}'
+    )
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass"
+    )
+    with pytest.raises(UserError):
+        T.PretrainedTextEncoder(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_words_are_named_with_near_ones(encoder, folders):
-    with pytest.warns(UserWarning, match="purpel") as seen: found = T.warn_oov(encoder, ["a purpel cat"])
+    with pytest.warns(UserWarning, match="purpel") as seen:
+        found = T.warn_oov(encoder, ["a purpel cat"])
     assert list(found) == ["purpel"] and len(seen) == 1
-    if isinstance(encoder, CLIPTextEncoder): assert found["purpel"][0] == "purple"
+    if isinstance(encoder, CLIPTextEncoder):
+        assert found["purpel"][0] == "purple"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert T.warn_oov(encoder, ["a red cat", LONG]) == {}
 
 
 def test_null_text_replaces_everything_and_learns():
-    text = T.TextEmbedding(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), torch.randn(3, 8))
+    text = T.TextEmbedding(
+        torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), torch.randn(3, 8)
+    )
     null = T.NullTextEmbedding(8)
     out = null.drop_captions(text, torch.tensor([True, False, False]))
-    assert torch.equal(out.tokens[0], text.tokens[0]) and torch.equal(out.pooled[0], text.pooled[0]) and out.mask[0].all()
-    assert torch.equal(out.tokens[1], out.tokens[2]) and out.mask[1].tolist() == [True, False, False, False, False]
+    assert (
+        torch.equal(out.tokens[0], text.tokens[0])
+        and torch.equal(out.pooled[0], text.pooled[0])
+        and out.mask[0].all()
+    )
+    assert torch.equal(out.tokens[1], out.tokens[2]) and out.mask[1].tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     (out.tokens.sum() + out.pooled.sum()).backward()
     assert (null.token.grad != 0).all() and (null.pooled.grad != 0).all()
 
 
 def test_embedding_can_be_indexed_moved_and_trimmed():
-    text = T.TextEmbedding(torch.randn(3, 5, 8), torch.arange(5) < torch.tensor([[2], [3], [1]]), torch.randn(3, 8))
-    assert len(text[[0, 2]]) == 2 and len(text[1]) == 1 and text[torch.tensor([True, False, True])].pooled.shape == (2, 8)
+    text = T.TextEmbedding(
+        torch.randn(3, 5, 8),
+        torch.arange(5) < torch.tensor([[2], [3], [1]]),
+        torch.randn(3, 8),
+    )
+    assert (
+        len(text[[0, 2]]) == 2
+        and len(text[1]) == 1
+        and text[torch.tensor([True, False, True])].pooled.shape == (2, 8)
+    )
     assert text.trimmed().tokens.shape == (3, 3, 8)
     half = text.to(torch.float16)
-    assert half.tokens.dtype == torch.float16 and half.mask.dtype == torch.bool and text.to("cpu").pooled.dtype == torch.float32
+    assert (
+        half.tokens.dtype == torch.float16
+        and half.mask.dtype == torch.bool
+        and text.to("cpu").pooled.dtype == torch.float32
+    )
 
 
 def test_cache_equals_the_encoder_and_encodes_once(encoder, tmp_path):
     calls = []
+
     class Counting:
         name, dim, unknown_words = encoder.name, encoder.dim, encoder.oov_words
-        def encode(self, texts): calls.extend(texts); return encoder.encode(texts)
+
+        def encode(self, texts):
+            calls.extend(texts)
+            return encoder.encode(texts)
+
     first = T.encode_cached(Counting(), ["a red cat", LONG, "a red cat"], tmp_path)
-    assert torch.equal(first.tokens, encoder.encode(["a red cat", LONG, "a red cat"]).tokens) and calls.count(LONG) == 1
+    assert (
+        torch.equal(
+            first.tokens, encoder.encode(["a red cat", LONG, "a red cat"]).tokens
+        )
+        and calls.count(LONG) == 1
+    )
     again = T.encode_cached(Counting(), [LONG, "a red cat"], tmp_path)
     assert calls.count(LONG) == 1 and torch.equal(again.pooled, first.pooled[[1, 0]])
 
@@ -199,23 +328,35 @@ def test_cache_equals_the_encoder_and_encodes_once(encoder, tmp_path):
 @pytest.mark.parametrize("fault", ["truncated", "empty", "json", "other"])
 def test_a_broken_cache_is_built_again_saying_so(folders, tmp_path, fault):
     encoder = T.PretrainedTextEncoder(folders["t5"])
-    good, path = T.encode_cached(encoder, [LONG], tmp_path), next(tmp_path.glob("*.safetensors"))
-    if fault == "other": T.save_tensors(path, {"x": torch.zeros(1)})
-    else: path.write_bytes({"truncated": path.read_bytes()[:-40], "empty": b"", "json": b"{}"}[fault])
-    with pytest.warns(UserWarning, match="built again"): healed = T.encode_cached(encoder, [LONG], tmp_path)
+    good, path = (
+        T.encode_cached(encoder, [LONG], tmp_path),
+        next(tmp_path.glob("*.safetensors")),
+    )
+    if fault == "other":
+        T.save_tensors(path, {"x": torch.zeros(1)})
+    else:
+        path.write_bytes(
+            {"truncated": path.read_bytes()[:-40], "empty": b"", "json": b"{}"}[fault]
+        )
+    with pytest.warns(UserWarning, match="built again"):
+        healed = T.encode_cached(encoder, [LONG], tmp_path)
     assert torch.equal(healed.tokens, good.tokens)
     with warnings.catch_warnings():
-        warnings.simplefilter("error"); T.encode_cached(encoder, [LONG], tmp_path)
+        warnings.simplefilter("error")
+        T.encode_cached(encoder, [LONG], tmp_path)
 
 
 def test_a_cache_of_other_weights_is_stale(folders, tmp_path):
     encoder = T.PretrainedTextEncoder(folders["t5"])
     old = T.encode_cached(encoder, ["a red cat"], tmp_path)
-    with torch.no_grad(): encoder.model.get_input_embeddings().weight.mul_(-2)
-    with pytest.warns(UserWarning, match="encoder has changed"): new = T.encode_cached(encoder, ["a red cat"], tmp_path)
+    with torch.no_grad():
+        encoder.model.get_input_embeddings().weight.mul_(-2)
+    with pytest.warns(UserWarning, match="encoder has changed"):
+        new = T.encode_cached(encoder, ["a red cat"], tmp_path)
     assert not torch.allclose(old.pooled, new.pooled)
 
 
 def test_two_encoders_do_not_share_a_file(folders, tmp_path):
-    for kind in ("t5", "clip"): T.encode_cached(T.PretrainedTextEncoder(folders[kind]), [LONG], tmp_path)
+    for kind in ("t5", "clip"):
+        T.encode_cached(T.PretrainedTextEncoder(folders[kind]), [LONG], tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2

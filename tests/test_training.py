@@ -1,4 +1,5 @@
 """The training loop: it goes on as if never stopped, it sees what it clips, it hides no error, and it refuses bad input in one line."""
+
 import json
 import math
 import os
@@ -22,25 +23,56 @@ from torch import nn
 
 from t2i_tutorial.core import UserError, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
-from t2i_tutorial.training import (EMA, Checkpoint, TrainingInterrupted, TinyDenoiser, TrainConfig, Trainer, InfiniteBatches, check_finite, clip_grad_norm, find_checkpoint,
-                                   lr_at_step, list_checkpoints, load_checkpoint, load_weights, apply_overrides, get_rng_state, set_rng_state,
-                                   save_checkpoint, evaluation_mode, step_rng)
+from t2i_tutorial.training import (
+    EMA,
+    Checkpoint,
+    InfiniteBatches,
+    TinyDenoiser,
+    TrainConfig,
+    Trainer,
+    TrainingInterrupted,
+    apply_overrides,
+    check_finite,
+    clip_grad_norm,
+    evaluation_mode,
+    find_checkpoint,
+    get_rng_state,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    lr_at_step,
+    save_checkpoint,
+    set_rng_state,
+    step_rng,
+)
 
-QUICK = TrainConfig(max_steps=6, batch_size=8, save_every=2, log_every=1, log_with="none", device="cpu", ema_decay=0.9)
+QUICK = TrainConfig(
+    max_steps=6,
+    batch_size=8,
+    save_every=2,
+    log_every=1,
+    log_with="none",
+    device="cpu",
+    ema_decay=0.9,
+)
 
 
 class Line:
     "A data set of points: x, and y = 3x - 1, as dictionaries; the order is a function of seed and epoch."
 
-    def __init__(self, n=40): self.x = torch.linspace(-1, 1, n)[:, None]
+    def __init__(self, n=40):
+        self.x = torch.linspace(-1, 1, n)[:, None]
 
-    def __len__(self): return len(self.x)
+    def __len__(self):
+        return len(self.x)
 
     def batches(self, batch_size, seed=0, epoch=0, start=0, drop_last=False):
-        order = torch.randperm(len(self.x), generator=seeded_generator(seed, "order", epoch))
+        order = torch.randperm(
+            len(self.x), generator=seeded_generator(seed, "order", epoch)
+        )
         n = len(order) - len(order) % batch_size if drop_last else len(order)
         for i in range(start * batch_size, n, batch_size):
-            x = self.x[order[i:min(i + batch_size, n)]]
+            x = self.x[order[i : min(i + batch_size, n)]]
             yield {"x": x, "y": 3 * x - 1}
 
 
@@ -49,24 +81,44 @@ class Fit(nn.Module):
 
     def __init__(self, bad=None, bad_at=None):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.SiLU(), nn.Linear(16, 1))
+        self.net = nn.Sequential(
+            nn.Linear(1, 16), nn.Dropout(0.2), nn.SiLU(), nn.Linear(16, 1)
+        )
         self.bad, self.bad_at, self.calls = bad, bad_at, 0
 
     def training_losses(self, batch, rng, phase="model"):
         self.calls += 1
-        noise = 0.01 * (torch.randn(batch["x"].shape, generator=rng) + np.random.rand() + random.random())
+        noise = 0.01 * (
+            torch.randn(batch["x"].shape, generator=rng)
+            + np.random.rand()
+            + random.random()
+        )
         error = (self.net(batch["x"]) + noise - batch["y"]).square().mean()
         terms = {"loss": error, "size": error.detach() + 1}
         if self.bad and self.calls == self.bad_at:
-            if self.bad == "grad_norm": terms["loss"] = error + (0 * self.net[0].weight).sum().abs().sqrt()  # finite, but its slope is not
-            elif self.bad == "error": raise RuntimeError("the model broke")
-            else: terms[self.bad] = terms[self.bad] * math.nan
+            if self.bad == "grad_norm":
+                terms["loss"] = (
+                    error + (0 * self.net[0].weight).sum().abs().sqrt()
+                )  # finite, but its slope is not
+            elif self.bad == "error":
+                raise RuntimeError("the model broke")
+            else:
+                terms[self.bad] = terms[self.bad] * math.nan
         return terms
 
 
-def fit(folder=None, config=QUICK, model=None, seed=0, resume=False, data=None, validation=None):
+def fit(
+    folder=None,
+    config=QUICK,
+    model=None,
+    seed=0,
+    resume=False,
+    data=None,
+    validation=None,
+):
     torch.manual_seed(seed)
-    if model is None or isinstance(model, type): model = (model or Fit)()
+    if model is None or isinstance(model, type):
+        model = (model or Fit)()
     trainer = Trainer(model, data or Line(), config, folder, validation)
     trainer.fit(resume)
     return trainer
@@ -74,19 +126,25 @@ def fit(folder=None, config=QUICK, model=None, seed=0, resume=False, data=None, 
 
 def refusal(action, *args, kind=UserError, **kwargs):
     "The message of the error that must come; it must be one line."
-    with pytest.raises(kind) as e: action(*args, **kwargs)
+    with pytest.raises(kind) as e:
+        action(*args, **kwargs)
     assert "\n" not in str(e.value) and len(str(e.value)) < 600
     return str(e.value)
 
 
-def equal(a, b): return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
 def same_end(a: Path, b: Path) -> list[str]:
     "What differs between the last checkpoints, and the logs, of two trainings."
     x, y = load_checkpoint(find_checkpoint(a)), load_checkpoint(find_checkpoint(b))
-    differing = [k for k in x.tensors if not equal(x.tensors[k], y.tensors[k])] + [k for k in x.state if x.state[k] != y.state[k]]
-    return differing + ["log"] * ((a / "losses.jsonl").read_bytes() != (b / "losses.jsonl").read_bytes())
+    differing = [k for k in x.tensors if not equal(x.tensors[k], y.tensors[k])] + [
+        k for k in x.state if x.state[k] != y.state[k]
+    ]
+    return differing + ["log"] * (
+        (a / "losses.jsonl").read_bytes() != (b / "losses.jsonl").read_bytes()
+    )
 
 
 # ---- stopping and going on
@@ -96,12 +154,23 @@ def killed_runs(folder):
     "Run as a program of its own: one training that is never stopped, one that is killed ten times. Each runs in a fork of this process."
     torch.set_num_threads(1)
     fit(Path(folder) / "warm")  # imports all there is to import, once, before the forks
-    folder, config = Path(folder), replace(QUICK, max_steps=240, save_every=4, sample_every=0)
+    folder, config = (
+        Path(folder),
+        replace(QUICK, max_steps=240, save_every=4, sample_every=0),
+    )
+
     def child(name, die_before_rename=False):
         pid = os.fork()
-        if pid: return pid
-        def rename(path, target): os.kill(os.getpid(), signal.SIGKILL) if target.name == "step-000040" else os.rename(path, target)
-        if die_before_rename: Path.rename = rename
+        if pid:
+            return pid
+
+        def rename(path, target):
+            os.kill(
+                os.getpid(), signal.SIGKILL
+            ) if target.name == "step-000040" else os.rename(path, target)
+
+        if die_before_rename:
+            Path.rename = rename
         try:
             torch.set_num_threads(1)
             fit(folder / name, config, resume=True, validation=Line(16))
@@ -109,37 +178,71 @@ def killed_runs(folder):
         except BaseException as e:
             print(repr(e), flush=True)
             os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child("killed", die_before_rename=True), 0)[1]) == -signal.SIGKILL
+
+    assert (
+        os.waitstatus_to_exitcode(
+            os.waitpid(child("killed", die_before_rename=True), 0)[1]
+        )
+        == -signal.SIGKILL
+    )
     half = [p.name[:12] for p in (folder / "killed" / "checkpoints").glob(".step-*")]
     assert half == [".step-000040"] and max(list_checkpoints(folder / "killed")) == 36
     print("killed at the last moment of writing step 40: it does not count", flush=True)
     start = time.time()
     assert os.waitpid(child("whole"), 0)[1] == 0
-    whole, chance, kills, names, reached = time.time() - start, random.Random(int.from_bytes(os.urandom(4), "big")), 0, ["killed"], set()
+    whole, chance, kills, names, reached = (
+        time.time() - start,
+        random.Random(int.from_bytes(os.urandom(4), "big")),
+        0,
+        ["killed"],
+        set(),
+    )
     while kills < 10:
         pid = child(names[-1])
         time.sleep(chance.uniform(0.02, 0.2 * whole))
         os.kill(pid, signal.SIGKILL)
         end = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if end == 0: names.append(f"killed{len(names)}")  # it was faster than we: the kills go on in another training
+        if end == 0:
+            names.append(
+                f"killed{len(names)}"
+            )  # it was faster than we: the kills go on in another training
         else:
             assert end == -signal.SIGKILL
             kills += 1
-            there, half = list_checkpoints(folder / names[-1]), len(list((folder / names[-1]).glob("checkpoints/.step-*")))
+            there, half = (
+                list_checkpoints(folder / names[-1]),
+                len(list((folder / names[-1]).glob("checkpoints/.step-*"))),
+            )
             reached.add((names[-1], max(there, default=0)))
-            print(f"kill {kills}: last whole checkpoint {max(there, default=0)} of {names[-1]!r}, half-written {half}", flush=True)
+            print(
+                f"kill {kills}: last whole checkpoint {max(there, default=0)} of {names[-1]!r}, half-written {half}",
+                flush=True,
+            )
     assert len(reached) >= 4, f"the kills came too early: {reached}"
     assert os.waitpid(child(names[-1]), 0)[1] == 0
-    print("differing:", sum((same_end(folder / "whole", folder / name) for name in names), []), flush=True)
+    print(
+        "differing:",
+        sum((same_end(folder / "whole", folder / name) for name in names), []),
+        flush=True,
+    )
 
 
 def test_killed_ten_times_equals_never_killed(tmp_path):
     "SIGKILL at ten random moments; weights, average, optimiser, random states, best, log: every bit is the same (MI-11)."
-    done = subprocess.run([sys.executable, __file__, "killed_runs", str(tmp_path)], capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        [sys.executable, __file__, "killed_runs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     print(done.stdout)
-    assert done.returncode == 0 and "differing: []" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "differing: []" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert max(list_checkpoints(tmp_path / "killed")) == 240
-    assert not list((tmp_path / "killed").glob("checkpoints/.step-*"))  # nothing half-written is left
+    assert not list(
+        (tmp_path / "killed").glob("checkpoints/.step-*")
+    )  # nothing half-written is left
 
 
 @pytest.mark.parametrize("at", [1, 5, 6, 7, 11])
@@ -149,7 +252,8 @@ def test_resume_from_any_step_is_exact(tmp_path, at):
     fit(tmp_path / "whole", config, validation=Line(16))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for step, path in list_checkpoints(tmp_path / "cut").items():
-        if step > at: shutil.rmtree(path)
+        if step > at:
+            shutil.rmtree(path)
     fit(tmp_path / "cut", config, seed=99, resume=True, validation=Line(16))
     assert same_end(tmp_path / "whole", tmp_path / "cut") == []
 
@@ -159,16 +263,22 @@ def test_resume_from_an_earlier_checkpoint_removes_the_later_ones(tmp_path):
     fit(tmp_path / "whole", config)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     early = tmp_path / "again" / "checkpoints" / "step-000002"
-    with pytest.raises(RuntimeError): fit(tmp_path / "again", config, Fit("error", bad_at=1), resume=early)
+    with pytest.raises(RuntimeError):
+        fit(tmp_path / "again", config, Fit("error", bad_at=1), resume=early)
     assert list(list_checkpoints(tmp_path / "again")) == [2]
     fit(tmp_path / "again", config, resume=early)
-    assert list(list_checkpoints(tmp_path / "again")) == [2, 4, 6] and same_end(tmp_path / "whole", tmp_path / "again") == []
+    assert (
+        list(list_checkpoints(tmp_path / "again")) == [2, 4, 6]
+        and same_end(tmp_path / "whole", tmp_path / "again") == []
+    )
 
 
 def test_another_seed_or_one_weight_changed_is_not_the_same(tmp_path):
     "The comparison of the tests above can fail."
     a, b = fit(tmp_path / "a"), fit(tmp_path / "b", replace(QUICK, seed=1))
-    assert {"model", "ema", "optimizers", "log"} <= set(same_end(tmp_path / "a", tmp_path / "b"))
+    assert {"model", "ema", "optimizers", "log"} <= set(
+        same_end(tmp_path / "a", tmp_path / "b")
+    )
     assert a.step == b.step == 6
 
 
@@ -187,14 +297,23 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
     class Pressed(Fit):
         def training_losses(self, batch, rng, phase="model"):
-            if self.calls == 4: os.kill(os.getpid(), signal.SIGINT)
+            if self.calls == 4:
+                os.kill(os.getpid(), signal.SIGINT)
             return super().training_losses(batch, rng, phase)
 
     fit(tmp_path / "whole", config)
     before = signal.getsignal(signal.SIGINT)
     text = refusal(fit, tmp_path / "cut", config, Pressed, kind=TrainingInterrupted)
-    assert "step 5 of 20" in text and "resume=True" in text and "--resume" in text and issubclass(TrainingInterrupted, KeyboardInterrupt)
-    assert list(list_checkpoints(tmp_path / "cut")) == [5] and signal.getsignal(signal.SIGINT) is before
+    assert (
+        "step 5 of 20" in text
+        and "resume=True" in text
+        and "--resume" in text
+        and issubclass(TrainingInterrupted, KeyboardInterrupt)
+    )
+    assert (
+        list(list_checkpoints(tmp_path / "cut")) == [5]
+        and signal.getsignal(signal.SIGINT) is before
+    )
     fit(tmp_path / "cut", config, seed=3, resume=True)
     assert same_end(tmp_path / "whole", tmp_path / "cut") == []
 
@@ -202,11 +321,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_second_ctrl_c_stops_at_once(tmp_path):
     class Stuck(Fit):
         def training_losses(self, batch, rng, phase="model"):
-            for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
             raise AssertionError("not stopped")
 
-    with pytest.raises(KeyboardInterrupt) as e: fit(tmp_path / "run", model=Stuck())
+    with pytest.raises(KeyboardInterrupt) as e:
+        fit(tmp_path / "run", model=Stuck())
     assert not isinstance(e.value, TrainingInterrupted)
 
 
@@ -214,7 +335,8 @@ def test_training_in_a_thread_works():
     "Only the main thread may listen for Ctrl-C; another one trains without."
     done = []
     thread = threading.Thread(target=lambda: done.append(fit().step))
-    thread.start(); thread.join(30)
+    thread.start()
+    thread.join(30)
     assert done == [6]
 
 
@@ -226,52 +348,100 @@ def two_processes(folder):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+
     def child(rank, world, name):
         pid = os.fork()
-        if pid: return pid
+        if pid:
+            return pid
         if world > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                           "ACCELERATE_USE_CPU": "true"}
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+            }
         torch.set_num_threads(1)
         code = 1
         try:
-            config = replace(QUICK, max_steps=30, batch_size=8, gradient_accumulation_steps=2, save_every=10)
-            first = fit(Path(folder) / name, config, seed=rank, validation=Line(16))  # the second process starts from other weights
-            assert first.accelerator.num_processes == world and ("gloo" in torch.distributed.get_backend() if world > 1 else True)
-            again = fit(Path(folder) / f"{name}-again", config, seed=7 * rank)          # a second training in the same processes
-            torch.save([p.detach() for p in again.model.parameters()], f"{folder}/{name}-{rank}.weights")
+            config = replace(
+                QUICK,
+                max_steps=30,
+                batch_size=8,
+                gradient_accumulation_steps=2,
+                save_every=10,
+            )
+            first = fit(
+                Path(folder) / name, config, seed=rank, validation=Line(16)
+            )  # the second process starts from other weights
+            assert first.accelerator.num_processes == world and (
+                "gloo" in torch.distributed.get_backend() if world > 1 else True
+            )
+            again = fit(
+                Path(folder) / f"{name}-again", config, seed=7 * rank
+            )  # a second training in the same processes
+            torch.save(
+                [p.detach() for p in again.model.parameters()],
+                f"{folder}/{name}-{rank}.weights",
+            )
             code = 0
-        except BaseException as e: print(rank, repr(e), flush=True)
+        except BaseException as e:
+            print(rank, repr(e), flush=True)
         os._exit(code)
+
     pids = [child(0, 1, "one"), *(child(r, 2, "two") for r in range(2))]
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
     "Gloo on the CPU, the same global batch: losses and validation to 1e-5, weights to 1e-5, and both processes hold the same weights."
-    done = subprocess.run([sys.executable, __file__, "two_processes", str(tmp_path)], capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        [sys.executable, __file__, "two_processes", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    one, two = ([json.loads(line) for line in open(tmp_path / n / "losses.jsonl")] for n in ("one", "two"))
-    assert len(one) == len(two) == 30 and one[-1].keys() == two[-1].keys() and "validation" in one[-1]
+    one, two = (
+        [json.loads(line) for line in open(tmp_path / n / "losses.jsonl")]
+        for n in ("one", "two")
+    )
+    assert (
+        len(one) == len(two) == 30
+        and one[-1].keys() == two[-1].keys()
+        and "validation" in one[-1]
+    )
     worst = max(abs(a[k] - b[k]) for a, b in zip(one, two) for k in a)
     print("largest difference in the log:", worst)
     assert worst < 1e-5
     w = {n: torch.load(tmp_path / f"{n}.weights") for n in ("one-0", "two-0", "two-1")}
     assert all(torch.equal(a, b) for a, b in zip(w["two-0"], w["two-1"]))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(w["one-0"], w["two-0"]))
-    assert load_checkpoint(find_checkpoint(tmp_path / "two")).state["best"]["step"] == load_checkpoint(find_checkpoint(tmp_path / "one")).state["best"]["step"]
+    assert (
+        load_checkpoint(find_checkpoint(tmp_path / "two")).state["best"]["step"]
+        == load_checkpoint(find_checkpoint(tmp_path / "one")).state["best"]["step"]
+    )
 
 
 def test_pieces_give_the_gradient_of_the_whole():
     "Accumulation over four pieces is one batch, for a model without randomness."
+
     class Still(Fit):
-        def training_losses(self, batch, rng, phase="model"): return {"loss": (self.net(batch["x"]) - batch["y"]).square().mean()}
+        def training_losses(self, batch, rng, phase="model"):
+            return {"loss": (self.net(batch["x"]) - batch["y"]).square().mean()}
+
     def run(pieces):
         torch.manual_seed(0)
         model = Still()
         model.net[1].p = 0.0
-        trainer = fit(config=replace(QUICK, gradient_accumulation_steps=pieces), model=model)
-        return model.state_dict() | {"norms": torch.tensor([r["grad_norm"] for r in trainer.log.history])}
+        trainer = fit(
+            config=replace(QUICK, gradient_accumulation_steps=pieces), model=model
+        )
+        return model.state_dict() | {
+            "norms": torch.tensor([r["grad_norm"] for r in trainer.log.history])
+        }
+
     a, b = run(1), run(4)
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
 
@@ -283,45 +453,81 @@ def test_pieces_give_the_gradient_of_the_whole():
 @pytest.mark.parametrize("warmup_steps", [0, 1, 10])
 def test_schedule_equals_transformers(schedule, warm_up):
     "Ours after n updates is theirs asked at n + 1 with one step more: no update is wasted on a rate of zero."
-    from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
-    config = TrainConfig(max_steps=50, warmup_steps=warm_up, lr_schedule=schedule, lr=0.01)
+    from transformers import (
+        get_constant_schedule_with_warmup,
+        get_cosine_schedule_with_warmup,
+    )
+
+    config = TrainConfig(
+        max_steps=50, warmup_steps=warm_up, lr_schedule=schedule, lr=0.01
+    )
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.01)
-    theirs = get_constant_schedule_with_warmup(optimiser, warm_up) if schedule == "constant" else get_cosine_schedule_with_warmup(optimiser, warm_up, 51)
+    theirs = (
+        get_constant_schedule_with_warmup(optimiser, warm_up)
+        if schedule == "constant"
+        else get_cosine_schedule_with_warmup(optimiser, warm_up, 51)
+    )
     for step in range(50):
-        optimiser.step(); theirs.step()
-        assert lr_at_step(step, config) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12) and lr_at_step(step, config) > 0
+        optimiser.step()
+        theirs.step()
+        assert (
+            lr_at_step(step, config)
+            == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+            and lr_at_step(step, config) > 0
+        )
 
 
 def test_ema_equals_torch():
     "The same numbers as torch's AveragedModel, with our short memory at first and without."
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
     model = nn.Linear(3, 2)
-    ramp = AveragedModel(model, avg_fn=lambda old, new, n: old.lerp(new, 1 - min(0.9, (1 + int(n)) / (10 + int(n)))))
+    ramp = AveragedModel(
+        model,
+        avg_fn=lambda old, new, n: old.lerp(
+            new, 1 - min(0.9, (1 + int(n)) / (10 + int(n)))
+        ),
+    )
     plain = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    for theirs in (ramp, plain): theirs.n_averaged.zero_(); theirs.update_parameters(model); theirs.n_averaged.fill_(0)
-    ours, long = EMA(dict(model.named_parameters()), 0.9), EMA(dict(model.named_parameters()), 0.9)
+    for theirs in (ramp, plain):
+        theirs.n_averaged.zero_()
+        theirs.update_parameters(model)
+        theirs.n_averaged.fill_(0)
+    ours, long = (
+        EMA(dict(model.named_parameters()), 0.9),
+        EMA(dict(model.named_parameters()), 0.9),
+    )
     for k in range(200):
         with torch.no_grad():
-            for p in model.parameters(): p.add_(torch.randn_like(p))
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
         long.num_updates = 10**6
         ours.update(), long.update()
-        ramp.n_averaged.fill_(max(k, 0)); ramp.module.load_state_dict(ramp.module.state_dict())
+        ramp.n_averaged.fill_(max(k, 0))
+        ramp.module.load_state_dict(ramp.module.state_dict())
         if k == 0:  # torch copies at its first call; ours averages from the start
             with torch.no_grad():
-                for p, old in zip(ramp.module.parameters(), ours.average.values()): p.copy_(old)
-                for p, old in zip(plain.module.parameters(), long.average.values()): p.copy_(old)
+                for p, old in zip(ramp.module.parameters(), ours.average.values()):
+                    p.copy_(old)
+                for p, old in zip(plain.module.parameters(), long.average.values()):
+                    p.copy_(old)
             plain.n_averaged.fill_(1)
             continue
         ramp.update_parameters(model), plain.update_parameters(model)
     for mine, theirs in ((ours, ramp), (long, plain)):
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mine.average.values(), theirs.module.parameters()))
+        assert all(
+            torch.allclose(a, b, atol=1e-6)
+            for a, b in zip(mine.average.values(), theirs.module.parameters())
+        )
     assert not torch.allclose(ours.average["weight"], model.weight)
 
 
 def test_ema_begins_with_a_short_memory():
     ema = EMA({"w": nn.Parameter(torch.zeros(1))}, 0.999)
     betas = []
-    for _ in range(30): betas.append(ema.beta); ema.update()
+    for _ in range(30):
+        betas.append(ema.beta)
+        ema.update()
     assert betas == [(1 + n) / (10 + n) for n in range(30)]
     ema.num_updates = 10**6
     assert ema.beta == 0.999
@@ -329,9 +535,13 @@ def test_ema_begins_with_a_short_memory():
 
 def test_clipping_sees_the_parameters_mi1():
     "MI-1: a list without parameters, or parameters without gradients, is an error and not a norm of zero."
-    assert float(torch.nn.utils.clip_grad_norm_([], 1.0)) == 0.0  # what hid the fault for years
+    assert (
+        float(torch.nn.utils.clip_grad_norm_([], 1.0)) == 0.0
+    )  # what hid the fault for years
     assert "empty" in refusal(clip_grad_norm, [], 1.0)
-    assert "none of the 2 parameters" in refusal(clip_grad_norm, nn.Linear(2, 2).parameters(), 1.0)
+    assert "none of the 2 parameters" in refusal(
+        clip_grad_norm, nn.Linear(2, 2).parameters(), 1.0
+    )
 
 
 def test_clipping_equals_torch():
@@ -340,26 +550,44 @@ def test_clipping_equals_torch():
     b.load_state_dict(a.state_dict())
     x = torch.randn(7, 5)
     for scale in (0.001, 30.0):
-        for m in (a, b): m.zero_grad(); (m(x).square().sum() * scale).backward()
-        ours, theirs = clip_grad_norm(iter(a.parameters()), 1.0), torch.nn.utils.clip_grad_norm_(b.parameters(), 1.0)
-        assert torch.allclose(ours, theirs) and all(torch.allclose(p.grad, q.grad) for p, q in zip(a.parameters(), b.parameters()))
-    assert float(clip_grad_norm(a.parameters(), None)) == pytest.approx(1.0, abs=1e-4)  # measured after clipping: it was clipped
+        for m in (a, b):
+            m.zero_grad()
+            (m(x).square().sum() * scale).backward()
+        ours, theirs = (
+            clip_grad_norm(iter(a.parameters()), 1.0),
+            torch.nn.utils.clip_grad_norm_(b.parameters(), 1.0),
+        )
+        assert torch.allclose(ours, theirs) and all(
+            torch.allclose(p.grad, q.grad)
+            for p, q in zip(a.parameters(), b.parameters())
+        )
+    assert float(clip_grad_norm(a.parameters(), None)) == pytest.approx(
+        1.0, abs=1e-4
+    )  # measured after clipping: it was clipped
 
 
 def test_clipping_follows_the_optimiser_mi1(tmp_path):
     "MI-1: a model that hides its layers in a plain list after the first call is still clipped, for the optimiser's parameters are."
+
     class Hides(Fit):
         def training_losses(self, batch, rng, phase="model"):
             terms = super().training_losses(batch, rng, phase)
-            self.hidden = [self._modules.pop("net")] if "net" in self._modules else self.hidden
+            self.hidden = (
+                [self._modules.pop("net")] if "net" in self._modules else self.hidden
+            )
             object.__setattr__(self, "net", self.hidden[0])
             return {k: v * 1000 for k, v in terms.items()}
 
     torch.manual_seed(0)
     trainer = Trainer(Hides(), Line(), replace(QUICK, max_grad_norm=0.5))
     history = trainer.fit()
-    assert not list(trainer.model.parameters()) and min(r["grad_norm"] for r in history) > 0.5
-    length = torch.cat([p.grad.flatten() for p in trainer.parameters["model"].values()]).norm()
+    assert (
+        not list(trainer.model.parameters())
+        and min(r["grad_norm"] for r in history) > 0.5
+    )
+    length = torch.cat(
+        [p.grad.flatten() for p in trainer.parameters["model"].values()]
+    ).norm()
     assert float(length) == pytest.approx(0.5, abs=1e-3)
 
 
@@ -368,9 +596,15 @@ def test_not_finite_stops_with_step_term_and_checkpoint(tmp_path, bad):
     "The message names step, term and the last good checkpoint; neither weights nor checkpoint are spoilt."
     model = Fit(bad, bad_at=6)
     text = refusal(fit, tmp_path, replace(QUICK, max_steps=20, save_every=2), model)
-    assert "step 6" in text and "step-000004" in text and ("grad_norm" if bad == "gradient" else repr(bad)) in text
+    assert (
+        "step 6" in text
+        and "step-000004" in text
+        and ("grad_norm" if bad == "gradient" else repr(bad)) in text
+    )
     assert "net.0.weight" in text or bad != "gradient"
-    assert all(p.isfinite().all() for p in model.parameters()) and list(list_checkpoints(tmp_path)) == [2, 4]
+    assert all(p.isfinite().all() for p in model.parameters()) and list(
+        list_checkpoints(tmp_path)
+    ) == [2, 4]
     assert len((tmp_path / "losses.jsonl").read_text().splitlines()) == 5
 
 
@@ -381,21 +615,33 @@ def test_not_finite_without_a_folder_says_that_nothing_is_saved():
 def test_errors_are_not_swallowed_mi5(tmp_path):
     "MI-5: an error in the model ends the training; no step is made again or left out."
     model = Fit("error", bad_at=4)
-    with pytest.raises(RuntimeError, match="the model broke"): fit(tmp_path, replace(QUICK, max_steps=20), model)
+    with pytest.raises(RuntimeError, match="the model broke"):
+        fit(tmp_path, replace(QUICK, max_steps=20), model)
     assert model.calls == 4
 
 
 def test_finite_check_names_the_first():
     assert check_finite({"a": torch.tensor(1.0)}, {}, 1) == {"a": 1.0}
-    assert "'b' is inf" in refusal(check_finite, {"a": torch.tensor(1.0), "b": torch.tensor(math.inf), "c": torch.tensor(math.nan)}, {}, 3)
+    assert "'b' is inf" in refusal(
+        check_finite,
+        {
+            "a": torch.tensor(1.0),
+            "b": torch.tensor(math.inf),
+            "c": torch.tensor(math.nan),
+        },
+        {},
+        3,
+    )
 
 
 def test_step_noise_and_dropout_are_not_the_same_numbers():
     "torch keeps 32 bits of a CPU seed: the model's own stream and the global one must not be twins."
     rng = step_rng(0, "step", 5)
     assert not torch.equal(torch.randn(8, generator=rng), torch.randn(8))
-    a = torch.randn(8); step_rng(0, "step", 5)
-    b = torch.randn(8); step_rng(0, "step", 5)
+    a = torch.randn(8)
+    step_rng(0, "step", 5)
+    b = torch.randn(8)
+    step_rng(0, "step", 5)
     assert torch.equal(torch.randn(8), b) and not torch.equal(a, b)
 
 
@@ -404,6 +650,7 @@ def test_step_noise_and_dropout_are_not_the_same_numbers():
 
 class Duel(nn.Module):
     "A generator and a discriminator of one layer each."
+
     phases, averaged = ("discriminator", "generator"), ("generator",)
 
     def __init__(self):
@@ -411,23 +658,40 @@ class Duel(nn.Module):
         self.g, self.d = nn.Linear(2, 1), nn.Linear(1, 1)
         self.seen = []
 
-    def parameters_of(self, phase): return (self.d if phase == "discriminator" else self.g).parameters()
+    def parameters_of(self, phase):
+        return (self.d if phase == "discriminator" else self.g).parameters()
 
-    def optimiser_options(self, phase): return {"lr": 0.02} if phase == "generator" else {}
+    def optimiser_options(self, phase):
+        return {"lr": 0.02} if phase == "generator" else {}
 
     def training_losses(self, batch, rng, phase):
-        self.seen.append((phase, self.g.weight.requires_grad, self.d.weight.requires_grad))
+        self.seen.append(
+            (phase, self.g.weight.requires_grad, self.d.weight.requires_grad)
+        )
         fake = self.g(torch.randn(len(batch["y"]), 2, generator=rng))
-        if phase == "generator": return {"loss": nn.functional.softplus(-self.d(fake)).mean()}
-        return {"loss": nn.functional.softplus(self.d(fake.detach())).mean() + nn.functional.softplus(-self.d(batch["y"])).mean()}
+        if phase == "generator":
+            return {"loss": nn.functional.softplus(-self.d(fake)).mean()}
+        return {
+            "loss": nn.functional.softplus(self.d(fake.detach())).mean()
+            + nn.functional.softplus(-self.d(batch["y"])).mean()
+        }
 
 
 def test_phases_take_turns_and_touch_only_their_own(tmp_path):
     trainer = fit(tmp_path / "whole", model=Duel)
-    assert trainer.model.seen[:2] == [("discriminator", False, True), ("generator", True, False)]
-    assert all(p.requires_grad for p in trainer.model.parameters()) and set(trainer.ema.average) == {"g.weight", "g.bias"}
+    assert trainer.model.seen[:2] == [
+        ("discriminator", False, True),
+        ("generator", True, False),
+    ]
+    assert all(p.requires_grad for p in trainer.model.parameters()) and set(
+        trainer.ema.average
+    ) == {"g.weight", "g.bias"}
     last = trainer.log.history[-1]
-    assert {"discriminator/loss", "generator/loss", "discriminator/gradient_norm"} <= last.keys() and last["generator/lr"] == 0.02
+    assert {
+        "discriminator/loss",
+        "generator/loss",
+        "discriminator/gradient_norm",
+    } <= last.keys() and last["generator/lr"] == 0.02
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(find_checkpoint(tmp_path / "cut"))
     fit(tmp_path / "cut", model=Duel, seed=8, resume=True)
@@ -436,33 +700,49 @@ def test_phases_take_turns_and_touch_only_their_own(tmp_path):
 
 def test_every_parameter_belongs_to_a_phase():
     "A layer that no phase trains, a phase without parameters, phases without parameters_of: refused (MI-1)."
+
     class Forgot(Duel):
         def __init__(self):
             super().__init__()
             self.extra = nn.Linear(1, 1)
+
     class Empty(Duel):
-        def parameters_of(self, phase): return self.d.parameters() if phase == "discriminator" else []
-    class Mute(Fit): phases = ("a", "b")
+        def parameters_of(self, phase):
+            return self.d.parameters() if phase == "discriminator" else []
+
+    class Mute(Fit):
+        phases = ("a", "b")
+
     frozen = Fit()
     frozen.requires_grad_(False)
-    assert "extra.bias" in refusal(fit, model=Forgot()) and "'generator'" in refusal(fit, model=Empty())
-    assert "parameters_of" in refusal(fit, model=Mute()) and "no parameters" in refusal(fit, model=frozen)
+    assert "extra.bias" in refusal(fit, model=Forgot()) and "'generator'" in refusal(
+        fit, model=Empty()
+    )
+    assert "parameters_of" in refusal(fit, model=Mute()) and "no parameters" in refusal(
+        fit, model=frozen
+    )
 
 
 def test_frozen_parts_stay_frozen_and_in_eval_mode():
     class Half(Fit):
         def __init__(self):
             super().__init__()
-            self.encoder = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)).requires_grad_(False)
+            self.encoder = nn.Sequential(
+                nn.Linear(1, 1), nn.Dropout(0.5)
+            ).requires_grad_(False)
             self.modes = set()
+
         def training_losses(self, batch, rng, phase="model"):
             self.modes.add((self.training, self.net.training, self.encoder.training))
             return super().training_losses(batch, rng, phase)
+
     model = Half()
     before = model.encoder[0].weight.clone()
     model.eval()
     fit(model=model)
-    assert model.modes == {(True, True, False)} and torch.equal(model.encoder[0].weight, before)
+    assert model.modes == {(True, True, False)} and torch.equal(
+        model.encoder[0].weight, before
+    )
     assert not model.training and not model.net.training  # as it came
 
 
@@ -471,10 +751,16 @@ def test_frozen_parts_stay_frozen_and_in_eval_mode():
 
 def test_validation_is_fixed_and_touches_nothing_mi6():
     "MI-6: no autograd, the same noise each time, averaged weights, and weights, modes and random states as before."
+
     class Looks(Fit):
         def training_losses(self, batch, rng, phase="model"):
-            self.last = (torch.is_grad_enabled(), self.training, self.net[0].weight.detach().clone())
+            self.last = (
+                torch.is_grad_enabled(),
+                self.training,
+                self.net[0].weight.detach().clone(),
+            )
             return super().training_losses(batch, rng, phase)
+
     trainer = fit(model=Looks(), validation=Line(16))
     model, weight = trainer.model, trainer.model.net[0].weight.detach().clone()
     model.train()
@@ -482,8 +768,14 @@ def test_validation_is_fixed_and_touches_nothing_mi6():
     states = get_rng_state()
     a, b = trainer.validate(), trainer.validate()
     assert a == b and isinstance(a, float) and model.last[:2] == (False, False)
-    assert torch.equal(model.last[2], trainer.ema.average["net.0.weight"]) and not torch.equal(model.last[2], weight)
-    assert torch.equal(model.net[0].weight, weight) and model.training and not model.net[1].training
+    assert torch.equal(
+        model.last[2], trainer.ema.average["net.0.weight"]
+    ) and not torch.equal(model.last[2], weight)
+    assert (
+        torch.equal(model.net[0].weight, weight)
+        and model.training
+        and not model.net[1].training
+    )
     assert equal(get_rng_state()[0], states[0]) and get_rng_state()[1] == states[1]
     assert trainer.log.history[-1]["val_loss"] == a
 
@@ -491,21 +783,37 @@ def test_validation_is_fixed_and_touches_nothing_mi6():
 def test_everything_is_put_back_after_an_error():
     model = Fit()
     ema = EMA(dict(model.named_parameters()))
-    with torch.no_grad(): model.net[0].weight.add_(1)
+    with torch.no_grad():
+        model.net[0].weight.add_(1)
     own, states = model.net[0].weight.detach().clone(), get_rng_state()
     with pytest.raises(ZeroDivisionError):
         with evaluation_mode(model, ema):
-            assert not torch.equal(model.net[0].weight, own) and not model.training and not torch.is_grad_enabled()
+            assert (
+                not torch.equal(model.net[0].weight, own)
+                and not model.training
+                and not torch.is_grad_enabled()
+            )
             torch.rand(3), random.random(), 1 / 0
-    assert torch.equal(model.net[0].weight, own) and model.training and torch.is_grad_enabled() and equal(get_rng_state()[0], states[0])
+    assert (
+        torch.equal(model.net[0].weight, own)
+        and model.training
+        and torch.is_grad_enabled()
+        and equal(get_rng_state()[0], states[0])
+    )
 
 
-def test_the_users_random_numbers_go_on_as_before(untyped):  # beartype itself draws from Python's generator
-    torch.manual_seed(5); random.seed(5); np.random.seed(5)
+def test_the_users_random_numbers_go_on_as_before(
+    untyped,
+):  # beartype itself draws from Python's generator
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
     expected = torch.rand(1), random.random(), np.random.rand()
     torch.manual_seed(0)
     model = Fit()
-    torch.manual_seed(5); random.seed(5); np.random.seed(5)
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
     Trainer(model, Line(), QUICK).fit()
     assert (torch.rand(1), random.random(), np.random.rand()) == expected
 
@@ -513,62 +821,118 @@ def test_the_users_random_numbers_go_on_as_before(untyped):  # beartype itself d
 def test_random_states_survive_json():
     random.gauss(0, 1), np.random.randn()  # both keep a spare number
     tensors, values = get_rng_state()
-    expected = random.gauss(0, 1), np.random.randn(), float(torch.randn(1)), random.random()
+    expected = (
+        random.gauss(0, 1),
+        np.random.randn(),
+        float(torch.randn(1)),
+        random.random(),
+    )
     set_rng_state(tensors, json.loads(json.dumps(values)))
-    assert (random.gauss(0, 1), np.random.randn(), float(torch.randn(1)), random.random()) == expected
+    assert (
+        random.gauss(0, 1),
+        np.random.randn(),
+        float(torch.randn(1)),
+        random.random(),
+    ) == expected
 
 
 def test_best_is_kept_beside_the_last(tmp_path):
     "The best checkpoint by validation outlives the last k."
+
     class Worse(Fit):
         def training_losses(self, batch, rng, phase="model"):
             terms = super().training_losses(batch, rng, phase)
-            return terms if self.training else {"loss": torch.tensor([5.0, 1.0, 2.0, 3.0, 4.0, 6.0][self.looks()])}
+            return (
+                terms
+                if self.training
+                else {
+                    "loss": torch.tensor([5.0, 1.0, 2.0, 3.0, 4.0, 6.0][self.looks()])
+                }
+            )
+
         def looks(self):
             self.n = getattr(self, "n", -1) + 1
             return self.n
-    trainer = fit(tmp_path, replace(QUICK, save_every=1, max_checkpoints=2, val_batches=1), Worse(), validation=Line(8))
-    assert list(list_checkpoints(tmp_path)) == [2, 5, 6] and trainer.best == {"step": 2, "val_loss": 1.0}
-    assert find_checkpoint(tmp_path, "best").name == "step-000002" and find_checkpoint(tmp_path).name == "step-000006"
+
+    trainer = fit(
+        tmp_path,
+        replace(QUICK, save_every=1, max_checkpoints=2, val_batches=1),
+        Worse(),
+        validation=Line(8),
+    )
+    assert list(list_checkpoints(tmp_path)) == [2, 5, 6] and trainer.best == {
+        "step": 2,
+        "val_loss": 1.0,
+    }
+    assert (
+        find_checkpoint(tmp_path, "best").name == "step-000002"
+        and find_checkpoint(tmp_path).name == "step-000006"
+    )
     model = load_weights(Worse(), find_checkpoint(tmp_path), ema=True)
     assert torch.equal(model.net[0].weight, trainer.ema.average["net.0.weight"])
-    assert torch.equal(load_weights(Worse(), find_checkpoint(tmp_path), ema=False).net[0].weight, trainer.model.net[0].weight)
+    assert torch.equal(
+        load_weights(Worse(), find_checkpoint(tmp_path), ema=False).net[0].weight,
+        trainer.model.net[0].weight,
+    )
 
 
 def test_pictures_of_samples_and_losses(tmp_path):
     torch.manual_seed(0)
+
     class Draws(TinyDenoiser):
         def sample_grid(self, rng):
             assert not self.training and not torch.is_grad_enabled()
-            return torch.randn(2, 3, 16, 16, generator=rng).clamp(-1, 1), ["left", "right"]
+            return torch.randn(2, 3, 16, 16, generator=rng).clamp(-1, 1), [
+                "left",
+                "right",
+            ]
+
     config = replace(QUICK, sample_every=3, log_with="tensorboard")
-    trainer = Trainer(Draws(4), ImageTextDataset.from_critters(16, size=16), config, tmp_path)
+    trainer = Trainer(
+        Draws(4), ImageTextDataset.from_critters(16, size=16), config, tmp_path
+    )
     history = trainer.fit()
-    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
-    assert (tmp_path / "samples" / "step-000003.png").read_bytes() == (tmp_path / "samples" / "step-000006.png").read_bytes()  # the same noise
-    assert (tmp_path / "losses.png").stat().st_size > 1000 and [r["step"] for r in history] == [1, 2, 3, 4, 5, 6]
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        "step-000003.png",
+        "step-000006.png",
+    ]
+    assert (tmp_path / "samples" / "step-000003.png").read_bytes() == (
+        tmp_path / "samples" / "step-000006.png"
+    ).read_bytes()  # the same noise
+    assert (tmp_path / "losses.png").stat().st_size > 1000 and [
+        r["step"] for r in history
+    ] == [1, 2, 3, 4, 5, 6]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [s.value for s in events.Scalars("loss")] == pytest.approx([r["loss"] for r in history]) and events.Images("samples")
+    assert [s.value for s in events.Scalars("loss")] == pytest.approx(
+        [r["loss"] for r in history]
+    ) and events.Images("samples")
 
 
 def test_wandb_offline_or_a_plain_word(tmp_path, monkeypatch):
     "Weights & Biases by name: an offline run is written, or the message says what to install."
     config = replace(QUICK, log_with="wandb")
-    try: import wandb  # noqa: F401
+    try:
+        import wandb  # noqa: F401
     except ImportError:
         assert "pip install wandb" in refusal(fit, tmp_path, config)
         return
-    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items(): monkeypatch.setenv(name, value)
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
     fit(tmp_path, config)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_trackers_with_a_missing_package_say_so(tmp_path, monkeypatch):
     import importlib.util
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name in ("wandb", "tensorboard"): assert f"pip install {name}" in refusal(fit, tmp_path, replace(QUICK, log_with=name))
+    for name in ("wandb", "tensorboard"):
+        assert f"pip install {name}" in refusal(
+            fit, tmp_path, replace(QUICK, log_with=name)
+        )
 
 
 def test_trainings_with_other_settings_follow_each_other():
@@ -576,8 +940,13 @@ def test_trainings_with_other_settings_follow_each_other():
     first = fit(config=replace(QUICK, mixed_precision="bf16"))
     second = fit(config=QUICK)
     third = fit(config=replace(QUICK, mixed_precision="bf16"))
-    same = {k: torch.equal(v, third.model.state_dict()[k]) for k, v in first.model.state_dict().items()}
-    assert all(same.values()) and not torch.equal(first.model.net[0].weight, second.model.net[0].weight)
+    same = {
+        k: torch.equal(v, third.model.state_dict()[k])
+        for k, v in first.model.state_dict().items()
+    }
+    assert all(same.values()) and not torch.equal(
+        first.model.net[0].weight, second.model.net[0].weight
+    )
     assert all(p.dtype == torch.float32 for p in first.model.parameters())
 
 
@@ -586,45 +955,108 @@ def test_training_learns():
     torch.manual_seed(0)
     model = Fit()
     model.net[1].p = 0.0
-    trainer = Trainer(model, Line(), TrainConfig(max_steps=300, batch_size=20, lr=0.02, log_with="none", device="cpu", ema_decay=0.98), validation=Line())
+    trainer = Trainer(
+        model,
+        Line(),
+        TrainConfig(
+            max_steps=300,
+            batch_size=20,
+            lr=0.02,
+            log_with="none",
+            device="cpu",
+            ema_decay=0.98,
+        ),
+        validation=Line(),
+    )
     history = trainer.fit()
-    assert history[-1]["loss"] < 0.05 * history[0]["loss"] and history[-1]["val_loss"] < 0.05
+    assert (
+        history[-1]["loss"] < 0.05 * history[0]["loss"]
+        and history[-1]["val_loss"] < 0.05
+    )
 
 
 # ---- settings
 
 
 def test_settings_from_words():
-    c = TrainConfig.from_overrides(["lr=1e-4", "max_steps=50", "betas=0,0.99", "max_grad_norm=none", "warmup-steps=5", "lr_schedule=cosine"])
-    assert (c.lr, c.max_steps, c.betas, c.max_grad_norm, c.warmup_steps, c.lr_schedule) == (1e-4, 50, (0.0, 0.99), None, 5, "cosine")
+    c = TrainConfig.from_overrides(
+        [
+            "lr=1e-4",
+            "max_steps=50",
+            "betas=0,0.99",
+            "max_grad_norm=none",
+            "warmup-steps=5",
+            "lr_schedule=cosine",
+        ]
+    )
+    assert (
+        c.lr,
+        c.max_steps,
+        c.betas,
+        c.max_grad_norm,
+        c.warmup_steps,
+        c.lr_schedule,
+    ) == (1e-4, 50, (0.0, 0.99), None, 5, "cosine")
     assert TrainConfig.from_overrides(json.loads(json.dumps(asdict(c)))) == c
-    with pytest.raises(AttributeError): c.lr = 2
+    with pytest.raises(AttributeError):
+        c.lr = 2
 
 
-@pytest.mark.parametrize("words, expected", [
-    (["learning_rat=1"], "unknown setting 'learning_rat'"), (["batchsize=8"], "'batch_size'"), (["lr=fast"], "lr must be a number, not 'fast'"),
-    (["max_steps=1e3"], "max_max_steps must be a whole number, not '1e3'"), (["max_steps=2.5"], "max_steps"), (["betas=0.9"], "betas must be 2 values"), (["lr"], "name=value"),
-    (["batch_size=0"], "batch_size must be at least 1, not 0"), (["lr=-0.1"], "lr must be at least 0, not -0.1"), (["lr=0"], "lr must be more than 0"),
-    (["lr=nan"], "lr must be a number"), (["lr_schedule=cosin"], "did you mean 'cosine'"), (["log_with=tensorbord"], "did you mean 'tensorboard'"),
-    (["mixed_precision=fp16"], "choose from: no, bf16"), (["ema_decay=1"], "ema_decay must be at least 0 and less than 1"), (["betas=0.9,1.0"], "betas"),
-    (["warmup_steps=1000"], "warmup_steps=1000 leaves none"), (["batch_size=10", "gradient_accumulation_steps=4"], "cut into 4"), (["seed=4294967296"], "seed"),
-    (["seed=-1"], "seed must be at least 0"), (["save_every=-1"], "save_every"), (["max_checkpoints=0"], "max_checkpoints"), (["max_grad_norm=0"], "max_grad_norm"),
-    ({"lr": None}, "lr must be a number, not None"), ({"max_steps": True}, "max_max_steps must be a whole number, not True"), ({"betas": [1, 2, 3]}, "betas must be 2")])
-def test_bad_settings_name_the_field(words, expected, untyped): assert expected in refusal(TrainConfig.from_overrides, words)
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["learning_rat=1"], "unknown setting 'learning_rat'"),
+        (["batchsize=8"], "'batch_size'"),
+        (["lr=fast"], "lr must be a number, not 'fast'"),
+        (["max_steps=1e3"], "max_max_steps must be a whole number, not '1e3'"),
+        (["max_steps=2.5"], "max_steps"),
+        (["betas=0.9"], "betas must be 2 values"),
+        (["lr"], "name=value"),
+        (["batch_size=0"], "batch_size must be at least 1, not 0"),
+        (["lr=-0.1"], "lr must be at least 0, not -0.1"),
+        (["lr=0"], "lr must be more than 0"),
+        (["lr=nan"], "lr must be a number"),
+        (["lr_schedule=cosin"], "did you mean 'cosine'"),
+        (["log_with=tensorbord"], "did you mean 'tensorboard'"),
+        (["mixed_precision=fp16"], "choose from: no, bf16"),
+        (["ema_decay=1"], "ema_decay must be at least 0 and less than 1"),
+        (["betas=0.9,1.0"], "betas"),
+        (["warmup_steps=1000"], "warmup_steps=1000 leaves none"),
+        (["batch_size=10", "gradient_accumulation_steps=4"], "cut into 4"),
+        (["seed=4294967296"], "seed"),
+        (["seed=-1"], "seed must be at least 0"),
+        (["save_every=-1"], "save_every"),
+        (["max_checkpoints=0"], "max_checkpoints"),
+        (["max_grad_norm=0"], "max_grad_norm"),
+        ({"lr": None}, "lr must be a number, not None"),
+        ({"max_steps": True}, "max_max_steps must be a whole number, not True"),
+        ({"betas": [1, 2, 3]}, "betas must be 2"),
+    ],
+)
+def test_bad_settings_name_the_field(words, expected, untyped):
+    assert expected in refusal(TrainConfig.from_overrides, words)
 
 
 def test_a_wrong_type_is_refused_in_the_constructor(untyped):
-    assert "lr must be a number, not '1e-4'" in refusal(TrainConfig, lr="1e-4") and "batch_size" in refusal(TrainConfig, batch_size=8.0)
-    assert type(TrainConfig(lr=1).lr) is float and TrainConfig(betas=[0, 0.5]).betas == (0.0, 0.5)
+    assert "lr must be a number, not '1e-4'" in refusal(
+        TrainConfig, lr="1e-4"
+    ) and "batch_size" in refusal(TrainConfig, batch_size=8.0)
+    assert type(TrainConfig(lr=1).lr) is float and TrainConfig(
+        betas=[0, 0.5]
+    ).betas == (0.0, 0.5)
 
 
 def test_override_works_for_any_dataclass():
     from dataclasses import dataclass
+
     @dataclass(frozen=True)
     class Net:
         width: int = 8
         deep: bool = False
-    assert apply_overrides(Net(), ["width=16", "deep=True"]) == Net(16, True) and "deep must be true or false" in refusal(apply_overrides, Net(), ["deep=yes"])
+
+    assert apply_overrides(Net(), ["width=16", "deep=True"]) == Net(
+        16, True
+    ) and "deep must be true or false" in refusal(apply_overrides, Net(), ["deep=yes"])
 
 
 # ---- what is refused
@@ -639,40 +1071,66 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def run(finished, tmp_path): return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_batch_larger_than_the_data():
-    assert refusal(fit, config=replace(QUICK, batch_size=41)) == "batch_size 41 is more than the 40 pictures there are; make it smaller"
+    assert (
+        refusal(fit, config=replace(QUICK, batch_size=41))
+        == "batch_size 41 is more than the 40 pictures there are; make it smaller"
+    )
+
     class Stream:
-        def batches(self, *args, **kwargs): return iter([])
-    with pytest.raises(UserError, match="no batch of 8"): next(iter(InfiniteBatches(Stream(), 8)))
+        def batches(self, *args, **kwargs):
+            return iter([])
+
+    with pytest.raises(UserError, match="no batch of 8"):
+        next(iter(InfiniteBatches(Stream(), 8)))
 
 
 def test_a_folder_that_is_not_empty(run, tmp_path):
     assert "not empty" in (text := refusal(fit, run)) and "--resume" in text
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("mine")
-    assert "not empty" in refusal(fit, tmp_path / "photos") and "no training's" in refusal(fit, tmp_path / "photos", resume=True)
+    assert "not empty" in refusal(
+        fit, tmp_path / "photos"
+    ) and "no training's" in refusal(fit, tmp_path / "photos", resume=True)
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["a.jpg"]
-    assert "needs a folder" in refusal(fit, resume=True) and "no checkpoint" in refusal(fit, tmp_path / "new", resume=tmp_path / "gone")
+    assert "needs a folder" in refusal(fit, resume=True) and "no checkpoint" in refusal(
+        fit, tmp_path / "new", resume=tmp_path / "gone"
+    )
 
 
-def test_resume_where_nothing_is_yet_begins(tmp_path): assert fit(tmp_path / "new", resume=True).step == 6
+def test_resume_where_nothing_is_yet_begins(tmp_path):
+    assert fit(tmp_path / "new", resume=True).step == 6
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimisers.safetensors", "average.safetensors", "random.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model.safetensors",
+        "optimisers.safetensors",
+        "average.safetensors",
+        "random.safetensors",
+        "state.json",
+        "config.json",
+    ],
+)
 @pytest.mark.parametrize("cut", ["half", "empty", "gone", "flipped"])
 def test_a_damaged_checkpoint(run, file, cut):
     "Cut off, emptied, missing, or one bit changed: refused with the file's name; the one before still works."
     path = find_checkpoint(run) / file
     content = bytearray(path.read_bytes())
-    if cut == "gone": path.unlink()
+    if cut == "gone":
+        path.unlink()
     elif cut == "flipped":
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    else: path.write_bytes(content[:len(content) // 2] if cut == "half" else b"")
-    if (file, cut) == ("state.json", "flipped"): return  # it may still be valid JSON
+    else:
+        path.write_bytes(content[: len(content) // 2] if cut == "half" else b"")
+    if (file, cut) == ("state.json", "flipped"):
+        return  # it may still be valid JSON
     assert file in refusal(fit, run, resume=True)
     assert fit(run, resume=run / "checkpoints" / "step-000004").step == 6
 
@@ -680,9 +1138,15 @@ def test_a_damaged_checkpoint(run, file, cut):
 def test_a_pickled_checkpoint_is_not_opened(run, tmp_path):
     "Neither by its name nor by its content; the pickle is not run."
     mark = tmp_path / "was-run"
+
     class Evil:
-        def __reduce__(self): return (os.system, (f"touch {mark}",))
-    for name, write in {"a.pt": lambda p: torch.save({"x": Evil()}, p), "b.safetensors": lambda p: p.write_bytes(pickle.dumps(Evil()))}.items():
+        def __reduce__(self):
+            return (os.system, (f"touch {mark}",))
+
+    for name, write in {
+        "a.pt": lambda p: torch.save({"x": Evil()}, p),
+        "b.safetensors": lambda p: p.write_bytes(pickle.dumps(Evil())),
+    }.items():
         write(tmp_path / name)
         assert "is a pickle" in refusal(fit, tmp_path / "new", resume=tmp_path / name)
     (tmp_path / "folder").mkdir()
@@ -695,25 +1159,35 @@ def test_a_pickled_checkpoint_is_not_opened(run, tmp_path):
 
 def test_another_programs_state_file(run):
     (find_checkpoint(run) / "state.json").write_text('["not", "ours"]')
-    assert "no checkpoint: its state.json is of something else" in refusal(fit, run, resume=True)
+    assert "no checkpoint: its state.json is of something else" in refusal(
+        fit, run, resume=True
+    )
 
 
 def test_ctrl_c_at_a_saved_step_does_not_write_it_again(tmp_path):
     class Pressed(Fit):
         def training_losses(self, batch, rng, phase="model"):
-            if self.calls == 1: os.kill(os.getpid(), signal.SIGINT)
+            if self.calls == 1:
+                os.kill(os.getpid(), signal.SIGINT)
             return super().training_losses(batch, rng, phase)
+
     written = []
+
     class Counts(Trainer):
-        def save(self): written.append(self.step), super().save()
-    with pytest.raises(TrainingInterrupted): Counts(Pressed(), Line(), QUICK, tmp_path).fit()
+        def save(self):
+            written.append(self.step), super().save()
+
+    with pytest.raises(TrainingInterrupted):
+        Counts(Pressed(), Line(), QUICK, tmp_path).fit()
     assert written == [2]
 
 
 def test_a_newer_format(run):
     state = json.loads((find_checkpoint(run) / "state.json").read_text())
     (find_checkpoint(run) / "state.json").write_text(json.dumps(state | {"format": 2}))
-    assert "has format 2, this version reads up to 1; upgrade" in refusal(fit, run, resume=True)
+    assert "has format 2, this version reads up to 1; upgrade" in refusal(
+        fit, run, resume=True
+    )
 
 
 def test_another_models_checkpoint(run):
@@ -721,22 +1195,40 @@ def test_another_models_checkpoint(run):
         def __init__(self):
             super().__init__()
             self.net[0], self.net[3] = nn.Linear(1, 17), nn.Linear(17, 1)
-    assert "another model (Fit): it has no 'g.weight'" in refusal(fit, run, model=Duel, resume=True)
-    assert "'net.0.weight' has shape (16, 1) and not (17, 1)" in refusal(fit, run, model=Wide(), resume=True)
+
+    assert "another model (Fit): it has no 'g.weight'" in refusal(
+        fit, run, model=Duel, resume=True
+    )
+    assert "'net.0.weight' has shape (16, 1) and not (17, 1)" in refusal(
+        fit, run, model=Wide(), resume=True
+    )
     assert "another model" in refusal(load_weights, Wide(), find_checkpoint(run))
 
 
 def test_other_settings_than_before(run):
     "What would change the rest of the training is refused; what only concerns looking and saving is not."
-    assert "trained with lr=0.001, not 0.01" in refusal(fit, run, replace(QUICK, lr=0.01), resume=True)
-    assert "batch_size=8" in refusal(fit, run, replace(QUICK, batch_size=4), resume=True)
-    assert fit(run, replace(QUICK, max_steps=8, log_every=3, save_every=5, max_checkpoints=1), resume=True).step == 8
+    assert "trained with lr=0.001, not 0.01" in refusal(
+        fit, run, replace(QUICK, lr=0.01), resume=True
+    )
+    assert "batch_size=8" in refusal(
+        fit, run, replace(QUICK, batch_size=4), resume=True
+    )
+    assert (
+        fit(
+            run,
+            replace(QUICK, max_steps=8, log_every=3, save_every=5, max_checkpoints=1),
+            resume=True,
+        ).step
+        == 8
+    )
 
 
 def test_more_steps_with_a_cosine_are_refused(tmp_path):
     config = replace(QUICK, lr_schedule="cosine")
     fit(tmp_path, config)
-    assert "max_steps=6, not 12" in refusal(fit, tmp_path, replace(config, max_steps=12), resume=True)
+    assert "max_steps=6, not 12" in refusal(
+        fit, tmp_path, replace(config, max_steps=12), resume=True
+    )
 
 
 def test_a_full_disk(tmp_path):
@@ -744,14 +1236,22 @@ def test_a_full_disk(tmp_path):
     fit(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try: text = refusal(fit, tmp_path, replace(QUICK, max_steps=8, log_every=100), resume=True)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        text = refusal(
+            fit, tmp_path, replace(QUICK, max_steps=8, log_every=100), resume=True
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "free some space" in text and "step-000006" in text
-    assert list(list_checkpoints(tmp_path)) == [4, 6] and not list(tmp_path.glob("checkpoints/.*"))
+    assert list(list_checkpoints(tmp_path)) == [4, 6] and not list(
+        tmp_path.glob("checkpoints/.*")
+    )
 
 
 def test_data_without_captions():
-    class Reads(Fit): needs_captions = True
+    class Reads(Fit):
+        needs_captions = True
+
     assert "learns from captions, but the data has none" in refusal(fit, model=Reads())
 
 
@@ -765,7 +1265,11 @@ def test_a_checkpoint_is_safetensors_and_json_only(run):
     files = {p.suffix for p in run.rglob("*") if p.is_file()}
     assert files <= {".safetensors", ".json", ".jsonl", ".png"}
     saved = load_checkpoint(find_checkpoint(run))
-    assert {"model", "ema", "optimizers", "rng"} == set(saved.tensors) and saved.state["step"] == 6 and saved.config["max_steps"] == 6
+    assert (
+        {"model", "ema", "optimizers", "rng"} == set(saved.tensors)
+        and saved.state["step"] == 6
+        and saved.config["max_steps"] == 6
+    )
     assert saved.state["epoch"], saved.state["batch"] == (1, 1)
 
 
@@ -775,16 +1279,35 @@ def test_tied_weights_are_saved(tmp_path):
             super().__init__()
             self.a, self.b = nn.Linear(1, 1), nn.Linear(1, 1)
             self.b.weight = self.a.weight
-        def training_losses(self, batch, rng, phase="model"): return {"loss": (self.b(self.a(batch["x"])) - batch["y"]).square().mean()}
+
+        def training_losses(self, batch, rng, phase="model"):
+            return {"loss": (self.b(self.a(batch["x"])) - batch["y"]).square().mean()}
+
     trainer = fit(tmp_path, model=Tied())
-    assert torch.equal(load_weights(Tied(), find_checkpoint(tmp_path), ema=False).b.weight, trainer.model.a.weight)
+    assert torch.equal(
+        load_weights(Tied(), find_checkpoint(tmp_path), ema=False).b.weight,
+        trainer.model.a.weight,
+    )
 
 
 def test_checkpoint_writing_is_whole_or_not_at_all(tmp_path):
-    save_checkpoint(tmp_path / "step-000001", Checkpoint({"model": {"w": torch.zeros(2)}}, {"model": "Net", "step": 1}, {}))
+    save_checkpoint(
+        tmp_path / "step-000001",
+        Checkpoint({"model": {"w": torch.zeros(2)}}, {"model": "Net", "step": 1}, {}),
+    )
     with pytest.raises(UserError):
-        save_checkpoint(tmp_path / "step-000001", Checkpoint({"model": {"w": torch.ones(2)}}, {"model": "Net", "step": object()}, {}))
-    assert load_checkpoint(tmp_path / "step-000001").tensors["model"]["w"].tolist() == [0, 0] and len(list(tmp_path.iterdir())) == 1
+        save_checkpoint(
+            tmp_path / "step-000001",
+            Checkpoint(
+                {"model": {"w": torch.ones(2)}}, {"model": "Net", "step": object()}, {}
+            ),
+        )
+    assert (
+        load_checkpoint(tmp_path / "step-000001").tensors["model"]["w"].tolist()
+        == [0, 0]
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
-if __name__ == "__main__": globals()[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

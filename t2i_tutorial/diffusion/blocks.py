@@ -24,8 +24,13 @@ def timestep_embedding(
     max_period: float = 10_000.0,  # period of the slowest wave, over 2 pi, in timesteps (reached as dim grows)
 ) -> Float[Tensor, "b dim"]:  # in [-1, 1]
     "A timestep as the hands of many clocks, {eq}`eq-sinusoids` (Vaswani et al. 2017); raises `UserError` for an odd `dim`."
-    if dim < 2 or dim % 2: raise UserError(f"sinusoids come in pairs: dim must be an even number, not {dim}")
-    speed = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    if dim < 2 or dim % 2:
+        raise UserError(
+            f"sinusoids come in pairs: dim must be an even number, not {dim}"
+        )
+    speed = torch.exp(
+        -math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2)
+    )
     angle = t.float()[:, None] * speed
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
@@ -39,7 +44,12 @@ class TimestepEmbedding(nn.Module):
         num_frequencies: int = 64,  # an even number
     ):
         super().__init__()
-        self.num_frequencies, self.mlp = num_frequencies, nn.Sequential(nn.Linear(num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.num_frequencies, self.mlp = (
+            num_frequencies,
+            nn.Sequential(
+                nn.Linear(num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
+            ),
+        )
 
     def forward(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         "Timesteps to vectors."
@@ -51,15 +61,24 @@ class ResidualBlock(nn.Module):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels, multiples of 8
+        c_in: int,
+        c_out: int,  # channels, multiples of 8
         cond_dim: int,  # length of the vector of time and text
     ):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1, self.conv1 = (
+            nn.GroupNorm(8, c_in),
+            nn.Conv2d(c_in, c_out, 3, padding=1),
+        )
         self.film = nn.Linear(cond_dim, 2 * c_out)
-        self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm2, self.conv2 = (
+            nn.GroupNorm(8, c_out),
+            nn.Conv2d(c_out, c_out, 3, padding=1),
+        )
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        for layer in (self.film, self.conv2): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+        for layer in (self.film, self.conv2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -80,6 +99,7 @@ def pixel_unshuffle(
     "Squares of pixels become channels and nothing is lost: `b c (h p) (w q) -> b (c p q) h w` (Shi et al. 2016)."
     return F.pixel_unshuffle(x, factor) if factor > 1 else x
 
+
 def pixel_shuffle(
     x: Float[Tensor, "b c h w"],  # channels are a multiple of factor^2
     factor: int,  # side of a square
@@ -93,7 +113,8 @@ class Downsample(nn.Module):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels
+        c_in: int,
+        c_out: int,  # channels
         factor: int = 2,  # by which the sides shrink
     ):
         super().__init__()
@@ -109,14 +130,19 @@ class Upsample(nn.Module):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels
+        c_in: int,
+        c_out: int,  # channels
         factor: int = 2,  # by which the sides grow
     ):
         super().__init__()
         self.factor, self.conv = factor, nn.Conv2d(c_in, c_out * factor**2, 1)
         f = factor**2
-        with torch.no_grad():  # no checkerboard at the start: every neighbour gets the same weights
-            self.conv.weight.copy_(repeat(self.conv.weight[::f].clone(), "c i 1 1 -> (c f) i 1 1", f=f))
+        with (
+            torch.no_grad()
+        ):  # no checkerboard at the start: every neighbour gets the same weights
+            self.conv.weight.copy_(
+                repeat(self.conv.weight[::f].clone(), "c i 1 1 -> (c f) i 1 1", f=f)
+            )
             self.conv.bias.copy_(repeat(self.conv.bias[::f].clone(), "c -> (c f)", f=f))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:

@@ -22,7 +22,9 @@ from ..text import NullTextEmbedding, TextEmbedding
 # %% ../../nbs/33_guidance.ipynb #542eacca
 def apply_cfg(
     cond: Float[Tensor, "b ..."],  # prediction with the text
-    uncond: Float[Tensor, "b ..."],  # prediction with the null text, for the same noisy picture
+    uncond: Float[
+        Tensor, "b ..."
+    ],  # prediction with the null text, for the same noisy picture
     guidance_scale: float,  # 0: the text is ignored, 1: plain, more: pushed
 ) -> Float[Tensor, "b ..."]:
     "u + w (c - u), {eq}`eq-guidance-cfg`: classifier-free guidance (Ho & Salimans 2022; this w is their w + 1)."
@@ -33,10 +35,18 @@ def predict_cond_uncond(
     net: Callable,  # (xt, t, text) -> prediction
     xt: Float[Tensor, "b ..."],  # noisy pictures
     t: Int[Tensor, " b"],  # their timesteps
-    text: TextEmbedding, null_text: TextEmbedding,  # the captions, and as many null texts in the same shape
-) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:  # with the text, with the null text
+    text: TextEmbedding,
+    null_text: TextEmbedding,  # the captions, and as many null texts in the same shape
+) -> tuple[
+    Float[Tensor, "b ..."], Float[Tensor, "b ..."]
+]:  # with the text, with the null text
     "Both predictions from one forward pass over a batch of twice the size."
-    both = TextEmbedding(*(torch.cat([getattr(e, k) for e in (text, null_text)]) for k in ("tokens", "mask", "pooled")))
+    both = TextEmbedding(
+        *(
+            torch.cat([getattr(e, k) for e in (text, null_text)])
+            for k in ("tokens", "mask", "pooled")
+        )
+    )
     return net(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
 
 # %% ../../nbs/33_guidance.ipynb #9a293f34
@@ -45,6 +55,7 @@ def static_threshold(
 ) -> Float[Tensor, "b ..."]:  # in [-1, 1]
     "Clip to [-1, 1]."
     return x0.clamp(-1, 1)
+
 
 def dynamic_threshold(
     x0: Float[Tensor, "b ..."],  # guesses at clean pictures, of any range
@@ -60,47 +71,82 @@ def _spread(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     "The standard deviation within each picture, with axes of length 1."
     return x.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1))
 
+
 def rescale_cfg(
     guided: Float[Tensor, "b ..."],  # after `guide`
     cond: Float[Tensor, "b ..."],  # before it: the prediction with the text
     guidance_rescale: float = 0.7,  # 0: nothing is changed, 1: wholly
 ) -> Float[Tensor, "b ..."]:
     "Give a guided prediction the spread of the plain one again (Lin et al. 2024, eq. 15 and 16)."
-    return guided * (guidance_rescale * _spread(cond) / _spread(guided).clamp(min=1e-8) + (1 - guidance_rescale))
+    return guided * (
+        guidance_rescale * _spread(cond) / _spread(guided).clamp(min=1e-8)
+        + (1 - guidance_rescale)
+    )
 
 # %% ../../nbs/33_guidance.ipynb #00bbf65b
 def _check_number(name: str, value, fits: Callable[[float], bool], wanted: str) -> None:
     "Raise `UserError` unless the value is a number that fits."
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and fits(value)): raise UserError(f"{name} must be {wanted}, not {value}")
+    if not (number and fits(value)):
+        raise UserError(f"{name} must be {wanted}, not {value}")
 
 # %% ../../nbs/33_guidance.ipynb #5e2f8c45
 THRESHOLDING_MODES = ("none", "static", "dynamic")
 
+
 @dataclass(frozen=True)
 class GuidanceConfig:
     "How hard to push the text and what to do with values out of range; raises `UserError` for what makes no sense."
+
     guidance_scale: float = 3.0  # 1 is plain
     thresholding: str = "dynamic"  # one of `THRESHOLDS`
     dynamic_threshold_percentile: float = 0.995  # for the dynamic one, in (0, 1]
     guidance_rescale: float = 0.0  # phi of `rescale`, in [0, 1]
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only where t / T lies within (Kynkaanniemi et al. 2024)
+    guidance_interval: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # guide only where t / T lies within (Kynkaanniemi et al. 2024)
 
     def __post_init__(self):
         check_choice("thresholding", self.thresholding, THRESHOLDING_MODES)
-        _check_number("text scale", self.guidance_scale, lambda x: isfinite(x) and x >= 0, "a number of at least 0")
-        _check_number("dynamic_threshold_percentile", self.dynamic_threshold_percentile, lambda x: 0 < x <= 1, "more than 0 and at most 1")
-        _check_number("guidance_rescale", self.guidance_rescale, lambda x: 0 <= x <= 1, "from 0 to 1")
-        if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
-            raise UserError(f"guidance_interval must be two numbers from 0 to 1 in order, not {self.guidance_interval}")
+        _check_number(
+            "text scale",
+            self.guidance_scale,
+            lambda x: isfinite(x) and x >= 0,
+            "a number of at least 0",
+        )
+        _check_number(
+            "dynamic_threshold_percentile",
+            self.dynamic_threshold_percentile,
+            lambda x: 0 < x <= 1,
+            "more than 0 and at most 1",
+        )
+        _check_number(
+            "guidance_rescale",
+            self.guidance_rescale,
+            lambda x: 0 <= x <= 1,
+            "from 0 to 1",
+        )
+        if (
+            len(self.guidance_interval) != 2
+            or not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1
+        ):
+            raise UserError(
+                f"guidance_interval must be two numbers from 0 to 1 in order, not {self.guidance_interval}"
+            )
 
     def scale_at(self, t: int, T: int) -> float:
         "The scale at timestep t of T: 1 outside the interval."
-        return self.guidance_scale if self.guidance_interval[0] <= t / T <= self.guidance_interval[1] else 1.0
+        return (
+            self.guidance_scale
+            if self.guidance_interval[0] <= t / T <= self.guidance_interval[1]
+            else 1.0
+        )
 
     def apply_threshold(self, x0: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         "Bring a prediction of the picture into range."
-        if self.thresholding == "dynamic": return dynamic_threshold(x0, self.dynamic_threshold_percentile)
+        if self.thresholding == "dynamic":
+            return dynamic_threshold(x0, self.dynamic_threshold_percentile)
         return static_threshold(x0) if self.thresholding == "static" else x0
 
 # %% ../../nbs/33_guidance.ipynb #7b8bd723
@@ -111,15 +157,36 @@ def guided_denoiser(
     schedule: NoiseSchedule,
     prediction_type: str = "v",  # what `net` predicts
     guidance: GuidanceConfig = GuidanceConfig(),
-) -> Callable[[Float[Tensor, "b ..."], int], Float[Tensor, "b ..."]]:  # noisy batch, timestep -> clean batch
+) -> Callable[
+    [Float[Tensor, "b ..."], int], Float[Tensor, "b ..."]
+]:  # noisy batch, timestep -> clean batch
     "What a sampler needs: from a noisy batch and a timestep to the clean pictures, guided and in range."
     null = null_text.expand_as(text)
+
     def denoise(xt, t):
         times = torch.full((len(xt),), t, device=xt.device)
         scale = guidance.scale_at(t, len(schedule))
-        if scale == 1: return guidance.apply_threshold(x0_from_prediction(prediction_type, net(xt, times, text), xt, times, schedule))
-        if scale == 0: return guidance.apply_threshold(x0_from_prediction(prediction_type, net(xt, times, null), xt, times, schedule))
-        c, u = (x0_from_prediction(prediction_type, out, xt, times, schedule) for out in predict_cond_uncond(net, xt, times, text, null))
+        if scale == 1:
+            return guidance.apply_threshold(
+                x0_from_prediction(
+                    prediction_type, net(xt, times, text), xt, times, schedule
+                )
+            )
+        if scale == 0:
+            return guidance.apply_threshold(
+                x0_from_prediction(
+                    prediction_type, net(xt, times, null), xt, times, schedule
+                )
+            )
+        c, u = (
+            x0_from_prediction(prediction_type, out, xt, times, schedule)
+            for out in predict_cond_uncond(net, xt, times, text, null)
+        )
         x0 = apply_cfg(c, u, scale)
-        return guidance.apply_threshold(rescale_cfg(x0, c, guidance.guidance_rescale) if guidance.guidance_rescale else x0)
+        return guidance.apply_threshold(
+            rescale_cfg(x0, c, guidance.guidance_rescale)
+            if guidance.guidance_rescale
+            else x0
+        )
+
     return denoise

@@ -20,16 +20,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import critters
-from ..core import UserError, check_choice, check_image_size, seeded_generator, progress_bar, save_json
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_image_size,
+    progress_bar,
+    save_json,
+    seeded_generator,
+)
 from ..data import ImageTextDataset
 from .guidance import GuidanceConfig, guided_denoiser
-from .noise import NOISE_SCHEDULES, PREDICTION_TYPES, LOSS_WEIGHTINGS, add_noise, loss_weight, make_noise_schedule, prediction_target
+from t2i_tutorial.diffusion.noise import (
+    LOSS_WEIGHTINGS,
+    NOISE_SCHEDULES,
+    PREDICTION_TYPES,
+    add_noise,
+    loss_weight,
+    make_noise_schedule,
+    prediction_target,
+)
 from .samplers import run_sampler
 from .unet import UNet, UNetConfig
 from ..evaluation.classifier import AttributeClassifier
-from ..hub import TextToImage, randn_per_prompt, prompt_generators
-from ..experiments import (SAMPLE_PROMPTS, DEFAULT_TEXT_ENCODER, Preset, probe_critters, get_preset, run_ablation, swap_attribute, load_or_init_results,
-                               cli_command, quick_evaluate, run_training)
+from t2i_tutorial.experiments import (
+    DEFAULT_TEXT_ENCODER,
+    SAMPLE_PROMPTS,
+    Preset,
+    cli_command,
+    get_preset,
+    load_or_init_results,
+    probe_critters,
+    quick_evaluate,
+    run_ablation,
+    run_training,
+    swap_attribute,
+)
+from ..hub import TextToImage, prompt_generators, randn_per_prompt
 from ..text import NullTextEmbedding, full_caption
 from ..training import TrainConfig, parse_overrides
 
@@ -37,33 +63,61 @@ from ..training import TrainConfig, parse_overrides
 @dataclass(frozen=True)
 class ImagenConfig:
     "All that makes an Imagen, beside its weights; raises `UserError` for what does not fit together."
+
     size: int = 32  # pixels of a side
     unet: UNetConfig = field(default_factory=UNetConfig)
-    text_encoder: str = "critters-clip"  # the text encoder: bundled, a folder, or a hub id
+    text_encoder: str = (
+        "critters-clip"  # the text encoder: bundled, a folder, or a hub id
+    )
     noise_schedule: str = "cosine"  # or "linear"
     num_timesteps: int = 1000
-    zero_terminal_snr: bool = True  # nothing of the picture is left at the last timestep
-    shift_snr: bool = True  # noise by size: more for pictures above 32 pixels, less below
+    zero_terminal_snr: bool = (
+        True  # nothing of the picture is left at the last timestep
+    )
+    shift_snr: bool = (
+        True  # noise by size: more for pictures above 32 pixels, less below
+    )
     prediction_type: str = "v"  # what the U-Net predicts: "v", "x0" or "eps"
-    loss_weighting: str = "min-snr+1"  # what counts more in the loss, see `noise.loss_weight`
-    cond_drop_prob: float = 0.1  # share of captions replaced by the null text in training
+    loss_weighting: str = (
+        "min-snr+1"  # what counts more in the loss, see `noise.loss_weight`
+    )
+    cond_drop_prob: float = (
+        0.1  # share of captions replaced by the null text in training
+    )
     guidance_scale: float = 2.0  # guidance, where `sample` is not told; the best of 1, 1.5, 2, 3, 5 on validation creatures
-    thresholding: str = "static"  # or "dynamic", which greys white backgrounds, or "none"
+    thresholding: str = (
+        "static"  # or "dynamic", which greys white backgrounds, or "none"
+    )
     dynamic_threshold_percentile: float = 0.995  # of the dynamic threshold
 
     def __post_init__(self):
-        if isinstance(self.unet, Mapping): object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        if isinstance(self.unet, Mapping):
+            object.__setattr__(self, "unet", UNetConfig(**self.unet))
         check_image_size(self.size)
-        for name, options in (("noise_schedule", NOISE_SCHEDULES), ("prediction_type", PREDICTION_TYPES), ("loss_weighting", LOSS_WEIGHTINGS)):
+        for name, options in (
+            ("noise_schedule", NOISE_SCHEDULES),
+            ("prediction_type", PREDICTION_TYPES),
+            ("loss_weighting", LOSS_WEIGHTINGS),
+        ):
             check_choice(name, getattr(self, name), options)
-        GuidanceConfig(float(self.guidance_scale), self.thresholding, self.dynamic_threshold_percentile)
+        GuidanceConfig(
+            float(self.guidance_scale),
+            self.thresholding,
+            self.dynamic_threshold_percentile,
+        )
         if self.size % self.unet.size_divisor:
-            raise UserError(f"size must be a multiple of {self.unet.size_divisor} for this U-Net, not {self.size}")
+            raise UserError(
+                f"size must be a multiple of {self.unet.size_divisor} for this U-Net, not {self.size}"
+            )
         if self.prediction_type == "eps" and self.zero_terminal_snr:
-            raise UserError("prediction_type='eps' cannot be used with zero_terminal_snr=True: "
-                            "pure noise says nothing of the picture; use prediction_type='v'")
+            raise UserError(
+                "prediction_type='eps' cannot be used with zero_terminal_snr=True: "
+                "pure noise says nothing of the picture; use prediction_type='v'"
+            )
         if not 0 <= self.cond_drop_prob <= 1:
-            raise UserError(f"cond_drop_prob must be from 0 to 1, not {self.cond_drop_prob}")
+            raise UserError(
+                f"cond_drop_prob must be from 0 to 1, not {self.cond_drop_prob}"
+            )
 
 # %% ../../nbs/35_imagen.ipynb #e463397c
 def stratified_timesteps(
@@ -78,17 +132,22 @@ def stratified_timesteps(
 # %% ../../nbs/35_imagen.ipynb #43abdbc9
 class _Learner(TextToImage):
     "The half of an Imagen that learns."
+
     model_type, config_class, needs_captions = "imagen", ImagenConfig, True
 
     def __init__(self, config: ImagenConfig = ImagenConfig(), encoder=None):
         super().__init__(config, encoder)
         dim, wanted = self.encoder.dim, config.unet.text_dim
         if dim != wanted:
-            raise UserError(f"the text encoder {config.text_encoder!r} gives vectors of {dim}, the U-Net takes {wanted}; "
-                            f"set text_dim={dim}")
+            raise UserError(
+                f"the text encoder {config.text_encoder!r} gives vectors of {dim}, the U-Net takes {wanted}; "
+                f"set text_dim={dim}"
+            )
         self.unet, self.null_text = UNet(config.unet), NullTextEmbedding(wanted)
         size = config.size if config.shift_snr else 32
-        self.schedule = make_noise_schedule(config.noise_schedule, config.num_timesteps, config.zero_terminal_snr, size)
+        self.schedule = make_noise_schedule(
+            config.noise_schedule, config.num_timesteps, config.zero_terminal_snr, size
+        )
 
     def training_losses(
         self,
@@ -100,24 +159,35 @@ class _Learner(TextToImage):
         x0, c, b = batch.images.to(self.device), self.config, len(batch.captions)
         t = stratified_timesteps(b, c.num_timesteps, rng).to(x0.device)
         eps = torch.randn(x0.shape, generator=rng).to(x0)
-        kept = torch.rand(b, generator=rng) >= c.cond_drop_prob * self.training  # in eval mode all stay
-        text = self.null_text.drop_captions(self.encode_prompts(batch.captions), kept.to(x0.device))
+        kept = (
+            torch.rand(b, generator=rng) >= c.cond_drop_prob * self.training
+        )  # in eval mode all stay
+        text = self.null_text.drop_captions(
+            self.encode_prompts(batch.captions), kept.to(x0.device)
+        )
         xt, _ = add_noise(x0, t, self.schedule, eps)
-        error = (self.unet(xt, t, text) - prediction_target(c.prediction_type, x0, eps, t, self.schedule)).square()
+        error = (
+            self.unet(xt, t, text)
+            - prediction_target(c.prediction_type, x0, eps, t, self.schedule)
+        ).square()
         error = reduce(error, "b c h w -> b", "mean")
-        weighted = (loss_weight(t, self.schedule, c.prediction_type, c.loss_weighting) * error).mean()
+        weighted = (
+            loss_weight(t, self.schedule, c.prediction_type, c.loss_weighting) * error
+        ).mean()
         return {"loss": weighted, "mse": error.mean().detach()}
 
 # %% ../../nbs/35_imagen.ipynb #25b693fe
 class Imagen(_Learner):
     "A U-Net that turns noise into pictures, step by step, as a text says (Saharia et al. 2022)."
+
     sample_prompts: Sequence[str] = SAMPLE_PROMPTS
 
     @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[str],
-        guidance_scale: float | None = None,  # how hard to push the text; the config's if not given
+        guidance_scale: float
+        | None = None,  # how hard to push the text; the config's if not given
         num_steps: int = 20,  # network evaluations, each for both branches of the guidance
         sampler: str = "dpmpp-2m",  # or "ddim", "ddpm"
         seed: int = 0,  # the same seed gives a prompt the same picture, whatever else is in the list
@@ -128,51 +198,179 @@ class Imagen(_Learner):
         "Draw a picture for each prompt; raises `UserError` for values that make no sense."
         prompts, c = self.validate_prompts(prompts), self.config
         scale = float(c.guidance_scale if guidance_scale is None else guidance_scale)
-        how = GuidanceConfig(scale, **({"thresholding": c.thresholding, "dynamic_threshold_percentile": c.dynamic_threshold_percentile} | guidance))
-        streams, was_training, done = prompt_generators(prompts, seed), self.training, []
+        how = GuidanceConfig(
+            scale,
+            **(
+                {
+                    "thresholding": c.thresholding,
+                    "dynamic_threshold_percentile": c.dynamic_threshold_percentile,
+                }
+                | guidance
+            ),
+        )
+        streams, was_training, done = (
+            prompt_generators(prompts, seed),
+            self.training,
+            [],
+        )
         self.eval()
         try:
             for i in range(0, len(prompts), batch_size):
-                text, part = self.encode_prompts(prompts[i:i + batch_size]), streams[i:i + batch_size]
-                denoise = guided_denoiser(self.unet, text, self.null_text, self.schedule, c.prediction_type, how)
-                noise = partial(randn_per_prompt, part, (3, c.size, c.size), self.device)
-                done.append(run_sampler(denoise, noise, self.schedule, num_steps, sampler, show_progress=show_progress))
-        finally: self.train(was_training)
+                text, part = (
+                    self.encode_prompts(prompts[i : i + batch_size]),
+                    streams[i : i + batch_size],
+                )
+                denoise = guided_denoiser(
+                    self.unet,
+                    text,
+                    self.null_text,
+                    self.schedule,
+                    c.prediction_type,
+                    how,
+                )
+                noise = partial(
+                    randn_per_prompt, part, (3, c.size, c.size), self.device
+                )
+                done.append(
+                    run_sampler(
+                        denoise,
+                        noise,
+                        self.schedule,
+                        num_steps,
+                        sampler,
+                        show_progress=show_progress,
+                    )
+                )
+        finally:
+            self.train(was_training)
         return torch.cat(done).clamp(-1, 1)
 
 # %% ../../nbs/35_imagen.ipynb #744f6ebe
-CPU_UNET_CONFIG = UNetConfig(channels=(32, 64, 128), num_res_blocks=(1, 1, 2), down_attention=False, text_dim=256)
-IMAGEN_CPU_TRAIN_CONFIG = TrainConfig(max_steps=5000, batch_size=32, lr=1.2e-3, warmup_steps=200, lr_schedule="cosine", ema_decay=0.998,
-                        save_every=500, sample_every=500, log_every=20)
-IMAGEN_GPU_TRAIN_CONFIG = TrainConfig(max_steps=60_000, batch_size=128, lr=3e-4, warmup_steps=1000, lr_schedule="cosine", ema_decay=0.9995,
-                        mixed_precision="bf16", save_every=2000, sample_every=2000, log_every=50)
+CPU_UNET_CONFIG = UNetConfig(
+    channels=(32, 64, 128), num_res_blocks=(1, 1, 2), down_attention=False, text_dim=256
+)
+IMAGEN_CPU_TRAIN_CONFIG = TrainConfig(
+    max_steps=5000,
+    batch_size=32,
+    lr=1.2e-3,
+    warmup_steps=200,
+    lr_schedule="cosine",
+    ema_decay=0.998,
+    save_every=500,
+    sample_every=500,
+    log_every=20,
+)
+IMAGEN_GPU_TRAIN_CONFIG = TrainConfig(
+    max_steps=60_000,
+    batch_size=128,
+    lr=3e-4,
+    warmup_steps=1000,
+    lr_schedule="cosine",
+    ema_decay=0.9995,
+    mixed_precision="bf16",
+    save_every=2000,
+    sample_every=2000,
+    log_every=50,
+)
 
 # %% ../../nbs/35_imagen.ipynb #12986305
 IMAGEN_PRESETS = {
     "tiny": Preset(
-        ImagenConfig(size=16, unet=UNetConfig(channels=(16, 32), num_res_blocks=(1, 1), self_attention=(False, True),
-                                              cross_attention=(False, True), cond_dim=64)),
-        TrainConfig(max_steps=300, batch_size=32, lr=3e-3, warmup_steps=20, lr_schedule="cosine", ema_decay=0.98, save_every=300), 1024),
-    "cpu-32-first": Preset(ImagenConfig(size=32, unet=replace(CPU_UNET_CONFIG, text_dim=128)), IMAGEN_CPU_TRAIN_CONFIG),
-    "cpu-32": Preset(ImagenConfig(size=32, text_encoder=DEFAULT_TEXT_ENCODER, unet=CPU_UNET_CONFIG), IMAGEN_CPU_TRAIN_CONFIG),
-    "cpu-64": Preset(ImagenConfig(size=64, text_encoder=DEFAULT_TEXT_ENCODER, unet=replace(CPU_UNET_CONFIG, patch_size=2)),
-                           replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4), init_from="critters-32"),
+        ImagenConfig(
+            size=16,
+            unet=UNetConfig(
+                channels=(16, 32),
+                num_res_blocks=(1, 1),
+                self_attention=(False, True),
+                cross_attention=(False, True),
+                cond_dim=64,
+            ),
+        ),
+        TrainConfig(
+            max_steps=300,
+            batch_size=32,
+            lr=3e-3,
+            warmup_steps=20,
+            lr_schedule="cosine",
+            ema_decay=0.98,
+            save_every=300,
+        ),
+        1024,
+    ),
+    "cpu-32-first": Preset(
+        ImagenConfig(size=32, unet=replace(CPU_UNET_CONFIG, text_dim=128)),
+        IMAGEN_CPU_TRAIN_CONFIG,
+    ),
+    "cpu-32": Preset(
+        ImagenConfig(size=32, text_encoder=DEFAULT_TEXT_ENCODER, unet=CPU_UNET_CONFIG),
+        IMAGEN_CPU_TRAIN_CONFIG,
+    ),
+    "cpu-64": Preset(
+        ImagenConfig(
+            size=64,
+            text_encoder=DEFAULT_TEXT_ENCODER,
+            unet=replace(CPU_UNET_CONFIG, patch_size=2),
+        ),
+        replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4),
+        init_from="critters-32",
+    ),
     "gpu-64": Preset(
-        ImagenConfig(size=64, text_encoder=DEFAULT_TEXT_ENCODER, unet=UNetConfig(patch_size=2, channels=(96, 128, 192), num_res_blocks=(2, 2, 3),
-                                                          cond_dim=384, text_dim=256)), IMAGEN_GPU_TRAIN_CONFIG, 200_000),
+        ImagenConfig(
+            size=64,
+            text_encoder=DEFAULT_TEXT_ENCODER,
+            unet=UNetConfig(
+                patch_size=2,
+                channels=(96, 128, 192),
+                num_res_blocks=(2, 2, 3),
+                cond_dim=384,
+                text_dim=256,
+            ),
+        ),
+        IMAGEN_GPU_TRAIN_CONFIG,
+        200_000,
+    ),
     # the sizes of the report that this book tells anew: 1000 noisy steps, a linear schedule, T5-small
     "seed-64": Preset(
-        ImagenConfig(size=64, text_encoder="google-t5/t5-small", noise_schedule="linear", zero_terminal_snr=False, shift_snr=False,
-                     prediction_type="eps", loss_weighting="uniform", cond_drop_prob=0.15, guidance_scale=5.0, dynamic_threshold_percentile=0.9,
-                     unet=UNetConfig(channels=(128, 256, 512), num_res_blocks=(1, 1, 1), heads=8, cond_dim=512, text_dim=512)),
-        replace(IMAGEN_GPU_TRAIN_CONFIG, lr=1e-4, batch_size=32), 200_000),
+        ImagenConfig(
+            size=64,
+            text_encoder="google-t5/t5-small",
+            noise_schedule="linear",
+            zero_terminal_snr=False,
+            shift_snr=False,
+            prediction_type="eps",
+            loss_weighting="uniform",
+            cond_drop_prob=0.15,
+            guidance_scale=5.0,
+            dynamic_threshold_percentile=0.9,
+            unet=UNetConfig(
+                channels=(128, 256, 512),
+                num_res_blocks=(1, 1, 1),
+                heads=8,
+                cond_dim=512,
+                text_dim=512,
+            ),
+        ),
+        replace(IMAGEN_GPU_TRAIN_CONFIG, lr=1e-4, batch_size=32),
+        200_000,
+    ),
     # for a super-resolution stage, where most of the work is done on small maps
     "gpu-256": Preset(
-        ImagenConfig(size=256, text_encoder=DEFAULT_TEXT_ENCODER,
-                     unet=UNetConfig(patch_size=2, channels=(32, 64, 128, 192), num_res_blocks=(1, 2, 4, 4), cond_dim=384,
-                                     self_attention=(False, False, False, True),
-                                     cross_attention=(False, False, True, True), text_dim=256)),
-        replace(IMAGEN_GPU_TRAIN_CONFIG, batch_size=32), 50_000),
+        ImagenConfig(
+            size=256,
+            text_encoder=DEFAULT_TEXT_ENCODER,
+            unet=UNetConfig(
+                patch_size=2,
+                channels=(32, 64, 128, 192),
+                num_res_blocks=(1, 2, 4, 4),
+                cond_dim=384,
+                self_attention=(False, False, False, True),
+                cross_attention=(False, False, True, True),
+                text_dim=256,
+            ),
+        ),
+        replace(IMAGEN_GPU_TRAIN_CONFIG, batch_size=32),
+        50_000,
+    ),
 }
 
 # %% ../../nbs/35_imagen.ipynb #9682ec8d
@@ -187,14 +385,31 @@ def imagen_preset(
 def train_imagen(
     preset: str | Preset = "cpu-32",
     data: "str | os.PathLike | ImageTextDataset" = "critters",  # or a folder, a hub id, or pictures already opened
-    folder: str | os.PathLike | None = None,  # for checkpoints, samples, curves and the model; without one nothing is written
+    folder: str
+    | os.PathLike
+    | None = None,  # for checkpoints, samples, curves and the model; without one nothing is written
     overrides: "Mapping | Iterable[str]" = (),  # see `imagen_preset`
     resume: bool = False,  # go on from the newest checkpoint in `folder`
-) -> tuple[Imagen, list[dict]]:  # the model with averaged weights, in eval mode; the log
+) -> tuple[
+    Imagen, list[dict]
+]:  # the model with averaged weights, in eval mode; the log
     "Train an Imagen; raises `UserError` for bad settings or data."
     overrides = parse_overrides(overrides)
-    chosen, command = imagen_preset(preset, overrides), cli_command("imagen", preset, overrides, data)
-    return run_training(Imagen, chosen, data, folder, resume, command, validation=512, upscale=init_imagen_from_smaller)
+    chosen, command = (
+        imagen_preset(preset, overrides),
+        cli_command("imagen", preset, overrides, data),
+    )
+    return run_training(
+        Imagen,
+        chosen,
+        data,
+        folder,
+        resume,
+        command,
+        validation=512,
+        upscale=init_imagen_from_smaller,
+    )
+
 
 @torch.no_grad()
 def init_imagen_from_smaller(
@@ -204,39 +419,94 @@ def init_imagen_from_smaller(
     "Begin with a smaller model's weights: four pixels stand for one of its pixels, and new text says nothing yet."
     times = _fits(small.config, model.config)
     old, new, p = small.state_dict(), model.state_dict(), small.config.unet.patch_size
-    def spread(w): return repeat(w, "(c p q) ... -> (c p i q j) ...", p=p, q=p, i=times, j=times)
-    for k in ("unet.out.2.weight", "unet.out.2.bias"): old[k] = spread(old[k])
-    old["unet.stem.weight"] = spread(old["unet.stem.weight"].transpose(0, 1)).transpose(0, 1) / times**2  # their mean
+
+    def spread(w):
+        return repeat(w, "(c p q) ... -> (c p i q j) ...", p=p, q=p, i=times, j=times)
+
+    for k in ("unet.out.2.weight", "unet.out.2.bias"):
+        old[k] = spread(old[k])
+    old["unet.stem.weight"] = (
+        spread(old["unet.stem.weight"].transpose(0, 1)).transpose(0, 1) / times**2
+    )  # their mean
     for k in old:
-        if old[k].shape == new[k].shape: continue
-        fresh = torch.zeros_like(old[k]) if old[k].dim() == 2 else old[k]  # columns of a linear layer; a norm's weights
+        if old[k].shape == new[k].shape:
+            continue
+        fresh = (
+            torch.zeros_like(old[k]) if old[k].dim() == 2 else old[k]
+        )  # columns of a linear layer; a norm's weights
         old[k] = torch.cat([old[k], fresh], dim=-1)
     model.load_state_dict(old)
     return model
 
+
 def _fits(a: ImagenConfig, b: ImagenConfig) -> int:
     "How many times larger the second's patch is; raises `UserError` if it cannot grow from the first."
-    times, words = b.unet.patch_size // a.unet.patch_size or 1, b.unet.text_dim // a.unet.text_dim or 1
-    unet = replace(a.unet, patch_size=times * a.unet.patch_size, text_dim=words * a.unet.text_dim)
+    times, words = (
+        b.unet.patch_size // a.unet.patch_size or 1,
+        b.unet.text_dim // a.unet.text_dim or 1,
+    )
+    unet = replace(
+        a.unet, patch_size=times * a.unet.patch_size, text_dim=words * a.unet.text_dim
+    )
     text = a.text_encoder + "+token-embeddings" * (words - 1)
-    if times <= 2 and words <= 2 and (unet, times * a.size, text) == (b.unet, b.size, b.text_encoder): return times
-    raise UserError(f"cannot grow from {a.size} pixels with {a.text_encoder!r} to {b.size} with {b.text_encoder!r}: the U-Nets must be "
-                    "the same but for a patch twice as large, or '+token-embeddings' beside the text")
+    if (
+        times <= 2
+        and words <= 2
+        and (unet, times * a.size, text) == (b.unet, b.size, b.text_encoder)
+    ):
+        return times
+    raise UserError(
+        f"cannot grow from {a.size} pixels with {a.text_encoder!r} to {b.size} with {b.text_encoder!r}: the U-Nets must be "
+        "the same but for a patch twice as large, or '+token-embeddings' beside the text"
+    )
 
 # %% ../../nbs/35_imagen.ipynb #acca63ad
-IMAGEN_ABLATION_PRESET = Preset(  # 32 pixels seen as 16 x 16 squares: a step costs a fraction of cpu-32's
-    ImagenConfig(size=32, unet=UNetConfig(patch_size=2, channels=(32, 64, 96), num_res_blocks=(1, 1, 2), cond_dim=128,
-                                          down_attention=False)),
-    TrainConfig(max_steps=400, batch_size=32, lr=2e-3, warmup_steps=50, lr_schedule="cosine", ema_decay=0.99, log_every=20,
-                log_with="none"), 8192)
-LOSS_ABLATIONS = {"v, uniform": {"loss_weighting": "uniform"}, "v, min-snr": {"loss_weighting": "min-snr"},
-            "v, min-snr+1": {"loss_weighting": "min-snr+1"}, "v, as in x0": {"loss_weighting": "x0"},
-            "x0, uniform": {"prediction_type": "x0", "loss_weighting": "uniform"},
-            "eps, uniform": {"prediction_type": "eps", "loss_weighting": "uniform", "zero_terminal_snr": False}}
+IMAGEN_ABLATION_PRESET = (
+    Preset(  # 32 pixels seen as 16 x 16 squares: a step costs a fraction of cpu-32's
+        ImagenConfig(
+            size=32,
+            unet=UNetConfig(
+                patch_size=2,
+                channels=(32, 64, 96),
+                num_res_blocks=(1, 1, 2),
+                cond_dim=128,
+                down_attention=False,
+            ),
+        ),
+        TrainConfig(
+            max_steps=400,
+            batch_size=32,
+            lr=2e-3,
+            warmup_steps=50,
+            lr_schedule="cosine",
+            ema_decay=0.99,
+            log_every=20,
+            log_with="none",
+        ),
+        8192,
+    )
+)
+LOSS_ABLATIONS = {
+    "v, uniform": {"loss_weighting": "uniform"},
+    "v, min-snr": {"loss_weighting": "min-snr"},
+    "v, min-snr+1": {"loss_weighting": "min-snr+1"},
+    "v, as in x0": {"loss_weighting": "x0"},
+    "x0, uniform": {"prediction_type": "x0", "loss_weighting": "uniform"},
+    "eps, uniform": {
+        "prediction_type": "eps",
+        "loss_weighting": "uniform",
+        "zero_terminal_snr": False,
+    },
+}
+
 
 def run_loss_ablation(
-    path: str | os.PathLike | None = None,  # JSON, written after each run; runs that it holds are not made again
-    variants: Mapping[str, Mapping] = LOSS_ABLATIONS,  # name -> changes of the model's settings
+    path: str
+    | os.PathLike
+    | None = None,  # JSON, written after each run; runs that it holds are not made again
+    variants: Mapping[
+        str, Mapping
+    ] = LOSS_ABLATIONS,  # name -> changes of the model's settings
     preset: Preset = IMAGEN_ABLATION_PRESET,  # of every run: same seed, same pictures, same budget
     n: int = 256,  # pictures to judge each run by
 ) -> dict:  # settings, machine, and under "runs" for each variant its time, its loss and the fields of `score_samples`
@@ -250,41 +520,81 @@ def caption_sensitivity(
     n: int = 128,  # creatures, none of them asleep
     t: int = 900,  # timestep: with so much noise, the text must say it
     seed: int = 0,
-) -> dict[str, float]:  # near 0 where the caption makes no difference, 1 where it makes all that it should
+) -> dict[
+    str, float
+]:  # near 0 where the caption makes no difference, 1 where it makes all that it should
     "For each attribute: the rise of the error under a caption with another value, by what that changes in the picture."
-    (awake, x0), how = probe_critters(n, model.config.size, seed), model.config.prediction_type
+    (awake, x0), how = (
+        probe_critters(n, model.config.size, seed),
+        model.config.prediction_type,
+    )
     when = torch.full((len(awake),), t)
-    xt, eps = add_noise(x0, when, model.schedule, torch.randn(x0.shape, generator=seeded_generator(seed, "hearing")))
-    target, (alpha, sigma) = prediction_target(how, x0, eps, when, model.schedule), model.schedule.alpha_sigma(when, x0)
-    scale = {"v": 1 / sigma, "x0": 1.0, "eps": alpha / sigma}[how]  # what a change of x0 is, seen in the target
+    xt, eps = add_noise(
+        x0,
+        when,
+        model.schedule,
+        torch.randn(x0.shape, generator=seeded_generator(seed, "hearing")),
+    )
+    target, (alpha, sigma) = (
+        prediction_target(how, x0, eps, when, model.schedule),
+        model.schedule.alpha_sigma(when, x0),
+    )
+    scale = {"v": 1 / sigma, "x0": 1.0, "eps": alpha / sigma}[
+        how
+    ]  # what a change of x0 is, seen in the target
+
     def error(named):
         text = model.encode_prompts([full_caption(c) for c in named])
-        with torch.no_grad(): answer = model.unet(xt.to(model.device), when.to(model.device), text)
+        with torch.no_grad():
+            answer = model.unet(xt.to(model.device), when.to(model.device), text)
         return (answer.cpu() - target).square().mean().item()
+
     heard = {}
     for key in attributes:
         others = [swap_attribute(c, key) for c in awake]
-        change = (scale * (critters.render(others, size=model.config.size, seed=seed) - x0)).square().mean().item()
+        change = (
+            (scale * (critters.render(others, size=model.config.size, seed=seed) - x0))
+            .square()
+            .mean()
+            .item()
+        )
         heard[key] = (error(others) - error(awake)) / change
     return heard
 
 # %% ../../nbs/35_imagen.ipynb #8fb1f308
-SAMPLER_STEPS = {"dpmpp-2m": (5, 10, 20, 50), "ddim": (5, 10, 20, 50), "ddpm": (20, 50, 250)}
+SAMPLER_STEPS = {
+    "dpmpp-2m": (5, 10, 20, 50),
+    "ddim": (5, 10, 20, 50),
+    "ddpm": (20, 50, 250),
+}
+
 
 def run_sampler_sweep(
     model: Imagen,
     n: int = 500,  # pictures for each sampler and number of steps
     num_steps: Mapping[str, Sequence[int]] = SAMPLER_STEPS,
     seed: int = 0,
-    folder: str | os.PathLike | None = None,  # for samplers.json, written after each measurement and gone on from
+    folder: str
+    | os.PathLike
+    | None = None,  # for samplers.json, written after each measurement and gone on from
 ) -> dict:  # settings, machine, and under "runs", for "dpmpp-2m 20" and so on, the fields of `score_samples`
     "Quality against steps: the same prompts for each sampler; raises `UserError` if the file was made with other settings."
-    path, judge = None if folder is None else Path(folder) / "samplers.json", AttributeClassifier.from_pretrained()
-    settings = {k: getattr(model.config, k) for k in ("guidance_scale", "thresholding", "dynamic_threshold_percentile")}
+    path, judge = (
+        None if folder is None else Path(folder) / "samplers.json",
+        AttributeClassifier.from_pretrained(),
+    )
+    settings = {
+        k: getattr(model.config, k)
+        for k in ("guidance_scale", "thresholding", "dynamic_threshold_percentile")
+    }
     saved = load_or_init_results(path, {"num_images": n, "seed": seed, **settings})
-    for sampler, k in progress_bar([(s, k) for s, counts in num_steps.items() for k in counts], "samplers"):
-        if (name := f"{sampler} {k}") in saved["runs"]: continue
+    for sampler, k in progress_bar(
+        [(s, k) for s, counts in num_steps.items() for k in counts], "samplers"
+    ):
+        if (name := f"{sampler} {k}") in saved["runs"]:
+            continue
         found = quick_evaluate(model, n, seed, judge, sampler=sampler, num_steps=k)
         saved["runs"][name] = {"sampler": sampler, "max_steps": k, **found}
-        if path is not None: save_json(path, saved)
+        if path is not None:
+            save_json(path, saved)
     return saved

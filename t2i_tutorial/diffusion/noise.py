@@ -20,26 +20,34 @@ from ..core import UserError, check_choice
 # %% ../../nbs/30_noise.ipynb #44f4265d
 def linear_alpha_bar(
     T: int = 1000,  # timesteps, more than 20
-) -> Float64[Tensor, " T"]:  # share of signal power left at each timestep, falling, in (0, 1)
+) -> Float64[
+    Tensor, " T"
+]:  # share of signal power left at each timestep, falling, in (0, 1)
     "Betas rise in a straight line (Ho et al. 2020), scaled so that any T ends alike; raises `UserError` below 21."
     betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64) * (1000 / T)
     if betas.max() >= 1:
-        raise UserError(f"a linear schedule needs more than 20 timesteps, not {T}; use more, or the cosine one")
+        raise UserError(
+            f"a linear schedule needs more than 20 timesteps, not {T}; use more, or the cosine one"
+        )
     return (1 - betas).cumprod(0)
 
 # %% ../../nbs/30_noise.ipynb #d3b41df1
 @dataclass(frozen=True)
 class NoiseSchedule:
     "How much signal and how much noise there is at each timestep; the tables are in float64."
+
     alpha_bar: Float64[Tensor, " T"]  # share of signal power, falling, in [0, 1)
 
-    def __len__(self) -> int: return len(self.alpha_bar)
+    def __len__(self) -> int:
+        return len(self.alpha_bar)
 
     def alpha_sigma(
         self,
         t: Int[Tensor, " b"],  # one timestep per image, 0 <= t < T
         like: Float[Tensor, "b ..."],  # gives type, device and number of axes
-    ) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:  # alpha and sigma, with axes of length 1
+    ) -> tuple[
+        Float[Tensor, "b ..."], Float[Tensor, "b ..."]
+    ]:  # alpha and sigma, with axes of length 1
         "The amplitudes of signal and noise at these timesteps."
         share = self.alpha_bar.to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
         return share.sqrt().to(like), (1 - share).sqrt().to(like)
@@ -59,10 +67,14 @@ def add_noise(
     x0: Float[Tensor, "b ..."],  # clean images in [-1, 1]
     t: Int[Tensor, " b"],  # one timestep per image, 0 <= t < T
     schedule: NoiseSchedule,
-    eps: Float[Tensor, "b ..."] | None = None,  # standard normal noise; drawn if not given
-) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:  # noisy images, the noise used
+    eps: Float[Tensor, "b ..."]
+    | None = None,  # standard normal noise; drawn if not given
+) -> tuple[
+    Float[Tensor, "b ..."], Float[Tensor, "b ..."]
+]:  # noisy images, the noise used
     "Jump from `x0` straight to step `t` (Ho et al. 2020, eq. 4)."
-    if eps is None: eps = torch.randn_like(x0)
+    if eps is None:
+        eps = torch.randn_like(x0)
     alpha, sigma = schedule.alpha_sigma(t, x0)
     return alpha * x0 + sigma * eps, eps
 
@@ -70,9 +82,13 @@ def add_noise(
 def cosine_alpha_bar(
     T: int = 1000,  # timesteps, at least 1
     s: float = 0.008,  # keeps the first steps from being too small
-) -> Float64[Tensor, " T"]:  # share of signal power left at each timestep, falling, in (0, 1)
+) -> Float64[
+    Tensor, " T"
+]:  # share of signal power left at each timestep, falling, in (0, 1)
     "Signal power falls like a squared cosine, each beta at most 0.999 (Nichol & Dhariwal 2021, eq. 17)."
-    f = (((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s)) * pi / 2).cos() ** 2
+    f = (
+        ((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s)) * pi / 2
+    ).cos() ** 2
     betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
     return (1 - betas).cumprod(0)
 
@@ -89,10 +105,15 @@ def eps_from_x0(
 
 # %% ../../nbs/30_noise.ipynb #99b7b957
 def rescale_zero_terminal_snr(
-    alpha_bar: Float64[Tensor, " T"],  # share of signal power left at each timestep, falling; at least 2
+    alpha_bar: Float64[
+        Tensor, " T"
+    ],  # share of signal power left at each timestep, falling; at least 2
 ) -> Float64[Tensor, " T"]:  # the first value is kept, the last is exactly 0
     "Shift and stretch the signal's amplitude so that nothing of it is left at the end (Lin et al. 2024, algorithm 1)."
-    if len(alpha_bar) < 2: raise UserError(f"a schedule that ends at zero needs at least 2 timesteps, not {len(alpha_bar)}")
+    if len(alpha_bar) < 2:
+        raise UserError(
+            f"a schedule that ends at zero needs at least 2 timesteps, not {len(alpha_bar)}"
+        )
     a = alpha_bar.sqrt()
     return ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
 
@@ -109,6 +130,7 @@ def shift_snr(
 # %% ../../nbs/30_noise.ipynb #324775d6
 NOISE_SCHEDULES = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
 
+
 def make_noise_schedule(
     name: str = "cosine",  # one of `SCHEDULES`
     num_timesteps: int = 1000,  # timesteps, at least 2
@@ -116,12 +138,21 @@ def make_noise_schedule(
     size: int = 32,  # pixels of a side, for `shift_snr`
 ) -> NoiseSchedule:
     "A schedule by name; raises `UserError` for an unknown one, or too few timesteps."
-    if num_timesteps < 2: raise UserError(f"a schedule needs at least 2 timesteps, not {num_timesteps}; 1000 is usual")
-    alpha_bar = shift_snr(NOISE_SCHEDULES[check_choice("schedule", name, NOISE_SCHEDULES)](num_timesteps), size)
-    return NoiseSchedule(rescale_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar)
+    if num_timesteps < 2:
+        raise UserError(
+            f"a schedule needs at least 2 timesteps, not {num_timesteps}; 1000 is usual"
+        )
+    alpha_bar = shift_snr(
+        NOISE_SCHEDULES[check_choice("schedule", name, NOISE_SCHEDULES)](num_timesteps),
+        size,
+    )
+    return NoiseSchedule(
+        rescale_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar
+    )
 
 # %% ../../nbs/30_noise.ipynb #69cf6474
 PREDICTION_TYPES = ("eps", "x0", "v")
+
 
 def prediction_target(
     prediction_type: str,  # one of `TARGETS`
@@ -132,9 +163,11 @@ def prediction_target(
 ) -> Float[Tensor, "b ..."]:
     "What the network shall predict: the noise, the picture, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    if prediction_type != "v": return eps if prediction_type == "eps" else x0
+    if prediction_type != "v":
+        return eps if prediction_type == "eps" else x0
     alpha, sigma = schedule.alpha_sigma(t, x0)
     return alpha * eps - sigma * x0
+
 
 def x0_from_prediction(
     prediction_type: str,  # what `out` is, one of `TARGETS`
@@ -145,12 +178,18 @@ def x0_from_prediction(
 ) -> Float[Tensor, "b ..."]:  # for "eps" not finite where nothing is left of the signal
     "The clean picture that a prediction stands for (Salimans & Ho 2022)."
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    if prediction_type == "x0": return prediction
+    if prediction_type == "x0":
+        return prediction
     alpha, sigma = schedule.alpha_sigma(t, xt)
-    return alpha * xt - sigma * prediction if prediction_type == "v" else (xt - sigma * prediction) / alpha
+    return (
+        alpha * xt - sigma * prediction
+        if prediction_type == "v"
+        else (xt - sigma * prediction) / alpha
+    )
 
 # %% ../../nbs/30_noise.ipynb #41f699fc
 LOSS_WEIGHTINGS = ("uniform", "x0", "min-snr", "min-snr+1")
+
 
 def loss_weight(
     t: Int[Tensor, " b"],  # one timestep per image, 0 <= t < T
@@ -163,11 +202,23 @@ def loss_weight(
 
     "min-snr+1" is ours: it keeps the last timestep. Raises `UserError` for an unknown name, and for `eps` without an end.
     """
-    check_choice("loss_weighting", loss_weighting, LOSS_WEIGHTINGS), check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    (
+        check_choice("loss_weighting", loss_weighting, LOSS_WEIGHTINGS),
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES),
+    )
     snr = schedule.snr.to(t.device)[t]
-    if loss_weighting == "uniform": return torch.ones_like(snr).float()
+    if loss_weighting == "uniform":
+        return torch.ones_like(snr).float()
     if prediction_type == "eps" and schedule.alpha_bar[-1] == 0:
-        raise UserError("no error in the noise can be weighed where no signal is left; use target 'v' or 'x0'")
-    in_x0 = {"x0": torch.ones_like(snr), "min-snr": snr.clamp(max=gamma), "min-snr+1": (snr + 1).clamp(max=gamma)}
-    per_target = {"x0": 1.0, "eps": snr, "v": snr + 1}[prediction_type]  # |error in the target|^2 / |error in x0|^2
+        raise UserError(
+            "no error in the noise can be weighed where no signal is left; use target 'v' or 'x0'"
+        )
+    in_x0 = {
+        "x0": torch.ones_like(snr),
+        "min-snr": snr.clamp(max=gamma),
+        "min-snr+1": (snr + 1).clamp(max=gamma),
+    }
+    per_target = {"x0": 1.0, "eps": snr, "v": snr + 1}[
+        prediction_type
+    ]  # |error in the target|^2 / |error in x0|^2
     return (in_x0[loss_weighting] / per_target).float()

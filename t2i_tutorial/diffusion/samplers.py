@@ -23,7 +23,8 @@ def ddim_step(
     current: tuple[float, float],  # alpha and sigma at this step, sigma > 0
     next: tuple[float, float],  # alpha and sigma at the next step, alpha > 0
     eta: float = 0.0,  # 0: nothing is left to chance, 1: as much noise as DDPM
-    noise: Float[Tensor, "b ..."] | None = None,  # standard normal; needed if eta is more than 0
+    noise: Float[Tensor, "b ..."]
+    | None = None,  # standard normal; needed if eta is more than 0
 ) -> Float[Tensor, "b ..."]:  # the batch with less noise
     "Step to less noise along the direction that the guess implies (Song et al. 2021, eq. 12 and 16)."
     (a, s), (a2, s2) = current, next
@@ -38,9 +39,16 @@ def sampling_timesteps(
     num_steps: int,  # how many of them to visit, 1 to T
 ) -> list[int]:  # falling, from T - 1
     "Timesteps evenly spread and counted from the end, so that the first is pure noise (Lin et al. 2024, table 2)."
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= T:
-        raise UserError(f"steps must be a whole number from 1 to {T}, not {num_steps!r}")
+    if (
+        isinstance(num_steps, bool)
+        or not isinstance(num_steps, int)
+        or not 1 <= num_steps <= T
+    ):
+        raise UserError(
+            f"steps must be a whole number from 1 to {T}, not {num_steps!r}"
+        )
     return [round(T - k * T / num_steps) - 1 for k in range(num_steps)]
+
 
 def _amplitudes(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
     "Alpha and sigma at a timestep; at -1 the picture is clean."
@@ -57,7 +65,9 @@ def ddpm_step(
 ) -> Float[Tensor, "b ..."]:  # the batch with less noise
     "Draw from the posterior q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6 and 7); the last step adds no noise."
     (a, s), (a2, s2) = current, next
-    share = (a / a2) ** 2  # of the signal power at the next step, what is left at this one
+    share = (
+        a / a2
+    ) ** 2  # of the signal power at the next step, what is left at this one
     mean = a2 * (1 - share) / s**2 * x0 + sqrt(share) * s2**2 / s**2 * xt
     return mean + s2 / s * sqrt(1 - share) * noise if s2 else mean
 
@@ -67,7 +77,8 @@ def dpmpp_2m_step(
     x0: Float[Tensor, "b ..."],  # the denoiser's guess at the clean one
     current: tuple[float, float],  # alpha and sigma at this step, sigma > 0
     next: tuple[float, float],  # alpha and sigma at the next step, alpha > 0
-    previous: tuple[Float[Tensor, "b ..."], float] | None = None,  # the guess at the step before, log(alpha / sigma) there
+    previous: tuple[Float[Tensor, "b ..."], float]
+    | None = None,  # the guess at the step before, log(alpha / sigma) there
 ) -> Float[Tensor, "b ..."]:  # the batch with less noise
     "DPM-Solver++(2M): a line through the last two guesses (Lu et al. 2022, algorithm 2); first order without `last`."
     (a, s), (a2, s2) = current, next
@@ -75,28 +86,44 @@ def dpmpp_2m_step(
     guess = x0
     if previous is not None and s2 and a:
         h, before = -log(shrink), log(a / s) - previous[1]
-        guess = x0 + h / (2 * before) * (x0 - previous[0])  # (1 + 1 / 2r) x0 - 1 / 2r x0_before, r = before / h
+        guess = x0 + h / (2 * before) * (
+            x0 - previous[0]
+        )  # (1 + 1 / 2r) x0 - 1 / 2r x0_before, r = before / h
     return s2 / s * xt + a2 * (1 - shrink) * guess
 
 # %% ../../nbs/34_samplers.ipynb #c2f545dc
 SAMPLERS = ("dpmpp-2m", "ddim", "ddpm")
 
+
 def iter_sampling(
-    denoise: Callable[[Float[Tensor, "b ..."], int], Float[Tensor, "b ..."]],  # noisy batch, timestep -> clean batch
-    noise: Callable[[], Float[Tensor, "b ..."]],  # gives a fresh batch of standard normal noise at each call
+    denoise: Callable[
+        [Float[Tensor, "b ..."], int], Float[Tensor, "b ..."]
+    ],  # noisy batch, timestep -> clean batch
+    noise: Callable[
+        [], Float[Tensor, "b ..."]
+    ],  # gives a fresh batch of standard normal noise at each call
     schedule: NoiseSchedule,
     num_steps: int = 20,  # calls of `denoise`, 1 to T
     sampler: str = "dpmpp-2m",  # one of `SAMPLERS`
     eta: float = 0.0,  # for DDIM, from 0 to 1
-) -> Iterator[tuple[int, Float[Tensor, "b ..."], Float[Tensor, "b ..."]]]:  # timestep, guess, next noisy batch
+) -> Iterator[
+    tuple[int, Float[Tensor, "b ..."], Float[Tensor, "b ..."]]
+]:  # timestep, guess, next noisy batch
     "Walk from pure noise to a clean batch, every step handed out. Raises `UserError` for a bad sampler, steps or eta."
     check_choice("sampler", sampler, SAMPLERS)
-    if not 0 <= eta <= 1: raise UserError(f"eta must be a number from 0 to 1, not {eta}")
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta must be a number from 0 to 1, not {eta}")
     times, x, last = sampling_timesteps(len(schedule), num_steps), noise(), None
     for t, s in zip(times, [*times[1:], -1]):
-        now, then, x0 = _amplitudes(schedule, t), _amplitudes(schedule, s), denoise(x, t)
-        if sampler == "ddpm": x = ddpm_step(x, x0, now, then, noise())
-        elif sampler == "ddim": x = ddim_step(x, x0, now, then, eta, noise() if eta else None)
+        now, then, x0 = (
+            _amplitudes(schedule, t),
+            _amplitudes(schedule, s),
+            denoise(x, t),
+        )
+        if sampler == "ddpm":
+            x = ddpm_step(x, x0, now, then, noise())
+        elif sampler == "ddim":
+            x = ddim_step(x, x0, now, then, eta, noise() if eta else None)
         else:
             x = dpmpp_2m_step(x, x0, now, then, last)
             last = (x0, log(now[0] / now[1]) if now[0] else -inf)
@@ -114,5 +141,6 @@ def run_sampler(
 ) -> Float[Tensor, "b ..."]:  # the clean batch
     "The end of the walk of `sample_steps`."
     walk = iter_sampling(denoise, noise, schedule, num_steps, sampler, eta)
-    for _, _, x in progress_bar(walk, "drawing", num_steps) if show_progress else walk: pass
+    for _, _, x in progress_bar(walk, "drawing", num_steps) if show_progress else walk:
+        pass
     return x

@@ -17,37 +17,73 @@ from torch import Tensor, nn
 
 from ..attention import CrossAttention2d, SelfAttention2d
 from ..core import UserError
-from .blocks import Downsample, ResidualBlock, TimestepEmbedding, Upsample, pixel_shuffle, pixel_unshuffle
+from t2i_tutorial.diffusion.blocks import (
+    Downsample,
+    ResidualBlock,
+    TimestepEmbedding,
+    Upsample,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 from ..text import TextEmbedding
 
 # %% ../../nbs/32_unet.ipynb #86d73cec
 @dataclass(frozen=True)
 class UNetConfig:
     "The sizes of a U-Net; raises `UserError` if they do not fit together."
-    patch_size: int = 1  # side of the squares of pixels that the stem turns into channels
-    channels: Sequence[int] = (32, 64, 128)  # of each level, multiples of 8; each has half the sides of the last
-    num_res_blocks: Sequence[int] = (1, 2, 3)  # residual blocks of each level, on the way down and again on the way up
+
+    patch_size: int = (
+        1  # side of the squares of pixels that the stem turns into channels
+    )
+    channels: Sequence[int] = (
+        32,
+        64,
+        128,
+    )  # of each level, multiples of 8; each has half the sides of the last
+    num_res_blocks: Sequence[int] = (
+        1,
+        2,
+        3,
+    )  # residual blocks of each level, on the way down and again on the way up
     self_attention: Sequence[bool] = (False, False, True)  # at each level
     cross_attention: Sequence[bool] = (False, True, True)  # at each level
-    down_attention: bool = True  # attention on the way down too, not only in the middle and on the way up
+    down_attention: bool = (
+        True  # attention on the way down too, not only in the middle and on the way up
+    )
     heads: int = 4
     cond_dim: int = 256  # length of the vector of time and text
     text_dim: int = 128  # length of the text encoder's vectors
 
     def __post_init__(self):
         for f in fields(self):  # JSON turns tuples into lists
-            if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
-        lengths = {len(x) for x in (self.channels, self.num_res_blocks, self.self_attention, self.cross_attention)}
+            if isinstance(getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+        lengths = {
+            len(x)
+            for x in (
+                self.channels,
+                self.num_res_blocks,
+                self.self_attention,
+                self.cross_attention,
+            )
+        }
         if len(lengths) > 1:
-            raise UserError("channels, blocks, self_attention and cross_attention need one value a level, "
-                            f"not {sorted(lengths)}")
+            raise UserError(
+                "channels, blocks, self_attention and cross_attention need one value a level, "
+                f"not {sorted(lengths)}"
+            )
         if not self.channels or min(self.num_res_blocks) < 1:
-            raise UserError(f"a U-Net needs at least one level and one block in each, not blocks={self.num_res_blocks}")
+            raise UserError(
+                f"a U-Net needs at least one level and one block in each, not blocks={self.num_res_blocks}"
+            )
         for name in ("patch_size", "heads", "cond_dim", "text_dim"):
-            if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for c in self.channels:
             if c < 1 or c % 8 or c % self.heads:
-                raise UserError(f"channels must be multiples of 8 and of the {self.heads} heads, not {c}")
+                raise UserError(
+                    f"channels must be multiples of 8 and of the {self.heads} heads, not {c}"
+                )
 
     @property
     def size_divisor(self) -> int:
@@ -67,7 +103,10 @@ class UNetBlock(nn.Module):
     ):
         super().__init__()
         c, heads = config.channels[level], config.heads
-        places, words = attention and config.self_attention[level], attention and config.cross_attention[level]
+        places, words = (
+            attention and config.self_attention[level],
+            attention and config.cross_attention[level],
+        )
         self.res_block = ResidualBlock(c_in, c, config.cond_dim)
         self.self_attn = SelfAttention2d(c, heads) if places else None
         self.cross_attn = CrossAttention2d(c, config.text_dim, heads) if words else None
@@ -80,8 +119,10 @@ class UNetBlock(nn.Module):
     ) -> Float[Tensor, "b c2 h w"]:
         "Block, then places to places, then places to words."
         x = self.res_block(x, cond)
-        if self.self_attn is not None: x = self.self_attn(x)
-        if self.cross_attn is not None: x = self.cross_attn(x, text.tokens, text.mask)
+        if self.self_attn is not None:
+            x = self.self_attn(x)
+        if self.cross_attn is not None:
+            x = self.cross_attn(x, text.tokens, text.mask)
         return x
 
 # %% ../../nbs/32_unet.ipynb #b2475164
@@ -92,17 +133,34 @@ class UNet(nn.Module):
         super().__init__()
         self.config, c, n = config, config.channels, len(config.channels)
         pixels = 3 * config.patch_size**2
+
         def stages(i, c_in, attention=True):
-            return nn.ModuleList(UNetBlock(c_in, i, config, attention) for _ in range(config.num_res_blocks[i]))
-        self.time_embedding, self.conv_in = TimestepEmbedding(config.cond_dim), nn.Conv2d(pixels, c[0], 3, padding=1)
-        self.text_proj = nn.Sequential(nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, config.cond_dim))
-        self.down = nn.ModuleList(stages(i, c[i], config.down_attention) for i in range(n))
-        self.downsample = nn.ModuleList(Downsample(c[i], c[i + 1]) for i in range(n - 1))
+            return nn.ModuleList(
+                UNetBlock(c_in, i, config, attention)
+                for _ in range(config.num_res_blocks[i])
+            )
+
+        self.time_embedding, self.conv_in = (
+            TimestepEmbedding(config.cond_dim),
+            nn.Conv2d(pixels, c[0], 3, padding=1),
+        )
+        self.text_proj = nn.Sequential(
+            nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, config.cond_dim)
+        )
+        self.down = nn.ModuleList(
+            stages(i, c[i], config.down_attention) for i in range(n)
+        )
+        self.downsample = nn.ModuleList(
+            Downsample(c[i], c[i + 1]) for i in range(n - 1)
+        )
         self.middle = UNetBlock(c[-1], n - 1, config)
         self.up = nn.ModuleList(stages(i, 2 * c[i]) for i in range(n))
         self.upsample = nn.ModuleList(Upsample(c[i + 1], c[i]) for i in range(n - 1))
-        self.conv_out = nn.Sequential(nn.GroupNorm(8, c[0]), nn.SiLU(), nn.Conv2d(c[0], pixels, 3, padding=1))
-        nn.init.zeros_(self.conv_out[-1].weight); nn.init.zeros_(self.conv_out[-1].bias)
+        self.conv_out = nn.Sequential(
+            nn.GroupNorm(8, c[0]), nn.SiLU(), nn.Conv2d(c[0], pixels, 3, padding=1)
+        )
+        nn.init.zeros_(self.conv_out[-1].weight)
+        nn.init.zeros_(self.conv_out[-1].bias)
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -114,48 +172,85 @@ class UNet(nn.Module):
         "Down, middle, up; each block on the way up also sees its twin on the way down, scaled by 1 / sqrt(2)."
         f = self.config.size_divisor
         if xt.shape[-1] % f or xt.shape[-2] % f:
-            raise UserError(f"the sides of a picture must be multiples of {f}, not {tuple(xt.shape[-2:])}")
+            raise UserError(
+                f"the sides of a picture must be multiples of {f}, not {tuple(xt.shape[-2:])}"
+            )
         condition = F.silu(self.time_embedding(t) + self.text_proj(text.pooled))
-        h = self.conv_in(pixel_unshuffle(xt, self.config.patch_size).contiguous(memory_format=torch.channels_last))
+        h = self.conv_in(
+            pixel_unshuffle(xt, self.config.patch_size).contiguous(
+                memory_format=torch.channels_last
+            )
+        )
         skips = []
         for i, stages in enumerate(self.down):
             for stage in stages:
                 h = stage(h, condition, text)
                 skips.append(h)
-            if i < len(self.downsample): h = self.downsample[i](h)
+            if i < len(self.downsample):
+                h = self.downsample[i](h)
         h = self.middle(h, condition, text)
         for i in reversed(range(len(self.up))):
-            for stage in self.up[i]: h = stage(torch.cat([h, skips.pop() * 2**-0.5], dim=1), condition, text)
-            if i: h = self.upsample[i - 1](h)
+            for stage in self.up[i]:
+                h = stage(torch.cat([h, skips.pop() * 2**-0.5], dim=1), condition, text)
+            if i:
+                h = self.upsample[i - 1](h)
         return pixel_shuffle(self.conv_out(h), self.config.patch_size)
 
 # %% ../../nbs/32_unet.ipynb #35c007b5
-_PART = re.compile(r"(time|text|stem|middle|out)|(down|up)\.(\d+)\.\d+|(shrink|grow)\.(\d+)")
+_PART = re.compile(
+    r"(time|text|stem|middle|out)|(down|up)\.(\d+)\.\d+|(shrink|grow)\.(\d+)"
+)
+
 
 def _level(name: str, last: int) -> str | None:
     "At which level a part works, or None if `name` is no whole part; Down and Up convolve on the smaller map."
     found = _PART.fullmatch(name)
-    if not found: return None
+    if not found:
+        return None
     single, _, level, _, between = found.groups()
-    if single in ("time_embedding", "text_proj"): return "time and text"
-    if single: return f"level {last if single == 'middle' else 0}"
+    if single in ("time_embedding", "text_proj"):
+        return "time and text"
+    if single:
+        return f"level {last if single == 'middle' else 0}"
     return f"level {level or int(between) + 1}"
+
 
 def flops_by_level(
     config: UNetConfig,
     size: int,  # pixels of a side
     num_tokens: int = 16,  # tokens of a text
-) -> dict[str, dict[str, int]]:  # for each level, and for "time and text": side, parameters, flops
+) -> dict[
+    str, dict[str, int]
+]:  # for each level, and for "time and text": side, parameters, flops
     "Parameters, and multiplications and additions of one forward pass of one picture; nothing is computed."
     from torch.utils.flop_counter import FlopCounterMode
+
     last = len(config.channels) - 1
-    rows = {f"level {i}": {"side": size // config.patch_size // 2**i, "parameters": 0, "flops": 0} for i in range(last + 1)}
+    rows = {
+        f"level {i}": {
+            "side": size // config.patch_size // 2**i,
+            "parameters": 0,
+            "flops": 0,
+        }
+        for i in range(last + 1)
+    }
     rows["time and text"] = {"side": 1, "parameters": 0, "flops": 0}
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        torch.device("meta"),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         unet, mask = UNet(config), torch.ones(1, num_tokens, dtype=torch.bool)
-        text = TextEmbedding(torch.zeros(1, num_tokens, config.text_dim), mask, torch.zeros(1, config.text_dim))
+        text = TextEmbedding(
+            torch.zeros(1, num_tokens, config.text_dim),
+            mask,
+            torch.zeros(1, config.text_dim),
+        )
         unet(torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long), text)
-    flops = {name.removeprefix("UNet."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    flops = {
+        name.removeprefix("UNet."): sum(ops.values())
+        for name, ops in counter.get_flop_counts().items()
+    }
     for name, module in unet.named_modules():
         if level := _level(name, last):
             rows[level]["parameters"] += sum(p.numel() for p in module.parameters())

@@ -9,59 +9,104 @@ __all__ = ['CLASSIFIED_ATTRIBUTES', 'CLASSIFIER_PRESETS', 'ROBUSTNESS_CASES', 'C
            'save_classifier_run']
 
 # %% ../../nbs/10_classifier.ipynb #0d356089
-import json, math, os, socket, time, warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.resources import files
-from io import StringIO
-from itertools import combinations
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import critters
-from ..clip import CLIP, CLIPTrainConfig, ImageEncoder, CritterDataset, hardware_info, clip_lr_at_step, git_commit, augment_images
-from ..core import (BUNDLED_DIR, MODEL_VERSION, RESULTS_DIR, load_model_config, PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar,
-                               save_json, save_tensors, seed_everything, to_uint8)
-from ..text import full_caption
+from t2i_tutorial.clip import (
+    CLIPTrainConfig,
+    CritterDataset,
+    ImageEncoder,
+    augment_images,
+    clip_lr_at_step,
+    git_commit,
+    hardware_info,
+)
+from t2i_tutorial.core import (
+    BUNDLED_DIR,
+    MODEL_VERSION,
+    PALETTE,
+    RESULTS_DIR,
+    UserError,
+    check_choice,
+    from_uint8,
+    load_json,
+    load_model_config,
+    load_tensors,
+    progress_bar,
+    save_json,
+    save_tensors,
+    seed_everything,
+    seeded_generator,
+    to_uint8,
+)
 
 # %% ../../nbs/10_classifier.ipynb #c90c830c
-CLASSIFIED_ATTRIBUTES = ("species", "body_colour", "second_colour", "eye_colour", "action")
+CLASSIFIED_ATTRIBUTES = (
+    "species",
+    "body_colour",
+    "second_colour",
+    "eye_colour",
+    "action",
+)
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     "The sizes of a judge."
+
     channels: int = 32  # of the first stage, a multiple of 8
-    dim: int = 128      # of the features
-    size: int = 32      # pixels; other pictures are resized
+    dim: int = 128  # of the features
+    size: int = 32  # pixels; other pictures are resized
+
 
 def _fit(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 size size"]:
     "Resize with antialiasing, if the size differs."
-    if images.shape[-2:] == (size, size): return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(
+        images, (size, size), mode="bicubic", antialias=True, align_corners=False
+    )
+
 
 class AttributeClassifier(nn.Module):
     "Reads species, body colour, second colour, eyes and action off a picture."
 
-    def __init__(self, config: ClassifierConfig = ClassifierConfig(), name: str = "judge"):
+    def __init__(
+        self, config: ClassifierConfig = ClassifierConfig(), name: str = "judge"
+    ):
         super().__init__()
         self.config, self.name = config, name
         self.backbone = ImageEncoder(config.size, config.channels, config.dim)
-        self.heads = nn.ModuleDict({k: nn.Linear(config.dim, len(critters.ATTRIBUTES[k])) for k in CLASSIFIED_ATTRIBUTES})
+        self.heads = nn.ModuleDict(
+            {
+                k: nn.Linear(config.dim, len(critters.ATTRIBUTES[k]))
+                for k in CLASSIFIED_ATTRIBUTES
+            }
+        )
 
     def features(
-        self, images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
+        self,
+        images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
     ) -> Float[Tensor, "b d"]:  # mean 0, variance 1 in each row
         "What the judge sees before it decides; distances between sets of pictures are measured here."
-        return F.layer_norm(self.backbone(_fit(images, self.config.size)), (self.config.dim,))
+        return F.layer_norm(
+            self.backbone(_fit(images, self.config.size)), (self.config.dim,)
+        )
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b k"]]:
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> dict[str, Float[Tensor, "b k"]]:
         "For each attribute a score for each of its values in `critters.ATTRIBUTES`."
         seen = self.features(images)
         return {k: head(F.silu(seen)) for k, head in self.heads.items()}
@@ -69,26 +114,53 @@ class AttributeClassifier(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         "Write weights (in 16 bits) and sizes."
         folder = Path(folder)
-        save_tensors(folder / "model.safetensors", {k: v.half() for k, v in self.state_dict().items()})
-        return save_json(folder / "config.json", {"model_type": "classifier", "format": MODEL_VERSION, **asdict(self.config)}).parent
+        save_tensors(
+            folder / "model.safetensors",
+            {k: v.half() for k, v in self.state_dict().items()},
+        )
+        return save_json(
+            folder / "config.json",
+            {
+                "model_type": "classifier",
+                "format": MODEL_VERSION,
+                **asdict(self.config),
+            },
+        ).parent
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike = "critters-classifier") -> "AttributeClassifier":
+    def from_pretrained(
+        cls, name_or_folder: str | os.PathLike = "critters-classifier"
+    ) -> "AttributeClassifier":
         "Load the recorded judge, or what `save_pretrained` wrote; raises `UserError` if it is not there or not whole."
         return _load_classifier(name_or_folder, cls)
 
 # %% ../../nbs/10_classifier.ipynb #0781bcbb
-def _load_classifier(name_or_folder: str | os.PathLike, cls: type[AttributeClassifier] = AttributeClassifier) -> AttributeClassifier:
+def _load_classifier(
+    name_or_folder: str | os.PathLike,
+    cls: type[AttributeClassifier] = AttributeClassifier,
+) -> AttributeClassifier:
     "Sizes and weights of a folder or the recorded name."
     name, folder = str(name_or_folder), Path(name_or_folder)
-    if name == "critters-classifier": folder = BUNDLED_DIR / name
-    elif not folder.is_dir(): check_choice("classifier", name, ["critters-classifier", "a folder that exists"])
+    if name == "critters-classifier":
+        folder = BUNDLED_DIR / name
+    elif not folder.is_dir():
+        check_choice(
+            "classifier", name, ["critters-classifier", "a folder that exists"]
+        )
     saved = load_model_config(folder, "classifier")
-    try: judge = cls(ClassifierConfig(**saved), folder.name)
-    except TypeError as e: raise UserError(f"{str(folder)!r} holds no judge of ours ({e}); choose another folder") from e
+    try:
+        judge = cls(ClassifierConfig(**saved), folder.name)
+    except TypeError as e:
+        raise UserError(
+            f"{str(folder)!r} holds no judge of ours ({e}); choose another folder"
+        ) from e
     weights, _ = load_tensors(folder / "model.safetensors")
-    try: judge.load_state_dict({k: v.float() for k, v in weights.items()})
-    except RuntimeError as e: raise UserError(f"the weights in {str(folder)!r} do not fit its config.json; fetch both again") from e
+    try:
+        judge.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as e:
+        raise UserError(
+            f"the weights in {str(folder)!r} do not fit its config.json; fetch both again"
+        ) from e
     return judge.eval()
 
 # %% ../../nbs/10_classifier.ipynb #525377ec
@@ -97,12 +169,18 @@ def gaussian_blur(
     sigma: float,  # pixels, above 0
 ) -> Float[Tensor, "b 3 h w"]:
     "Blur with a Gaussian; the edges are repeated."
-    if sigma <= 0: raise UserError(f"sigma must be above 0 pixels, not {sigma}")
+    if sigma <= 0:
+        raise UserError(f"sigma must be above 0 pixels, not {sigma}")
     r = max(1, math.ceil(3 * sigma))
-    k = torch.exp(-torch.arange(-r, r + 1, device=images.device) ** 2 / (2 * sigma**2))
+    k = torch.exp(
+        -(torch.arange(-r, r + 1, device=images.device) ** 2) / (2 * sigma**2)
+    )
     k = repeat(k / k.sum(), "n -> c 1 n 1", c=3)
     x = F.pad(images, (r, r, r, r), mode="replicate")
-    return F.conv2d(F.conv2d(x, k, groups=3), rearrange(k, "c one n m -> c one m n"), groups=3)
+    return F.conv2d(
+        F.conv2d(x, k, groups=3), rearrange(k, "c one n m -> c one m n"), groups=3
+    )
+
 
 def degrade(
     images: Float[Tensor, "b 3 h w"],  # in [-1, 1], on white
@@ -111,93 +189,179 @@ def degrade(
     "Blur, shift and grain, each by a random amount: what a judge must learn to look through."
     u = torch.rand(2, len(images), 1, 1, 1, generator=generator)
     softer = (2 * u[0] - 1).clamp(min=0)  # half of the pictures stay sharp
-    images = augment_images(torch.lerp(images, gaussian_blur(images, 1.0), softer), generator)
+    images = augment_images(
+        torch.lerp(images, gaussian_blur(images, 1.0), softer), generator
+    )
     return images + 0.3 * u[1] ** 3 * torch.randn(images.shape, generator=generator)
 
 # %% ../../nbs/10_classifier.ipynb #2e81e9bb
 @dataclass(frozen=True)
 class ClassifierTrainConfig(CLIPTrainConfig):
     "How a judge is trained: the settings of the contrastive model, with other values."
+
     model_config: ClassifierConfig = field(default_factory=ClassifierConfig)
     max_steps: int = 2100
     batch_size: int = 128
-    num_downscaled_images: int = 16_384    # pictures drawn at 64 pixels and resized, besides `pictures` drawn at the judge's own size
-    finetune_steps: int = 300   # steps of a second stage, which sees all combinations of species and colour
-    num_held_out_images: int = 6_144    # its pictures of combinations that no other model of the book may see; and as many others
-    augment_images: bool = True   # blur, shift and grain
+    num_downscaled_images: int = 16_384  # pictures drawn at 64 pixels and resized, besides `pictures` drawn at the judge's own size
+    finetune_steps: int = 300  # steps of a second stage, which sees all combinations of species and colour
+    num_held_out_images: int = 6_144  # its pictures of combinations that no other model of the book may see; and as many others
+    augment_images: bool = True  # blur, shift and grain
     mixed_precision: bool = False
+
 
 CLASSIFIER_PRESETS = {
     "critters-classifier": ClassifierTrainConfig(),
-    "tiny": ClassifierTrainConfig(ClassifierConfig(channels=16, dim=64), num_images=6144, num_downscaled_images=0, finetune_steps=0, max_steps=150, batch_size=64, warmup_steps=10)}
+    "tiny": ClassifierTrainConfig(
+        ClassifierConfig(channels=16, dim=64),
+        num_images=6144,
+        num_downscaled_images=0,
+        finetune_steps=0,
+        max_steps=150,
+        batch_size=64,
+        warmup_steps=10,
+    ),
+}
 
-def make_classifier_config(preset: str | ClassifierTrainConfig, **changes) -> ClassifierTrainConfig:
+
+def make_classifier_config(
+    preset: str | ClassifierTrainConfig, **changes
+) -> ClassifierTrainConfig:
     "A preset with some fields changed; raises `UserError` for an unknown preset or field."
-    if isinstance(preset, str): preset = CLASSIFIER_PRESETS[check_choice("preset", preset, CLASSIFIER_PRESETS)]
-    for key in changes: check_choice("field of a training", key, [f.name for f in fields(ClassifierTrainConfig)])
-    config = ClassifierTrainConfig(**{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes})
+    if isinstance(preset, str):
+        preset = CLASSIFIER_PRESETS[check_choice("preset", preset, CLASSIFIER_PRESETS)]
+    for key in changes:
+        check_choice(
+            "field of a training", key, [f.name for f in fields(ClassifierTrainConfig)]
+        )
+    config = ClassifierTrainConfig(
+        **{**{f.name: getattr(preset, f.name) for f in fields(preset)}, **changes}
+    )
     if not 1 <= config.batch_size <= config.num_images:
-        raise UserError(f"batch_size must be from 1 to the number of pictures ({config.num_images}), not {config.batch_size}")
-    if config.lr <= 0: raise UserError(f"lr must be above 0, not {config.lr}")
-    if config.max_steps < 1: raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
+        raise UserError(
+            f"batch_size must be from 1 to the number of pictures ({config.num_images}), not {config.batch_size}"
+        )
+    if config.lr <= 0:
+        raise UserError(f"lr must be above 0, not {config.lr}")
+    if config.max_steps < 1:
+        raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
     return config
 
 # %% ../../nbs/10_classifier.ipynb #9d6554ca
-def attribute_labels(critters: Sequence[critters.Critter]) -> dict[str, Int[Tensor, " n"]]:
+def attribute_labels(
+    critters: Sequence[critters.Critter],
+) -> dict[str, Int[Tensor, " n"]]:
     "For each attribute that the judge reads, the place of its value in `critters.ATTRIBUTES`."
-    return {k: torch.tensor([critters.ATTRIBUTES[k].index(getattr(c, k)) for c in critters]) for k in CLASSIFIED_ATTRIBUTES}
+    return {
+        k: torch.tensor([critters.ATTRIBUTES[k].index(getattr(c, k)) for c in critters])
+        for k in CLASSIFIED_ATTRIBUTES
+    }
+
 
 def _classifier_dataset(config: ClassifierTrainConfig) -> CritterDataset:
     "Creatures drawn at the judge's size, some drawn larger and resized, and some from the held-out combinations."
     s = config.model_config.size
-    shrink = lambda pixels: torch.cat([to_uint8(_fit(from_uint8(p), s)) for p in pixels.split(1024)])
-    plan = ((config.num_images, 11, "train", s), (config.num_downscaled_images, 12, "train", 2 * s), (config.num_held_out_images, 13, "held_out", s))
-    pools = [CritterDataset.from_seed(n, config.seed + offset, split, size) for n, offset, split, size in plan if n]
-    return CritterDataset(torch.cat([shrink(p.pixels) for p in pools]), [c for p in pools for c in p.critters])
+    shrink = lambda pixels: torch.cat(
+        [to_uint8(_fit(from_uint8(p), s)) for p in pixels.split(1024)]
+    )
+    plan = (
+        (config.num_images, 11, "train", s),
+        (config.num_downscaled_images, 12, "train", 2 * s),
+        (config.num_held_out_images, 13, "held_out", s),
+    )
+    pools = [
+        CritterDataset.from_seed(n, config.seed + offset, split, size)
+        for n, offset, split, size in plan
+        if n
+    ]
+    return CritterDataset(
+        torch.cat([shrink(p.pixels) for p in pools]),
+        [c for p in pools for c in p.critters],
+    )
+
 
 def classifier_train_step(
-    classifier: AttributeClassifier, optimizer: torch.optim.Optimizer,
-    images: Float[Tensor, "b 3 h w"],     # in [-1, 1]
-    labels: dict[str, Int[Tensor, " b"]], # of the attributes in `JUDGED`
+    classifier: AttributeClassifier,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "b 3 h w"],  # in [-1, 1]
+    labels: dict[str, Int[Tensor, " b"]],  # of the attributes in `JUDGED`
 ) -> dict[str, float]:
     "One step of training: the sum of five cross-entropies; returns what to record."
     logits = classifier(images)
     loss = sum(F.cross_entropy(logits[k], labels[k]) for k in CLASSIFIED_ATTRIBUTES)
-    optimizer.zero_grad(); loss.backward()
+    optimizer.zero_grad()
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
     if not (loss.isfinite() and norm.isfinite()):
-        raise UserError(f"the loss is {loss.item()}, the gradient {norm.item()}; lower the learning rate")
+        raise UserError(
+            f"the loss is {loss.item()}, the gradient {norm.item()}; lower the learning rate"
+        )
     optimizer.step()
-    right = {k: (logits[k].argmax(1) == labels[k]).float().mean().item() for k in CLASSIFIED_ATTRIBUTES}
+    right = {
+        k: (logits[k].argmax(1) == labels[k]).float().mean().item()
+        for k in CLASSIFIED_ATTRIBUTES
+    }
     return {"loss": loss.item(), **right, "grad_norm": norm.item()}
 
 # %% ../../nbs/10_classifier.ipynb #115cd25d
 def _training_stages(config: ClassifierTrainConfig) -> list[ClassifierTrainConfig]:
     "First as every model of the book, without the held-out combinations; then, at a third of the rate, with them."
-    second = replace(config, seed=config.seed + 20, num_images=config.num_held_out_images, num_downscaled_images=0, max_steps=config.finetune_steps,
-                     lr=config.lr / 3, warmup_steps=20)
-    return [replace(config, num_held_out_images=0), *[second] * (config.finetune_steps > 0)]
+    second = replace(
+        config,
+        seed=config.seed + 20,
+        num_images=config.num_held_out_images,
+        num_downscaled_images=0,
+        max_steps=config.finetune_steps,
+        lr=config.lr / 3,
+        warmup_steps=20,
+    )
+    return [
+        replace(config, num_held_out_images=0),
+        *[second] * (config.finetune_steps > 0),
+    ]
 
-def _train_stage(classifier: AttributeClassifier, config: ClassifierTrainConfig, start: float, name: str):
+
+def _train_stage(
+    classifier: AttributeClassifier,
+    config: ClassifierTrainConfig,
+    start: float,
+    name: str,
+):
     "Train for a stage, giving what happened at each step."
-    pool, generator = _classifier_dataset(config), seeded_generator(config.seed, "judge", "batches")
+    pool, generator = (
+        _classifier_dataset(config),
+        seeded_generator(config.seed, "judge", "batches"),
+    )
     labels = attribute_labels(pool.critters)
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        classifier.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+    )
     for step in progress_bar(range(config.max_steps), f"training {name}"):
-        for group in optimiser.param_groups: group["lr"] = clip_lr_at_step(step, config)
+        for group in optimiser.param_groups:
+            group["lr"] = clip_lr_at_step(step, config)
         index = torch.randint(len(pool), (config.batch_size,), generator=generator)
         images = from_uint8(pool.pixels[index])
-        if config.augment_images: images = degrade(images, generator)
-        seen = classifier_train_step(classifier, optimiser, images, {k: v[index] for k, v in labels.items()})
+        if config.augment_images:
+            images = degrade(images, generator)
+        seen = classifier_train_step(
+            classifier, optimiser, images, {k: v[index] for k, v in labels.items()}
+        )
         yield {"seconds": round(time.time() - start, 2), **seen}
 
 # %% ../../nbs/10_classifier.ipynb #cf18beb8
 def train_classifier(
     preset: str | ClassifierTrainConfig = "critters-classifier",
-    folder: str | os.PathLike | None = None,  # where to write weights and the record; nowhere if not given
-    callback: Callable[[int, AttributeClassifier, dict], None] | None = None,  # called after each step
+    folder: str
+    | os.PathLike
+    | None = None,  # where to write weights and the record; nowhere if not given
+    callback: Callable[[int, AttributeClassifier, dict], None]
+    | None = None,  # called after each step
     **changes,  # fields of the preset to change, for instance max_steps=100
-) -> tuple[AttributeClassifier, list[dict]]:  # the judge, what was recorded at each step
+) -> tuple[
+    AttributeClassifier, list[dict]
+]:  # the judge, what was recorded at each step
     "Train a judge on creatures; raises `UserError` for an unknown preset or field."
     config = make_classifier_config(preset, **changes)
     start, name = time.time(), preset if isinstance(preset, str) else "judge"
@@ -207,34 +371,63 @@ def train_classifier(
     for stage in _training_stages(config):
         for seen in _train_stage(judge, stage, start, name):
             history.append({"step": len(history), **seen})
-            if callback: callback(len(history) - 1, judge, history[-1])
+            if callback:
+                callback(len(history) - 1, judge, history[-1])
     judge.eval()
-    if folder is not None: save_classifier_run(judge, config, history, folder, time.time() - start)
+    if folder is not None:
+        save_classifier_run(judge, config, history, folder, time.time() - start)
     return judge, history
 
 # %% ../../nbs/10_classifier.ipynb #595920fd
 @torch.no_grad()
-def predict_attributes(classifier: AttributeClassifier, images: Float[Tensor, "n 3 h w"], chunk_size: int = 256) -> dict[str, Int[Tensor, " n"]]:
+def predict_attributes(
+    classifier: AttributeClassifier,
+    images: Float[Tensor, "n 3 h w"],
+    chunk_size: int = 256,
+) -> dict[str, Int[Tensor, " n"]]:
     "The judge's answers, as places in `critters.ATTRIBUTES`, a piece at a time."
-    answers = [{k: v.argmax(1) for k, v in classifier(p).items()} for p in images.split(chunk_size)]
+    answers = [
+        {k: v.argmax(1) for k, v in classifier(p).items()}
+        for p in images.split(chunk_size)
+    ]
     return {k: torch.cat([a[k] for a in answers]) for k in CLASSIFIED_ATTRIBUTES}
 
-ROBUSTNESS_CASES = (("as drawn", 32), ("as drawn", 64), ("blurred by 1 pixel", 32), ("grain of 0.2", 32))  # and pixels of a side
 
-def evaluate_classifier(classifier: AttributeClassifier, n: int = 4096, seed: int = 0, splits: Sequence[str] = ("test", "held_out")) -> list[dict]:
+ROBUSTNESS_CASES = (
+    ("as drawn", 32),
+    ("as drawn", 64),
+    ("blurred by 1 pixel", 32),
+    ("grain of 0.2", 32),
+)  # and pixels of a side
+
+
+def evaluate_classifier(
+    classifier: AttributeClassifier,
+    n: int = 4096,
+    seed: int = 0,
+    splits: Sequence[str] = ("test", "held_out"),
+) -> list[dict]:
     "How often a judge reads fresh renders right: two sizes, then blurred and grainy."
     rows = []
     for split in splits:
         for how, size in ROBUSTNESS_CASES:
             drawn = critters.sample_critters(n, size, seed=seed + 77, split=split)
             images, answers = drawn.images, attribute_labels(drawn.critters)
-            if how.startswith("blurred"): images = gaussian_blur(images, 1.0)
-            if how.startswith("grain"): images = images + 0.2 * torch.randn(images.shape, generator=seeded_generator(seed, "robustness", split))
+            if how.startswith("blurred"):
+                images = gaussian_blur(images, 1.0)
+            if how.startswith("grain"):
+                images = images + 0.2 * torch.randn(
+                    images.shape, generator=seeded_generator(seed, "robustness", split)
+                )
             read = predict_attributes(classifier, images)
             right = {k: read[k] == answers[k] for k in CLASSIFIED_ATTRIBUTES}
             right["all five"] = torch.stack(list(right.values())).all(0)
-            rows.append({"split": split, "size": size, "images": how, "num_images": n} | {k: _counted(v) for k, v in right.items()})
+            rows.append(
+                {"split": split, "size": size, "images": how, "num_images": n}
+                | {k: _counted(v) for k, v in right.items()}
+            )
     return rows
+
 
 def _counted(right: Bool[Tensor, " n"]) -> dict[str, float]:
     "A share with its interval."
@@ -243,22 +436,46 @@ def _counted(right: Bool[Tensor, " n"]) -> dict[str, float]:
 
 # %% ../../nbs/10_classifier.ipynb #efa03fe5
 def wilson_interval(
-    successes: int, n: int,  # 0 <= successes <= n
+    successes: int,
+    n: int,  # 0 <= successes <= n
     z: float = 1.96,  # standard errors; 1.96 for 95 %
 ) -> tuple[float, float]:  # both in [0, 1]
     "The interval of shares that are compatible with `successes` out of `n` (Wilson 1927)."
-    if n < 1 or not 0 <= successes <= n: raise UserError(f"{successes} successes out of {n} make no share; n must be at least 1")
+    if n < 1 or not 0 <= successes <= n:
+        raise UserError(
+            f"{successes} successes out of {n} make no share; n must be at least 1"
+        )
     p, shrink = successes / n, 1 + z**2 / n
-    middle, half = (p + z**2 / (2 * n)) / shrink, z / shrink * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    middle, half = (
+        (p + z**2 / (2 * n)) / shrink,
+        z / shrink * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
     return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
 # %% ../../nbs/10_classifier.ipynb #b55107a6
-def save_classifier_run(classifier: AttributeClassifier, config: ClassifierTrainConfig, history: list[dict], folder: str | os.PathLike, seconds: float) -> Path:
+def save_classifier_run(
+    classifier: AttributeClassifier,
+    config: ClassifierTrainConfig,
+    history: list[dict],
+    folder: str | os.PathLike,
+    seconds: float,
+) -> Path:
     "Save the weights, load them again, examine what was loaded, write it all down."
     folder = classifier.save_pretrained(folder)
     loaded = AttributeClassifier.from_pretrained(folder)
     thin = [h for h in history if h["step"] % 20 == 0 or h is history[-1]]
-    thin = [{k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()} for h in thin]
-    run = {"command": f"t2i train classifier --preset {classifier.name}", "training": asdict(config), "git_commit": git_commit(), "hardware": hardware_info(),
-           "seconds": round(seconds, 1), "parameters": sum(p.numel() for p in classifier.parameters()), "history": thin, "robustness": evaluate_classifier(loaded)}
+    thin = [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()}
+        for h in thin
+    ]
+    run = {
+        "command": f"t2i train classifier --preset {classifier.name}",
+        "training": asdict(config),
+        "git_commit": git_commit(),
+        "hardware": hardware_info(),
+        "seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "history": thin,
+        "robustness": evaluate_classifier(loaded),
+    }
     return save_json(folder / "run.json", run)

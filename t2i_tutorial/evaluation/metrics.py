@@ -8,46 +8,66 @@ __all__ = ['Metric', 'proportion', 'extract_features', 'frechet_distance', 'poly
            'intra_prompt_diversity', 'lpips_sanity_check', 'nearest_neighbours', 'memorisation_rate']
 
 # %% ../../nbs/11_distances.ipynb #0ec7d825
-import json, math, os, socket, time, warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import math
+import socket
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass
 from io import StringIO
 from itertools import combinations
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int, UInt8
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import critters
-from ..clip import CLIP, CLIPTrainConfig, ImageEncoder, CritterDataset, hardware_info, clip_lr_at_step, git_commit, augment_images
-from ..core import (BUNDLED_DIR, MODEL_VERSION, RESULTS_DIR, load_model_config, PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar,
-                               save_json, save_tensors, seed_everything, to_uint8)
-from ..text import full_caption
-from .classifier import (_fit, AttributeClassifier, gaussian_blur, attribute_labels, wilson_interval)
+from t2i_tutorial.clip import (
+    CLIP,
+)
+from t2i_tutorial.core import (
+    PALETTE,
+    UserError,
+    check_choice,
+    load_json,
+    seeded_generator,
+)
+from t2i_tutorial.evaluation.classifier import (
+    AttributeClassifier,
+    _fit,
+    attribute_labels,
+    gaussian_blur,
+    wilson_interval,
+)
 
 # %% ../../nbs/11_distances.ipynb #e0c661ef
 @dataclass(frozen=True)
 class Metric:
     "A number, and what it has to be compared with."
+
     value: float
-    reference: float | None = None    # the same measurement on real renders
-    chance: float | None = None  # what pictures reach that have nothing to do with their prompts
-    ci_low: float | None = None     # 95 % interval of the value
+    reference: float | None = None  # the same measurement on real renders
+    chance: float | None = (
+        None  # what pictures reach that have nothing to do with their prompts
+    )
+    ci_low: float | None = None  # 95 % interval of the value
     ci_high: float | None = None
     std: float | None = None  # standard deviation over subsets
+
 
 def proportion(
     right: Bool[Tensor, " n"],
     **others,  # `real`, `chance`
 ) -> Metric:
     "The share that is right, with its Wilson interval."
-    return Metric(right.float().mean().item(), **others, **dict(zip(("ci_low", "ci_high"), wilson_interval(int(right.sum()), len(right)))))
+    return Metric(
+        right.float().mean().item(),
+        **others,
+        **dict(
+            zip(("ci_low", "ci_high"), wilson_interval(int(right.sum()), len(right)))
+        ),
+    )
 
 # %% ../../nbs/11_distances.ipynb #e951b20e
 class _Ready(nn.Module):
@@ -57,35 +77,61 @@ class _Ready(nn.Module):
         super().__init__()
         self.num_features = dim
 
-    def forward(self, x: Tensor) -> Tensor: return x
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
 
 @torch.no_grad()
-def extract_features(classifier: AttributeClassifier, images: Float[Tensor, "n 3 h w"], chunk_size: int = 256) -> Float[Tensor, "n d"]:
+def extract_features(
+    classifier: AttributeClassifier,
+    images: Float[Tensor, "n 3 h w"],
+    chunk_size: int = 256,
+) -> Float[Tensor, "n d"]:
     "The judge's features in double precision, a piece at a time."
-    return torch.cat([classifier.features(p) for p in images.split(chunk_size)]).double()
+    return torch.cat(
+        [classifier.features(p) for p in images.split(chunk_size)]
+    ).double()
+
 
 def _metric(kind: str, dim: int, **options):
     "A metric of torchmetrics that takes features."
     from torchmetrics.image.fid import FrechetInceptionDistance as Frechet
     from torchmetrics.image.kid import KernelInceptionDistance as Kernel
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it keeps the features, which are small here
-        return {"frechet": Frechet, "kernel": Kernel}[kind](feature=_Ready(dim), **options).set_dtype(torch.float64)
+        warnings.simplefilter(
+            "ignore"
+        )  # it warns that it keeps the features, which are small here
+        return {"frechet": Frechet, "kernel": Kernel}[kind](
+            feature=_Ready(dim), **options
+        ).set_dtype(torch.float64)
+
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     "Between two Gaussians fitted to features (Heusel et al. 2017). Not an Inception FID; falls as n and m grow."
     metric = _metric("frechet", a.shape[1])
-    metric.update(b, real=True); metric.update(a, real=False)
+    metric.update(b, real=True)
+    metric.update(a, real=False)
     return metric.compute().item()
 
+
 def polynomial_mmd(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"],
-    subset: int | None = None,  # pictures in a subset; half of the smaller set, at most 500, if not given
-    subsets: int = 50, seed: int = 0,
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "m d"],
+    subset: int
+    | None = None,  # pictures in a subset; half of the smaller set, at most 500, if not given
+    subsets: int = 50,
+    seed: int = 0,
 ) -> tuple[float, float]:  # mean and standard deviation over subsets
     "Squared maximum mean discrepancy with a cubic kernel, unbiased (Binkowski et al. 2018). Not an Inception KID."
-    metric = _metric("kernel", a.shape[1], subsets=subsets, subset_size=subset or max(2, min(500, len(a) // 2, len(b) // 2)))
-    metric.update(b, real=True); metric.update(a, real=False)
+    metric = _metric(
+        "kernel",
+        a.shape[1],
+        subsets=subsets,
+        subset_size=subset or max(2, min(500, len(a) // 2, len(b) // 2)),
+    )
+    metric.update(b, real=True)
+    metric.update(a, real=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, spread = metric.compute()
@@ -94,36 +140,67 @@ def polynomial_mmd(
 # %% ../../nbs/11_distances.ipynb #a6698164
 def distribution_distances(
     classifier: AttributeClassifier,
-    images: Float[Tensor, "n 3 h w"],    # what is to be measured
-    real: Float[Tensor, "n 3 h2 w2"],    # as many real pictures: the floor
-    others: Float[Tensor, "m 3 h3 w3"],  # other real pictures, from which both distances are taken
+    images: Float[Tensor, "n 3 h w"],  # what is to be measured
+    real: Float[Tensor, "n 3 h2 w2"],  # as many real pictures: the floor
+    others: Float[
+        Tensor, "m 3 h3 w3"
+    ],  # other real pictures, from which both distances are taken
 ) -> dict[str, Metric]:
     "Kernel and Frechet distance to real pictures, each beside what as many real pictures have."
-    ours, floor, target = (extract_features(classifier, x) for x in (images, real, others))
+    ours, floor, target = (
+        extract_features(classifier, x) for x in (images, real, others)
+    )
     (k, spread), (k0, _) = (polynomial_mmd(f, target) for f in (ours, floor))
-    return {"mmd": Metric(k, k0, std=spread), "frechet_distance": Metric(frechet_distance(ours, target), frechet_distance(floor, target))}
+    return {
+        "mmd": Metric(k, k0, std=spread),
+        "frechet_distance": Metric(
+            frechet_distance(ours, target), frechet_distance(floor, target)
+        ),
+    }
 
 # %% ../../nbs/11_distances.ipynb #69ed9a3b
-def pixel_rmse(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+def pixel_rmse(
+    a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, " b"]:
     "Root of the mean squared difference of two pictures, in units of the range [-1, 1]."
     return (a - b).square().mean((1, 2, 3)).sqrt()
 
+
 def body_colour_accuracy_from_pixels(
-    images: Float[Tensor, "n 3 h w"],   # in [-1, 1]
+    images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
     wanted: Sequence[critters.Critter],
-    real: Float[Tensor, "n 3 h2 w2"],   # renders of what was wanted
+    real: Float[Tensor, "n 3 h2 w2"],  # renders of what was wanted
 ) -> dict[str, Metric]:
     "How often the asked body colour covers more pixels than any other colour; no network is involved."
     body = attribute_labels(wanted)["body_colour"]
-    won = lambda x: torch.cat([critters.colour_histogram(p).argmax(1) for p in x.split(256)]) == body
-    return {"body_pixels": proportion(won(images), real=won(real).float().mean().item(), chance=chance_accuracy(body.tolist()))}
+    won = lambda x: (
+        torch.cat([critters.colour_histogram(p).argmax(1) for p in x.split(256)])
+        == body
+    )
+    return {
+        "body_pixels": proportion(
+            won(images),
+            real=won(real).float().mean().item(),
+            chance=chance_accuracy(body.tolist()),
+        )
+    }
 
-def sharpness(images: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h2 w2"]) -> dict[str, Metric]:
+
+def sharpness(
+    images: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h2 w2"]
+) -> dict[str, Metric]:
     "How much a blur by a pixel takes away, on average: less than from real pictures is soft, more is grainy."
-    detail = lambda x: torch.cat([pixel_rmse(p, gaussian_blur(p, 1.0)) for p in x.split(256)])
+    detail = lambda x: torch.cat(
+        [pixel_rmse(p, gaussian_blur(p, 1.0)) for p in x.split(256)]
+    )
     ours = detail(images)
     mean, half = ours.mean().item(), 1.96 * ours.std().item() / math.sqrt(len(ours))
-    return {"sharpness": Metric(mean, detail(real).mean().item(), ci_low=mean - half, ci_high=mean + half)}
+    return {
+        "sharpness": Metric(
+            mean, detail(real).mean().item(), ci_low=mean - half, ci_high=mean + half
+        )
+    }
+
 
 @torch.no_grad()
 def clip_score(
@@ -133,37 +210,61 @@ def clip_score(
     real: Float[Tensor, "n 3 h2 w2"],  # renders of what the prompts say
 ) -> dict[str, Metric]:
     "Mean cosine between pictures and their prompts, by a contrastive model that nothing was trained with."
-    texts = torch.cat([clip.encode_text(prompts[i:i + 256]) for i in range(0, len(prompts), 256)])
-    ours, best = (torch.cat([clip.encode_image(p) for p in x.split(256)]) for x in (images, real))
+    texts = torch.cat(
+        [clip.encode_text(prompts[i : i + 256]) for i in range(0, len(prompts), 256)]
+    )
+    ours, best = (
+        torch.cat([clip.encode_image(p) for p in x.split(256)]) for x in (images, real)
+    )
     own, other = (ours * texts).sum(1), (ours * texts.roll(1, 0)).sum(1)
     half = 1.96 * own.std().item() / math.sqrt(len(own))
     mean = own.mean().item()
-    return {"clip_score": Metric(mean, (best * texts).sum(1).mean().item(), other.mean().item(), mean - half, mean + half)}
+    return {
+        "clip_score": Metric(
+            mean,
+            (best * texts).sum(1).mean().item(),
+            other.mean().item(),
+            mean - half,
+            mean + half,
+        )
+    }
 
 # %% ../../nbs/11_distances.ipynb #2fbcefca
 _BACKBONES = {"squeeze": "SqueezeNet 1.1", "alex": "AlexNet", "vgg": "VGG16"}
 _LOADED = {}
 
+
 def _load_lpips(net: str):
     "LPIPS with its backbone from torch's cache or its address; raises `UserError` if it is in neither."
-    if check_choice("LPIPS net", net, _BACKBONES) in _LOADED: return _LOADED[net]
-    try: import lpips
-    except ImportError as e: raise UserError("LPIPS needs the package lpips; pip install 't2i-tutorial[train]'") from e
+    if check_choice("LPIPS net", net, _BACKBONES) in _LOADED:
+        return _LOADED[net]
+    try:
+        import lpips
+    except ImportError as e:
+        raise UserError(
+            "LPIPS needs the package lpips; pip install 't2i-tutorial[train]'"
+        ) from e
     patience = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(15)  # seconds
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
-            _LOADED[net] = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
+            _LOADED[net] = (
+                lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
+            )
     except Exception as e:
-        raise UserError(f"no LPIPS: the weights of {_BACKBONES[net]} are not whole in torch's cache and could not be downloaded "
-                        f"({type(e).__name__}); connect once, or set TORCH_HOME to a folder that holds them") from e
-    finally: socket.setdefaulttimeout(patience)
+        raise UserError(
+            f"no LPIPS: the weights of {_BACKBONES[net]} are not whole in torch's cache and could not be downloaded "
+            f"({type(e).__name__}); connect once, or set TORCH_HOME to a folder that holds them"
+        ) from e
+    finally:
+        socket.setdefaulttimeout(patience)
     return _LOADED[net]
 
 # %% ../../nbs/11_distances.ipynb #3b79df7a
 def lpips_distance(
-    a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"],  # pairs of pictures in [-1, 1]
+    a: Float[Tensor, "b 3 h w"],
+    b: Float[Tensor, "b 3 h w"],  # pairs of pictures in [-1, 1]
     net: str = "squeeze",  # or "alex" or "vgg"
     size: int = 64,  # both are resized to this before; smaller pictures leave the network too little to see
 ) -> Float[Tensor, " b"]:  # 0 for identical pictures
@@ -173,6 +274,7 @@ def lpips_distance(
         pairs = zip(*(_fit(x, size).clamp(-1, 1).split(64) for x in (a, b)))
         return torch.cat([rearrange(model(x, y), "b 1 1 1 -> b") for x, y in pairs])
 
+
 def intra_prompt_diversity(
     groups: Float[Tensor, "p k 3 h w"],  # k pictures for each of p prompts
     distance: Callable = lpips_distance,  # of pairs of pictures
@@ -180,35 +282,65 @@ def intra_prompt_diversity(
     "For each prompt the mean distance between its pictures, over all pairs."
     i, j = torch.tensor(list(combinations(range(groups.shape[1]), 2))).T
     flat = lambda x: rearrange(x, "p pair c h w -> (p pair) c h w")
-    return rearrange(distance(flat(groups[:, i]), flat(groups[:, j])), "(p pair) -> p pair", p=len(groups)).mean(1)
+    return rearrange(
+        distance(flat(groups[:, i]), flat(groups[:, j])),
+        "(p pair) -> p pair",
+        p=len(groups),
+    ).mean(1)
 
 # %% ../../nbs/11_distances.ipynb #928b7948
-def lpips_sanity_check(n: int = 64, size: int = 64, seed: int = 0, net: str = "squeeze") -> dict[str, float]:
+def lpips_sanity_check(
+    n: int = 64, size: int = 64, seed: int = 0, net: str = "squeeze"
+) -> dict[str, float]:
     "Mean LPIPS of test creatures to themselves, blurred, drawn anew, and to other creatures; raises `UserError` without the network."
     drawn = critters.sample_critters(n, size, seed=seed, split="test")
     x, again = drawn.images, critters.render(drawn.critters, size, seed + 1)
-    pairs = {"itself": x, "blurred by 1 pixel": gaussian_blur(x, 1.0), "drawn again": again, "another creature": x.roll(1, 0)}
-    return {k: round(lpips_distance(x, y, net, size).mean().item(), 6) for k, y in pairs.items()}
+    pairs = {
+        "itself": x,
+        "blurred by 1 pixel": gaussian_blur(x, 1.0),
+        "drawn again": again,
+        "another creature": x.roll(1, 0),
+    }
+    return {
+        k: round(lpips_distance(x, y, net, size).mean().item(), 6)
+        for k, y in pairs.items()
+    }
 
 # %% ../../nbs/11_distances.ipynb #951cb77b
 def nearest_neighbours(
     images: Float[Tensor, "n 3 h w"],
     training_images: Float[Tensor, "m 3 h2 w2"],  # pictures that a model was trained on
     size: int = 32,  # both are resized to this before
-) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # pixel distances, places in `training`
+) -> tuple[
+    Float[Tensor, " n"], Int[Tensor, " n"]
+]:  # pixel distances, places in `training`
     "The training picture that each picture is nearest to."
-    a, b = (rearrange(_fit(x, size), "n c h w -> n (c h w)") for x in (images, training_images))
+    a, b = (
+        rearrange(_fit(x, size), "n c h w -> n (c h w)")
+        for x in (images, training_images)
+    )
     best = [torch.cdist(p, b).min(1) for p in a.split(256)]
-    return torch.cat([m.values for m in best]) / math.sqrt(a.shape[1]), torch.cat([m.indices for m in best])
+    return torch.cat([m.values for m in best]) / math.sqrt(a.shape[1]), torch.cat(
+        [m.indices for m in best]
+    )
+
 
 def memorisation_rate(
     images: Float[Tensor, "n 3 h w"],
-    real: Float[Tensor, "n 3 h2 w2"],    # fresh renders of the same prompts
-    others: Float[Tensor, "m 3 h3 w3"],  # more fresh renders; nearer than all but 1 % of these counts as memorised
+    real: Float[Tensor, "n 3 h2 w2"],  # fresh renders of the same prompts
+    others: Float[
+        Tensor, "m 3 h3 w3"
+    ],  # more fresh renders; nearer than all but 1 % of these counts as memorised
     training_images: Float[Tensor, "t 3 h4 w4"],
 ) -> dict[str, Metric]:
     "How near to training pictures, against fresh renders that no model has seen."
-    ours, fresh, more = (nearest_neighbours(x, training_images)[0] for x in (images, real, others))
+    ours, fresh, more = (
+        nearest_neighbours(x, training_images)[0] for x in (images, real, others)
+    )
     line = more.quantile(0.01)
-    return {"nearest_train_distance": Metric(ours.median().item(), fresh.median().item()),
-            "memorisation_rate": proportion(ours < line, real=(fresh < line).float().mean().item())}
+    return {
+        "nearest_train_distance": Metric(ours.median().item(), fresh.median().item()),
+        "memorisation_rate": proportion(
+            ours < line, real=(fresh < line).float().mean().item()
+        ),
+    }

@@ -7,29 +7,55 @@ __all__ = ['METRIC_LABELS', 'chance_accuracy', 'requested_attributes', 'prompt_a
            'generate_images', 'evaluate']
 
 # %% ../../nbs/12_evaluation.ipynb #c54a9bb4
-import json, math, os, socket, time, warnings
+import json
+import math
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.resources import files
-from io import StringIO
-from itertools import combinations
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from .. import critters
-from ..clip import CLIP, CLIPTrainConfig, ImageEncoder, CritterDataset, hardware_info, clip_lr_at_step, git_commit, augment_images
-from ..core import (BUNDLED_DIR, MODEL_VERSION, RESULTS_DIR, load_model_config, PALETTE, UserError, check_choice, from_uint8, load_json, load_tensors, seeded_generator, progress_bar,
-                               save_json, save_tensors, seed_everything, to_uint8)
+from t2i_tutorial.clip import (
+    CLIP,
+)
+from t2i_tutorial.core import (
+    PALETTE,
+    UserError,
+    check_choice,
+    from_uint8,
+    load_json,
+    progress_bar,
+    save_json,
+    seeded_generator,
+)
+from t2i_tutorial.evaluation.classifier import (
+    CLASSIFIED_ATTRIBUTES,
+    AttributeClassifier,
+    attribute_labels,
+    gaussian_blur,
+    predict_attributes,
+    wilson_interval,
+)
+from t2i_tutorial.evaluation.metrics import (
+    Metric,
+    body_colour_accuracy_from_pixels,
+    clip_score,
+    distribution_distances,
+    intra_prompt_diversity,
+    lpips_distance,
+    memorisation_rate,
+    pixel_rmse,
+    proportion,
+    sharpness,
+)
 from ..text import full_caption
-from .classifier import (CLASSIFIED_ATTRIBUTES, AttributeClassifier, gaussian_blur, attribute_labels, predict_attributes, wilson_interval)
-from .metrics import (Metric, proportion, frechet_distance, distribution_distances, pixel_rmse, body_colour_accuracy_from_pixels, sharpness, clip_score, lpips_distance, intra_prompt_diversity, memorisation_rate)
 
 # %% ../../nbs/12_evaluation.ipynb #b7e3c3d8
 def chance_accuracy(
@@ -37,62 +63,127 @@ def chance_accuracy(
 ) -> float | None:
     "How often two different pictures were asked for the same: what shuffled prompts would reach on average."
     n = len(values)
-    return sum(c * (c - 1) for c in Counter(values).values()) / (n * (n - 1)) if n > 1 else None
+    return (
+        sum(c * (c - 1) for c in Counter(values).values()) / (n * (n - 1))
+        if n > 1
+        else None
+    )
 
-def requested_attributes(wanted: Sequence[critters.Critter | Mapping[str, str] | str]) -> list[dict[str, str]]:
+
+def requested_attributes(
+    wanted: Sequence[critters.Critter | Mapping[str, str] | str],
+) -> list[dict[str, str]]:
     "What each creature, dictionary or caption asks of the attributes that the judge reads."
+
     def one(w):
-        said = critters.parse_caption(w) if isinstance(w, str) else w if isinstance(w, Mapping) else asdict(w)
+        said = (
+            critters.parse_caption(w)
+            if isinstance(w, str)
+            else w
+            if isinstance(w, Mapping)
+            else asdict(w)
+        )
         return {k: said[k] for k in CLASSIFIED_ATTRIBUTES if said.get(k) is not None}
+
     return [one(w) for w in wanted]
 
-def _matches(read: dict[str, Int[Tensor, " n"]], asked: list[dict[str, str]]) -> dict[str, Bool[Tensor, " m"]]:
+
+def _matches(
+    read: dict[str, Int[Tensor, " n"]], asked: list[dict[str, str]]
+) -> dict[str, Bool[Tensor, " m"]]:
     "For each attribute, over the pictures that were asked for it, whether it was found; under `all`, whether everything was."
-    found = [{k: critters.ATTRIBUTES[k][read[k][i]] == v for k, v in a.items()} for i, a in enumerate(asked)]
-    right = {k: torch.tensor([f[k] for f in found if k in f]) for k in CLASSIFIED_ATTRIBUTES if any(k in f for f in found)}
+    found = [
+        {k: critters.ATTRIBUTES[k][read[k][i]] == v for k, v in a.items()}
+        for i, a in enumerate(asked)
+    ]
+    right = {
+        k: torch.tensor([f[k] for f in found if k in f])
+        for k in CLASSIFIED_ATTRIBUTES
+        if any(k in f for f in found)
+    }
     return right | {"all": torch.tensor([all(f.values()) for f in found])}
 
 # %% ../../nbs/12_evaluation.ipynb #754459a3
 def prompt_accuracy(
     classifier: AttributeClassifier,
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
-    wanted: Sequence[critters.Critter | Mapping[str, str] | str],  # creatures, attributes by name, or captions of the grammar
-    real: Float[Tensor, "n 3 h2 w2"] | None = None,  # renders of what was wanted: how well can the judge do?
-) -> dict[str, Metric]:  # for each attribute that was asked for, and `all` of them together
+    wanted: Sequence[
+        critters.Critter | Mapping[str, str] | str
+    ],  # creatures, attributes by name, or captions of the grammar
+    real: Float[Tensor, "n 3 h2 w2"]
+    | None = None,  # renders of what was wanted: how well can the judge do?
+) -> dict[
+    str, Metric
+]:  # for each attribute that was asked for, and `all` of them together
     "The share of asked attributes that the judge finds; raises `UserError` if the numbers differ."
-    if len(images) != len(wanted): raise UserError(f"{len(images)} images but {len(wanted)} prompts; give one prompt for each image")
+    if len(images) != len(wanted):
+        raise UserError(
+            f"{len(images)} images but {len(wanted)} prompts; give one prompt for each image"
+        )
     asked = requested_attributes(wanted)
     right = _matches(predict_attributes(classifier, images), asked)
     best = {} if real is None else _matches(predict_attributes(classifier, real), asked)
-    values = {k: [a[k] for a in asked if k in a] for k in right if k != "all"} | {"all": [tuple(a.items()) for a in asked]}
-    return {k: proportion(r, real=best[k].float().mean().item() if best else None, chance=chance_accuracy(values[k])) for k, r in right.items()}
+    values = {k: [a[k] for a in asked if k in a] for k in right if k != "all"} | {
+        "all": [tuple(a.items()) for a in asked]
+    }
+    return {
+        k: proportion(
+            r,
+            real=best[k].float().mean().item() if best else None,
+            chance=chance_accuracy(values[k]),
+        )
+        for k, r in right.items()
+    }
 
 # %% ../../nbs/12_evaluation.ipynb #8f00f173
-METRIC_LABELS = {"species": "species", "body_colour": "body colour", "second_colour": "second colour", "eye_colour": "eyes", "action": "action", "all": "all five together",
-          "body_pixels": "body colour, from pixels", "sharpness": "fine detail", "clip_score": "CLIP score (cosine)", "mmd": "kernel distance", "frechet_distance": "Frechet distance",
-          "lpips_diversity": "LPIPS within a prompt", "pixel_diversity": "pixel distance within a prompt",
-          "nearest_train_distance": "distance to nearest training picture", "memorisation_rate": "share called memorised"}
+METRIC_LABELS = {
+    "species": "species",
+    "body_colour": "body colour",
+    "second_colour": "second colour",
+    "eye_colour": "eyes",
+    "action": "action",
+    "all": "all five together",
+    "body_pixels": "body colour, from pixels",
+    "sharpness": "fine detail",
+    "clip_score": "CLIP score (cosine)",
+    "mmd": "kernel distance",
+    "frechet_distance": "Frechet distance",
+    "lpips_diversity": "LPIPS within a prompt",
+    "pixel_diversity": "pixel distance within a prompt",
+    "nearest_train_distance": "distance to nearest training picture",
+    "memorisation_rate": "share called memorised",
+}
+
 
 def _cell(m: Metric) -> tuple[str, str, str]:
     "Value, real and chance as text."
     f = lambda v: "" if v is None else f"{v:.4f}" if abs(v) < 0.1 else f"{v:.3f}"
-    value = f(m.value) + (f" ({f(m.ci_low)} to {f(m.ci_high)})" if m.ci_low is not None else f" ± {f(m.std)}" if m.std is not None else "")
+    value = f(m.value) + (
+        f" ({f(m.ci_low)} to {f(m.ci_high)})"
+        if m.ci_low is not None
+        else f" ± {f(m.std)}"
+        if m.std is not None
+        else ""
+    )
     return value, f(m.reference), f(m.chance)
+
 
 @dataclass(frozen=True)
 class EvaluationReport:
     "What `evaluate` found."
-    metrics: dict[str, Metric]  # by the names in `LABELS`
-    skipped: dict[str, str]      # what could not be measured, and why
-    num_images: int                        # pictures
-    size: int                     # pixels of a side
-    seed: int
-    split: str                    # of the creatures that were asked for
-    classifier: str
-    seconds: float                # in all
-    sampling_seconds: float               # seconds of which the model needed
 
-    def __getitem__(self, name: str) -> Metric: return self.metrics[check_choice("measure", name, self.metrics)]
+    metrics: dict[str, Metric]  # by the names in `LABELS`
+    skipped: dict[str, str]  # what could not be measured, and why
+    num_images: int  # pictures
+    size: int  # pixels of a side
+    seed: int
+    split: str  # of the creatures that were asked for
+    classifier: str
+    seconds: float  # in all
+    sampling_seconds: float  # seconds of which the model needed
+
+    def __getitem__(self, name: str) -> Metric:
+        return self.metrics[check_choice("measure", name, self.metrics)]
 
     def to_dict(self) -> dict:
         "Plain numbers and texts."
@@ -110,14 +201,31 @@ class EvaluationReport:
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":
         "Read what `save` wrote; raises `UserError` if it is something else."
         saved = load_json(path)
-        try: return cls(**{**saved, "metrics": {k: Metric(**m) for k, m in saved["metrics"].items()}})
-        except (TypeError, KeyError) as e: raise UserError(f"{str(path)!r} holds no report ({e}); choose another file") from e
+        try:
+            return cls(
+                **{
+                    **saved,
+                    "metrics": {k: Metric(**m) for k, m in saved["metrics"].items()},
+                }
+            )
+        except (TypeError, KeyError) as e:
+            raise UserError(
+                f"{str(path)!r} holds no report ({e}); choose another file"
+            ) from e
 
     def table(self) -> str:
         "A table in Markdown: the model, real pictures, chance."
-        rows = [f"| {METRIC_LABELS[k]} | {' | '.join(_cell(m))} |" for k, m in self.metrics.items()]
-        rows += [f"| {METRIC_LABELS[k]} | left out: {why} | | |" for k, why in self.skipped.items()]
-        return "\n".join(["| measure | model | real pictures | chance |", "|---|---|---|---|", *rows])
+        rows = [
+            f"| {METRIC_LABELS[k]} | {' | '.join(_cell(m))} |"
+            for k, m in self.metrics.items()
+        ]
+        rows += [
+            f"| {METRIC_LABELS[k]} | left out: {why} | | |"
+            for k, why in self.skipped.items()
+        ]
+        return "\n".join(
+            ["| measure | model | real pictures | chance |", "|---|---|---|---|", *rows]
+        )
 
     def figure(self):
         "Shares with intervals, and the other measures as multiples of those of real pictures."
@@ -127,22 +235,64 @@ class EvaluationReport:
 def _draw_report(report: EvaluationReport):
     "Two panels: shares beside those of real pictures; other measures as multiples of what real pictures have."
     import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3), width_ratios=(3, 2), layout="constrained")
-    shares = [k for k in (*CLASSIFIED_ATTRIBUTES, "all", "body_pixels", "memorisation_rate") if k in report.metrics][::-1]
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.5, 3), width_ratios=(3, 2), layout="constrained"
+    )
+    shares = [
+        k
+        for k in (*CLASSIFIED_ATTRIBUTES, "all", "body_pixels", "memorisation_rate")
+        if k in report.metrics
+    ][::-1]
     for y, k in enumerate(shares):
         m = report[k]
-        left.plot([m.ci_low, m.ci_high], [y, y], color=PALETTE[0], lw=4, solid_capstyle="round")
+        left.plot(
+            [m.ci_low, m.ci_high],
+            [y, y],
+            color=PALETTE[0],
+            lw=4,
+            solid_capstyle="round",
+        )
         left.plot(m.value, y, "o", color=PALETTE[0], label="model" if not y else None)
-        left.plot(m.reference, y, "|", color=PALETTE[2], ms=14, mew=2, label="real pictures" if not y else None)
-        if m.chance is not None: left.plot(m.chance, y, "x", color=PALETTE[1], label="chance" if k == "all" else None)
-    left.set(xlabel="share of pictures", xlim=(-0.02, 1.02)); left.set_yticks(range(len(shares)), [METRIC_LABELS[k] for k in shares])
+        left.plot(
+            m.reference,
+            y,
+            "|",
+            color=PALETTE[2],
+            ms=14,
+            mew=2,
+            label="real pictures" if not y else None,
+        )
+        if m.chance is not None:
+            left.plot(
+                m.chance,
+                y,
+                "x",
+                color=PALETTE[1],
+                label="chance" if k == "all" else None,
+            )
+    left.set(xlabel="share of pictures", xlim=(-0.02, 1.02))
+    left.set_yticks(range(len(shares)), [METRIC_LABELS[k] for k in shares])
     left.legend(loc="center", fontsize=8)
-    scales = [k for k in ("frechet_distance", "sharpness", "clip_score", "pixel_diversity", "lpips_diversity", "nearest_train_distance") if k in report.metrics][::-1]
+    scales = [
+        k
+        for k in (
+            "frechet_distance",
+            "sharpness",
+            "clip_score",
+            "pixel_diversity",
+            "lpips_diversity",
+            "nearest_train_distance",
+        )
+        if k in report.metrics
+    ][::-1]
     times = [max(report[k].value / report[k].reference, 0.02) for k in scales]
-    right.axvline(1, color=PALETTE[2], lw=2); right.plot(times, range(len(scales)), "o", color=PALETTE[0])
+    right.axvline(1, color=PALETTE[2], lw=2)
+    right.plot(times, range(len(scales)), "o", color=PALETTE[0])
     low, high = min(0.2, *times) / 1.3, max(5, *times) * 1.3
     ticks = [t for t in (0.02, 0.1, 0.2, 0.5, 1, 2, 5, 20, 100, 500) if low < t < high]
-    right.set(xscale="log", xlabel="model / real pictures", xlim=(low, high)); right.minorticks_off()
+    right.set(xscale="log", xlabel="model / real pictures", xlim=(low, high))
+    right.minorticks_off()
     right.set_xticks(ticks, [f"{t:g}" for t in ticks])
     right.set_yticks(range(len(scales)), [METRIC_LABELS[k] for k in scales])
     plt.close(figure)
@@ -153,71 +303,149 @@ def batch_seed(seed: int, i: int) -> int:
     "The seed of batch i: depends on nothing else."
     return seeded_generator(seed, "evaluate", i).initial_seed() % 2**31
 
+
 def _checked(images, b: int, size: int, i: int) -> Float[Tensor, "b 3 size size"]:
     "What a model gave, on the CPU and within [-1, 1]; raises `UserError` if it cannot be measured."
     if not isinstance(images, Tensor) or tuple(images.shape) != (b, 3, size, size):
-        given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"sample_fn gave {given} for batch {i}, not a tensor of shape {(b, 3, size, size)}; give `size` or mend it")
+        given = (
+            tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        )
+        raise UserError(
+            f"sample_fn gave {given} for batch {i}, not a tensor of shape {(b, 3, size, size)}; give `size` or mend it"
+        )
     images = images.detach().float().cpu()
     if not images.isfinite().all():
-        raise UserError(f"sample_fn gave values that are not finite in batch {i}; find the step that made them")
+        raise UserError(
+            f"sample_fn gave values that are not finite in batch {i}; find the step that made them"
+        )
     return images.clamp(-1, 1)
+
 
 def generate_images(
     sample_fn: Callable,  # prompts and a seed to images
     prompts: Sequence[str],
-    size: int,            # pixels of a side
-    seed: int, batch_size: int,
-    first: int = 0,       # number of the first batch
+    size: int,  # pixels of a side
+    seed: int,
+    batch_size: int,
+    first: int = 0,  # number of the first batch
 ) -> Float[Tensor, "n 3 size size"]:  # on the CPU
     "Ask a model for one picture for each prompt, with a progress bar; batches are counted from `first`."
-    parts = [prompts[i:i + batch_size] for i in range(0, len(prompts), batch_size)]
+    parts = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     batches = enumerate(progress_bar(parts, "sampling"), first)
-    return torch.cat([_checked(sample_fn(list(p), batch_seed(seed, i)), len(p), size, i) for i, p in batches])
+    return torch.cat(
+        [
+            _checked(sample_fn(list(p), batch_seed(seed, i)), len(p), size, i)
+            for i, p in batches
+        ]
+    )
 
 # %% ../../nbs/12_evaluation.ipynb #5359592f
 def _check_evaluate(n: int, batch_size: int, repeats: tuple[int, int]) -> None:
     "Raise `UserError` for numbers that make no sense."
-    bounds = (("n", n, 16), ("batch_size", batch_size, 1), ("prompts in repeats", repeats[0], 1), ("copies in repeats", repeats[1], 2))
+    bounds = (
+        ("n", n, 16),
+        ("batch_size", batch_size, 1),
+        ("prompts in repeats", repeats[0], 1),
+        ("copies in repeats", repeats[1], 2),
+    )
     for name, value, least in bounds:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            raise UserError(
+                f"{name} must be a whole number of at least {least}, not {value!r}"
+            )
 
-def _within_prompts(images: Tensor, real: Tensor, copies: int, with_lpips: bool, net: str) -> tuple[dict[str, Metric], dict[str, str]]:
+
+def _within_prompts(
+    images: Tensor, real: Tensor, copies: int, with_lpips: bool, net: str
+) -> tuple[dict[str, Metric], dict[str, str]]:
     "Diversity in pixels and by LPIPS; and why LPIPS was left out."
     split = lambda x: rearrange(x, "(p k) c h w -> p k c h w", k=copies)
-    def both(distance): return Metric(*(intra_prompt_diversity(split(x), distance).mean().item() for x in (images, real)))
+
+    def both(distance):
+        return Metric(
+            *(
+                intra_prompt_diversity(split(x), distance).mean().item()
+                for x in (images, real)
+            )
+        )
+
     found = {"pixel_diversity": both(pixel_rmse)}
-    if not with_lpips: return found, {"lpips_diversity": "not asked for"}
-    try: return found | {"lpips_diversity": both(lambda a, b: lpips_distance(a, b, net))}, {}
-    except UserError as e: return found, {"lpips_diversity": str(e)}
+    if not with_lpips:
+        return found, {"lpips_diversity": "not asked for"}
+    try:
+        return found | {
+            "lpips_diversity": both(lambda a, b: lpips_distance(a, b, net))
+        }, {}
+    except UserError as e:
+        return found, {"lpips_diversity": str(e)}
 
 # %% ../../nbs/12_evaluation.ipynb #65298514
 def evaluate(
-    sample_fn: Callable[[list[str], int], Tensor],  # prompts and a seed to images in [-1, 1], (b, 3, size, size)
+    sample_fn: Callable[
+        [list[str], int], Tensor
+    ],  # prompts and a seed to images in [-1, 1], (b, 3, size, size)
     n: int = 2000,  # pictures; at least 16
     *,
     size: int = 32,  # pixels of a side of what `sample_fn` gives
-    seed: int = 0, split: str = "test",  # of the creatures to ask for
+    seed: int = 0,
+    split: str = "test",  # of the creatures to ask for
     batch_size: int = 100,
-    classifier: AttributeClassifier | None = None, clip: CLIP | None = None,  # the recorded ones if not given
-    training_images: Tensor | None = None,  # (m, 3, h, w) what it was trained on, in [-1, 1] or bytes; else the first 4,096 of seed 0
-    repeats: tuple[int, int] = (16, 4),  # prompts that are drawn several times, and how often, for diversity
-    with_lpips: bool = True, net: str = "squeeze",
+    classifier: AttributeClassifier | None = None,
+    clip: CLIP | None = None,  # the recorded ones if not given
+    training_images: Tensor
+    | None = None,  # (m, 3, h, w) what it was trained on, in [-1, 1] or bytes; else the first 4,096 of seed 0
+    repeats: tuple[int, int] = (
+        16,
+        4,
+    ),  # prompts that are drawn several times, and how often, for diversity
+    with_lpips: bool = True,
+    net: str = "squeeze",
 ) -> EvaluationReport:
     "Measure a text-to-image model on creatures; the same seed gives the same numbers. Raises `UserError` for a bad argument or bad images."
     _check_evaluate(n, batch_size, repeats)
-    start, classifier, clip = time.time(), classifier or AttributeClassifier.from_pretrained(), clip or CLIP.from_pretrained("critters-clip-score")
-    asked, others = (critters.sample_critters(n, size, seed=1_000_003 * seed + k, split=split) for k in (101, 202))
-    prompts, again = [full_caption(c) for c in asked.critters], [c for c in asked.critters[:repeats[0]] for _ in range(repeats[1])]
-    if training_images is None: training_images = critters.sample_critters(4096, size, seed=0).images
-    if training_images.dtype == torch.uint8: training_images = from_uint8(training_images)
+    start, classifier, clip = (
+        time.time(),
+        classifier or AttributeClassifier.from_pretrained(),
+        clip or CLIP.from_pretrained("critters-clip-score"),
+    )
+    asked, others = (
+        critters.sample_critters(n, size, seed=1_000_003 * seed + k, split=split)
+        for k in (101, 202)
+    )
+    prompts, again = (
+        [full_caption(c) for c in asked.critters],
+        [c for c in asked.critters[: repeats[0]] for _ in range(repeats[1])],
+    )
+    if training_images is None:
+        training_images = critters.sample_critters(4096, size, seed=0).images
+    if training_images.dtype == torch.uint8:
+        training_images = from_uint8(training_images)
     begin = time.time()
     images = generate_images(sample_fn, prompts, size, seed, batch_size)
-    groups = generate_images(sample_fn, [full_caption(c) for c in again], size, seed, batch_size, first=n)
+    groups = generate_images(
+        sample_fn, [full_caption(c) for c in again], size, seed, batch_size, first=n
+    )
     sampling, real = time.time() - begin, asked.images
-    within, left_out = _within_prompts(groups, critters.render(again, size, seed), repeats[1], with_lpips, net)
-    measures = {**prompt_accuracy(classifier, images, asked.critters, real), **body_colour_accuracy_from_pixels(images, asked.critters, real), **sharpness(images, real),
-                **clip_score(clip, images, prompts, real), **distribution_distances(classifier, images, real, others.images),
-                **within, **memorisation_rate(images, real, others.images, training_images.float())}
-    return EvaluationReport(measures, left_out, n, size, seed, split, classifier.name, round(time.time() - start, 2), round(sampling, 2))
+    within, left_out = _within_prompts(
+        groups, critters.render(again, size, seed), repeats[1], with_lpips, net
+    )
+    measures = {
+        **prompt_accuracy(classifier, images, asked.critters, real),
+        **body_colour_accuracy_from_pixels(images, asked.critters, real),
+        **sharpness(images, real),
+        **clip_score(clip, images, prompts, real),
+        **distribution_distances(classifier, images, real, others.images),
+        **within,
+        **memorisation_rate(images, real, others.images, training_images.float()),
+    }
+    return EvaluationReport(
+        measures,
+        left_out,
+        n,
+        size,
+        seed,
+        split,
+        classifier.name,
+        round(time.time() - start, 2),
+        round(sampling, 2),
+    )

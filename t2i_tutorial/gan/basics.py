@@ -32,6 +32,7 @@ def nonsaturating_g_loss(
     "Non-saturating, {eq}`eq-first-g`: strongest where the generator is seen through (Goodfellow et al. 2014)."
     return F.softplus(-fake).mean()
 
+
 def minimax_g_loss(
     fake: Float[Tensor, " b"],  # scores of generated examples; larger is more real
 ) -> Float[Tensor, ""]:
@@ -45,7 +46,7 @@ def r1_gradient_penalty(
 ) -> Float[Tensor, ""]:  # of the squared length of the slope at each example, the mean
     "R1 without its weight, {eq}`eq-first-r1`: how steep the score is at real examples (Mescheder et al. 2018)."
     real = real.detach().requires_grad_()
-    slope, = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
+    (slope,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
     return slope.square().sum() / len(slope)
 
 # %% ../../nbs/05_first_gan.ipynb #20fb8666
@@ -56,16 +57,21 @@ def discriminator_step(
     real: Float[Tensor, "b ..."],  # real examples
     rng: torch.Generator,
     r1_gamma: float = 0.0,  # strength of R1; 0 for none
-    diff_augment_images: Callable | None = None,  # the same for real and generated examples
+    diff_augment_images: Callable
+    | None = None,  # the same for real and generated examples
 ) -> dict[str, float]:  # mean scores of real and of generated examples
     "One step of telling apart; the generator is left as it is."
     diff_augment_images = diff_augment_images or (lambda x: x)
-    with torch.no_grad(): fake = generator(torch.randn(len(real), generator.z_dim, generator=rng))
+    with torch.no_grad():
+        fake = generator(torch.randn(len(real), generator.z_dim, generator=rng))
     real, fake = diff_augment_images(real), diff_augment_images(fake)
     on_real, on_fake = discriminator(real), discriminator(fake)
     loss = logistic_d_loss(on_real, on_fake)
-    if r1_gamma: loss = loss + r1_gamma / 2 * r1_gradient_penalty(discriminator, real)
-    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    if r1_gamma:
+        loss = loss + r1_gamma / 2 * r1_gradient_penalty(discriminator, real)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
     return {"real": on_real.mean().item(), "fake": on_fake.mean().item()}
 
 # %% ../../nbs/05_first_gan.ipynb #32294bd3
@@ -75,12 +81,17 @@ def generator_step(
     optimizer: torch.optim.Optimizer,  # of the generator
     n: int,  # examples to make
     rng: torch.Generator,
-    diff_augment_images: Callable | None = None,  # what the discriminator's step used, differentiable
+    diff_augment_images: Callable
+    | None = None,  # what the discriminator's step used, differentiable
 ) -> float:  # the loss
     "One step towards being taken for real; the discriminator is left as it is."
     fake = generator(torch.randn(n, generator.z_dim, generator=rng))
-    loss = nonsaturating_g_loss(discriminator(diff_augment_images(fake) if diff_augment_images else fake))
-    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    loss = nonsaturating_g_loss(
+        discriminator(diff_augment_images(fake) if diff_augment_images else fake)
+    )
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
     return loss.item()
 
 # %% ../../nbs/05_first_gan.ipynb #a87a0a52
@@ -95,12 +106,20 @@ class ToyGenerator(nn.Module):
         super().__init__()
         self.z_dim, c = z_dim, channels
         self.start = nn.Linear(z_dim, 2 * c * 4 * 4)
-        self.upsample = nn.Sequential(nn.LeakyReLU(0.2), nn.Upsample(scale_factor=2), nn.Conv2d(2 * c, c, 3, padding=1),
-                                  nn.LeakyReLU(0.2), nn.Conv2d(c, 4 * 3, 3, padding=1), nn.PixelShuffle(2), nn.Tanh())
+        self.upsample = nn.Sequential(
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * c, c, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(c, 4 * 3, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.Tanh(),
+        )
 
     def forward(self, z: Float[Tensor, "b z_dim"]) -> Float[Tensor, "b 3 16 16"]:
         "Pictures in [-1, 1]."
         return self.upsample(rearrange(self.start(z), "b (c h w) -> b c h w", h=4, w=4))
+
 
 class ToyDiscriminator(nn.Module):
     "Pictures of 16 x 16 pixels to scores; larger is more real."
@@ -108,28 +127,46 @@ class ToyDiscriminator(nn.Module):
     def __init__(self, channels: int = 32):  # of the first feature map
         super().__init__()
         c = channels
-        self.layers = nn.Sequential(nn.Conv2d(3, c, 3, 2, padding=1), nn.LeakyReLU(0.2),
-                                    nn.Conv2d(c, 2 * c, 3, 2, padding=1), nn.LeakyReLU(0.2),
-                                    nn.Flatten(), nn.Linear(2 * c * 16, 1))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, c, 3, 2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(c, 2 * c, 3, 2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(2 * c * 16, 1),
+        )
 
     def forward(self, images: Float[Tensor, "b 3 16 16"]) -> Float[Tensor, " b"]:
         "One score a picture, of any size: it goes through no logistic function here; the losses do that."
         return rearrange(self.layers(images), "b 1 -> b")
 
 # %% ../../nbs/05_first_gan.ipynb #64abf1d8
-def _shift(images: Float[Tensor, "b c h w"], rng: torch.Generator, most: int) -> Float[Tensor, "b c h w"]:
+def _shift(
+    images: Float[Tensor, "b c h w"], rng: torch.Generator, most: int
+) -> Float[Tensor, "b c h w"]:
     "Move each picture by up to `most` pixels in both directions; white comes in at the edge."
     b, _, h, w = images.shape
     padded = F.pad(images, (most,) * 4, value=1.0)
     dy, dx = torch.randint(0, 2 * most + 1, (2, b, 1), generator=rng)
-    rows, columns = (dy + torch.arange(h)).to(images.device), (dx + torch.arange(w)).to(images.device)
+    rows, columns = (
+        (dy + torch.arange(h)).to(images.device),
+        (dx + torch.arange(w)).to(images.device),
+    )
     each = torch.arange(b, device=images.device)[:, None, None]
-    return rearrange(padded[each, :, rows[:, :, None], columns[:, None, :]], "b h w c -> b c h w")
+    return rearrange(
+        padded[each, :, rows[:, :, None], columns[:, None, :]], "b h w c -> b c h w"
+    )
 
-def _cut(images: Float[Tensor, "b c h w"], rng: torch.Generator, side: int) -> Float[Tensor, "b c h w"]:
+
+def _cut(
+    images: Float[Tensor, "b c h w"], rng: torch.Generator, side: int
+) -> Float[Tensor, "b c h w"]:
     "Cut a square hole, mid-grey, anywhere; it may stick out over the edge."
     b, _, h, w = images.shape
-    top, left = (torch.randint(-(side // 2), n - side // 2, (b, 1), generator=rng) for n in (h, w))
+    top, left = (
+        torch.randint(-(side // 2), n - side // 2, (b, 1), generator=rng)
+        for n in (h, w)
+    )
     rows, columns = torch.arange(h) - top, torch.arange(w) - left
     inside = lambda r: (r >= 0) & (r < side)
     hole = inside(rows)[:, None, :, None] & inside(columns)[:, None, None, :]
@@ -148,7 +185,10 @@ def diff_augment(
     """
     for name, value in (("translation", translation), ("cutout", cutout)):
         if not 0 <= value < 1:
-            raise UserError(f"{name} must be at least 0 and less than 1, not {value}; it is a share of the side")
+            raise UserError(
+                f"{name} must be at least 0 and less than 1, not {value}; it is a share of the side"
+            )
     most, side = round(translation * images.shape[-1]), round(cutout * images.shape[-1])
-    if most: images = _shift(images, rng, most)
+    if most:
+        images = _shift(images, rng, most)
     return _cut(images, rng, side) if side else images

@@ -20,20 +20,32 @@ from ..attention import L2SelfAttention2d
 from ..clip import CLIP
 from ..core import UserError
 from .generator import TextAttentionLayers
-from .modulation import EqualConv2d, EqualLinear, ModulatedConv2d, scaled_leaky_relu
+from t2i_tutorial.gan.modulation import (
+    EqualConv2d,
+    EqualLinear,
+    ModulatedConv2d,
+    scaled_leaky_relu,
+)
 from ..text import TextEmbedding
 
 # %% ../../nbs/23_discriminator.ipynb #a7512d43
 def interaction_residual(
-    table: Float[Tensor, "n m"],  # scores of n pictures (rows) with m captions (columns)
-) -> Float[Tensor, "n m"]:  # all zeros if the score is a sum, "something of the picture plus something of the caption"
+    table: Float[
+        Tensor, "n m"
+    ],  # scores of n pictures (rows) with m captions (columns)
+) -> Float[
+    Tensor, "n m"
+]:  # all zeros if the score is a sum, "something of the picture plus something of the caption"
     "What is left of a table of scores without the means of its rows and columns: how picture and caption act together."
-    return table - table.mean(0, keepdim=True) - table.mean(1, keepdim=True) + table.mean()
+    return (
+        table - table.mean(0, keepdim=True) - table.mean(1, keepdim=True) + table.mean()
+    )
 
 # %% ../../nbs/23_discriminator.ipynb #fbe3e755
 def _mean_over_positions(maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
     "One number for each map: a mean, so that the largest map is not the loudest."
     return reduce(maps, "b 1 h w -> b", "mean")
+
 
 class TextHead(nn.Module):
     "Does a map show what the text says? Modulated 1 x 1 convolutions, averaged over places (Kang et al. 2023)."
@@ -45,7 +57,9 @@ class TextHead(nn.Module):
         layers: int = 2,  # modulated convolutions before the one that scores
     ):
         super().__init__()
-        self.layers = nn.ModuleList(ModulatedConv2d(channels, channels, 1, style_dim) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            ModulatedConv2d(channels, channels, 1, style_dim) for _ in range(layers)
+        )
         self.score = ModulatedConv2d(channels, 1, 1, style_dim, demodulate=False)
 
     def forward(
@@ -54,7 +68,8 @@ class TextHead(nn.Module):
         style: Float[Tensor, "b d"],  # one text for each map
     ) -> Float[Tensor, " b"]:
         "One score for each map."
-        for layer in self.layers: x = scaled_leaky_relu(layer(x, style))
+        for layer in self.layers:
+            x = scaled_leaky_relu(layer(x, style))
         return _mean_over_positions(self.score(x, style))
 
 # %% ../../nbs/23_discriminator.ipynb #48d94f0c
@@ -65,7 +80,10 @@ def image_pyramid(
     "Pictures at smaller sizes, each pixel the mean of a square; raises `UserError` for a size that does not divide."
     side = images.shape[-1]
     for s in sizes:
-        if s < 1 or side % s: raise UserError(f"a picture of {side} pixels has no squares for {s} pixels; choose a divisor")
+        if s < 1 or side % s:
+            raise UserError(
+                f"a picture of {side} pixels has no squares for {s} pixels; choose a divisor"
+            )
     return [F.avg_pool2d(images, side // s) for s in sizes]
 
 # %% ../../nbs/23_discriminator.ipynb #ecb08281
@@ -74,19 +92,26 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels
+        c_in: int,
+        c_out: int,  # channels
         heads: int = 0,  # of the self-attention; 0 leaves it out
     ):
         super().__init__()
-        self.conv1, self.conv2 = EqualConv2d(c_in, c_in), EqualConv2d(c_in, c_out, stride=2)
+        self.conv1, self.conv2 = (
+            EqualConv2d(c_in, c_in),
+            EqualConv2d(c_in, c_out, stride=2),
+        )
         self.skip = EqualConv2d(c_in, c_out, 1)
         self.self_attn = L2SelfAttention2d(c_in, heads) if heads else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         "(convolutions + shortcut) / sqrt(2), at half the sides."
         h = scaled_leaky_relu(self.conv1(x))
-        if self.self_attn is not None: h = self.self_attn(h)
-        return (scaled_leaky_relu(self.conv2(h)) + self.skip(F.avg_pool2d(x, 2))) * 2**-0.5
+        if self.self_attn is not None:
+            h = self.self_attn(h)
+        return (
+            scaled_leaky_relu(self.conv2(h)) + self.skip(F.avg_pool2d(x, 2))
+        ) * 2**-0.5
 
 # %% ../../nbs/23_discriminator.ipynb #0222ccaa
 class VisionAidedFeatures(nn.Module):
@@ -98,10 +123,16 @@ class VisionAidedFeatures(nn.Module):
         channels: int,  # of the maps that come out
     ):
         super().__init__()
-        with torch.device("cpu"): clip = CLIP.from_pretrained(name).eval().requires_grad_(False)
-        self.__dict__["clip"] = clip  # past nn.Module: it is lent, and no part of the weights
+        with torch.device("cpu"):
+            clip = CLIP.from_pretrained(name).eval().requires_grad_(False)
+        self.__dict__["clip"] = (
+            clip  # past nn.Module: it is lent, and no part of the weights
+        )
         widths = [clip.config.channels * 2**k for k in range(3)]
-        self.proj = nn.ModuleList(EqualConv2d(c, channels, stride=2 if k == 0 else 1) for k, c in enumerate(widths))
+        self.proj = nn.ModuleList(
+            EqualConv2d(c, channels, stride=2 if k == 0 else 1)
+            for k, c in enumerate(widths)
+        )
 
     def _apply(self, fn, recurse=True):
         self.clip._apply(fn)  # the lent tower goes to the device of the weights
@@ -109,16 +140,26 @@ class VisionAidedFeatures(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "b 3 s s"],  # in [-1, 1], of any size; slopes flow back into them
+        images: Float[
+            Tensor, "b 3 s s"
+        ],  # in [-1, 1], of any size; slopes flow back into them
     ) -> list[Float[Tensor, "b c _ _"]]:  # three maps, from fine to coarse
         "What the tower sees, at one scale, and what is made of it."
-        return [scaled_leaky_relu(learn(F.group_norm(m, 1))) for learn, m in zip(self.proj, self.clip.feature_maps(images), strict=True)]
+        return [
+            scaled_leaky_relu(learn(F.group_norm(m, 1)))
+            for learn, m in zip(self.proj, self.clip.feature_maps(images), strict=True)
+        ]
 
 # %% ../../nbs/23_discriminator.ipynb #919effb1
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     "The sizes of a discriminator; raises `UserError` if they do not fit together."
-    sizes: Sequence[int] = (8, 16, 32)  # sides of the pictures, smallest first, each twice the one before
+
+    sizes: Sequence[int] = (
+        8,
+        16,
+        32,
+    )  # sides of the pictures, smallest first, each twice the one before
     channels: Sequence[int] = (128, 96, 64)  # of the maps of these sizes
     attention: Sequence[bool] = (True, True, False)  # self-attention at these sizes
     heads: int = 4  # of the self-attention
@@ -133,41 +174,76 @@ class DiscriminatorConfig:
 
     def __post_init__(self):
         for f in fields(self):  # JSON turns tuples into lists
-            if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+            if isinstance(getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         n = len(self.sizes)
-        if not n or any(b != 2 * a for a, b in zip(self.sizes, self.sizes[1:])) or self.sizes[0] < 2 or self.sizes[0] % 2:
-            raise UserError(f"sizes must be even, smallest first, each twice the one before, not {tuple(self.sizes)}")
+        if (
+            not n
+            or any(b != 2 * a for a, b in zip(self.sizes, self.sizes[1:]))
+            or self.sizes[0] < 2
+            or self.sizes[0] % 2
+        ):
+            raise UserError(
+                f"sizes must be even, smallest first, each twice the one before, not {tuple(self.sizes)}"
+            )
         if len(self.channels) != n or len(self.attention) != n:
-            raise UserError(f"channels and attention need one value for each of the {n} sizes, "
-                            f"not {len(self.channels)} and {len(self.attention)}")
+            raise UserError(
+                f"channels and attention need one value for each of the {n} sizes, "
+                f"not {len(self.channels)} and {len(self.attention)}"
+            )
         for name in ("heads", "text_dim", "style_dim", "vision_aided_channels"):
-            if getattr(self, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("head_layers", "text_layers"):
-            if getattr(self, name) < 0: raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.text_conditional and self.text_dim % self.heads:
-            raise UserError(f"text_dim must be a multiple of the {self.heads} heads, not {self.text_dim}")
+            raise UserError(
+                f"text_dim must be a multiple of the {self.heads} heads, not {self.text_dim}"
+            )
         for c, a in zip(self.channels, self.attention):
             if c < 1 or a and c % self.heads:
-                raise UserError(f"channels must be at least 1, with attention a multiple of the {self.heads} heads, not {c}")
+                raise UserError(
+                    f"channels must be at least 1, with attention a multiple of the {self.heads} heads, not {c}"
+                )
 
     @property
     def head_names(self) -> list[tuple[int | str, int]]:
         "For each score the side of the picture that came in, and that of the map; for borrowed eyes the number of the map."
-        eyes = [("vision_aided", k + 1) for k in range(3)] if self.vision_aided_model else []
-        if not self.multiscale_loss: return [(self.sizes[-1], self.sizes[0] // 2), *eyes]
-        return [(i, j // 2) for j in reversed(self.sizes) for i in reversed(self.sizes) if i >= j] + eyes
+        eyes = (
+            [("vision_aided", k + 1) for k in range(3)]
+            if self.vision_aided_model
+            else []
+        )
+        if not self.multiscale_loss:
+            return [(self.sizes[-1], self.sizes[0] // 2), *eyes]
+        return [
+            (i, j // 2)
+            for j in reversed(self.sizes)
+            for i in reversed(self.sizes)
+            if i >= j
+        ] + eyes
 
 # %% ../../nbs/23_discriminator.ipynb #8ad98187
 @dataclass(frozen=True)
 class DiscriminatorOutput:
     "What a discriminator says, one score a picture from each head; larger is better."
-    conditional: list[Float[Tensor, " b"]]  # does the picture show what the text says? Empty without text
+
+    conditional: list[
+        Float[Tensor, " b"]
+    ]  # does the picture show what the text says? Empty without text
     unconditional: list[Float[Tensor, " b"]]  # does it look real, whatever the text?
-    head_names: list[tuple[int | str, int]]  # for each head the side of the picture and that of the map, or ("vision_aided", number)
+    head_names: list[
+        tuple[int | str, int]
+    ]  # for each head the side of the picture and that of the map, or ("vision_aided", number)
 
     def logits(self) -> list[Float[Tensor, " b"]]:
         "Both voices of each head, added, {eq}`eq-discriminator-head`."
-        return [t + p for t, p in zip(self.conditional, self.unconditional, strict=True)] if self.conditional else list(self.unconditional)
+        return (
+            [t + p for t, p in zip(self.conditional, self.unconditional, strict=True)]
+            if self.conditional
+            else list(self.unconditional)
+        )
 
     def mean(self) -> Float[Tensor, " b"]:
         "The mean of all heads."
@@ -186,25 +262,43 @@ class TextToStyle(nn.Module):
     ):
         super().__init__()
         self.text_layers = TextAttentionLayers(text_dim, layers, heads)
-        self.linear1, self.linear2 = EqualLinear(text_dim, style_dim), EqualLinear(style_dim, style_dim)
+        self.linear1, self.linear2 = (
+            EqualLinear(text_dim, style_dim),
+            EqualLinear(style_dim, style_dim),
+        )
 
     def forward(self, text: TextEmbedding) -> Float[Tensor, "b style"]:
         "Words into the pooled vector, and two layers; normalised in between, for encoders speak at different scales."
         pooled = self.text_layers(text).pooled
-        return scaled_leaky_relu(self.linear2(scaled_leaky_relu(self.linear1(F.layer_norm(pooled, pooled.shape[-1:])))))
+        return scaled_leaky_relu(
+            self.linear2(
+                scaled_leaky_relu(self.linear1(F.layer_norm(pooled, pooled.shape[-1:])))
+            )
+        )
+
 
 def _check_sides(config: DiscriminatorConfig, pictures: Sequence[Tensor]) -> None:
     "Raise `UserError` if pictures are not of the sizes that the critic was built for."
     sides = tuple(p.shape[-1] for p in pictures)
-    if sides != tuple(config.sizes): raise UserError(f"give pictures of {tuple(config.sizes)} pixels, not {sides}; see pyramid")
+    if sides != tuple(config.sizes):
+        raise UserError(
+            f"give pictures of {tuple(config.sizes)} pixels, not {sides}; see pyramid"
+        )
 
-def _check_text(config: DiscriminatorConfig, b: int, text: TextEmbedding | Tensor | None) -> None:
+
+def _check_text(
+    config: DiscriminatorConfig, b: int, text: TextEmbedding | Tensor | None
+) -> None:
     "Raise `UserError` if there is no text, or style, for each of `b` pictures, or one that nobody reads."
     if config.text_conditional != (text is not None):
-        raise UserError("this discriminator reads: give it a text for each picture" if config.text_conditional
-                        else "this discriminator was built without text; leave the text out, or set text=True")
+        raise UserError(
+            "this discriminator reads: give it a text for each picture"
+            if config.text_conditional
+            else "this discriminator was built without text; leave the text out, or set text=True"
+        )
     n = b if text is None else len(text) if torch.is_tensor(text) else len(text.pooled)
-    if n != b: raise UserError(f"{b} pictures but {n} texts; give one each")
+    if n != b:
+        raise UserError(f"{b} pictures but {n} texts; give one each")
 
 # %% ../../nbs/23_discriminator.ipynb #cc71ab5b
 class Discriminator(nn.Module):
@@ -217,51 +311,99 @@ class Discriminator(nn.Module):
         heads = {s: config.heads * a for s, a in zip(config.sizes, config.attention)}
         entries = config.sizes if config.multiscale_loss else config.sizes[-1:]
         exits = config.sizes if config.multiscale_loss else config.sizes[:1]
-        self.from_rgb = nn.ModuleDict({str(s): EqualConv2d(3, c[s], 1) for s in entries})
-        self.blocks = nn.ModuleDict({str(s): DiscriminatorBlock(c[s], c_out[s], heads[s]) for s in config.sizes})
-        self.vision_aided = VisionAidedFeatures(config.vision_aided_model, config.vision_aided_channels) if config.vision_aided_model else None
-        seen = {str(s): c_out[s] for s in reversed(exits)}  # channels of the maps that `look` gives
-        if config.vision_aided_model: seen |= {f"vision_aided_{k + 1}": config.vision_aided_channels for k in range(3)}
-        self.unconditional_heads = nn.ModuleDict({name: EqualConv2d(n, 1, 1) for name, n in seen.items()})
-        if not config.text_conditional: return
-        self.text_to_style = TextToStyle(config.text_dim, config.style_dim, config.text_layers, config.heads)
-        self.text_heads = nn.ModuleDict({name: TextHead(n, config.style_dim, config.head_layers) for name, n in seen.items()})
+        self.from_rgb = nn.ModuleDict(
+            {str(s): EqualConv2d(3, c[s], 1) for s in entries}
+        )
+        self.blocks = nn.ModuleDict(
+            {str(s): DiscriminatorBlock(c[s], c_out[s], heads[s]) for s in config.sizes}
+        )
+        self.vision_aided = (
+            VisionAidedFeatures(config.vision_aided_model, config.vision_aided_channels)
+            if config.vision_aided_model
+            else None
+        )
+        seen = {
+            str(s): c_out[s] for s in reversed(exits)
+        }  # channels of the maps that `look` gives
+        if config.vision_aided_model:
+            seen |= {
+                f"vision_aided_{k + 1}": config.vision_aided_channels for k in range(3)
+            }
+        self.unconditional_heads = nn.ModuleDict(
+            {name: EqualConv2d(n, 1, 1) for name, n in seen.items()}
+        )
+        if not config.text_conditional:
+            return
+        self.text_to_style = TextToStyle(
+            config.text_dim, config.style_dim, config.text_layers, config.heads
+        )
+        self.text_heads = nn.ModuleDict(
+            {
+                name: TextHead(n, config.style_dim, config.head_layers)
+                for name, n in seen.items()
+            }
+        )
 
     def features(
         self,
-        images: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first, as generator and `pyramid` give them
-    ) -> list[Float[Tensor, "b _ _ _ _"]]:  # a tensor a stage with a head: pictures, sizes that have come in, channels, sides
+        images: Sequence[
+            Float[Tensor, "b 3 _ _"]
+        ],  # in [-1, 1], smallest first, as generator and `pyramid` give them
+    ) -> list[
+        Float[Tensor, "b _ _ _ _"]
+    ]:  # a tensor a stage with a head: pictures, sizes that have come in, channels, sides
         "The maps that the heads score; no text is needed for them. Raises `UserError` for pictures of other sizes."
         _check_sides(self.config, images)
         seen, h, b = [], None, len(images[0])
         for s, picture in zip(reversed(self.config.sizes), reversed(images)):
             if str(s) in self.from_rgb:
                 new = scaled_leaky_relu(self.from_rgb[str(s)](picture))
-                h = new if h is None else torch.cat([h, new])  # (k b): all samples of one size, then of the next
+                h = (
+                    new if h is None else torch.cat([h, new])
+                )  # (k b): all samples of one size, then of the next
             h = self.blocks[str(s)](h)
-            if str(s) in self.unconditional_heads: seen.append(rearrange(h, "(k b) c h w -> b k c h w", b=b))
-        return seen + [m[:, None] for m in (self.vision_aided(images[-1]) if self.vision_aided is not None else ())]
+            if str(s) in self.unconditional_heads:
+                seen.append(rearrange(h, "(k b) c h w -> b k c h w", b=b))
+        return seen + [
+            m[:, None]
+            for m in (
+                self.vision_aided(images[-1]) if self.vision_aided is not None else ()
+            )
+        ]
 
     def score(
         self,
         features: Sequence[Float[Tensor, "b _ _ _ _"]],  # from `look`
-        text: TextEmbedding | Float[Tensor, "b style"] | None = None,  # or what `style` made of it; None without text
+        text: TextEmbedding
+        | Float[Tensor, "b style"]
+        | None = None,  # or what `style` made of it; None without text
     ) -> DiscriminatorOutput:
         "What the heads say to pictures that have been looked at, under any texts; raises `UserError` if one is missing."
         _check_text(self.config, len(features[0]), text)
-        style, scores = self.text_to_style(text) if isinstance(text, TextEmbedding) else text, DiscriminatorOutput([], [], self.config.head_names)
-        for maps, (s, plain) in zip(features, self.unconditional_heads.items(), strict=True):
+        style, scores = (
+            self.text_to_style(text) if isinstance(text, TextEmbedding) else text,
+            DiscriminatorOutput([], [], self.config.head_names),
+        )
+        for maps, (s, plain) in zip(
+            features, self.unconditional_heads.items(), strict=True
+        ):
             k, stack = maps.shape[1], rearrange(maps, "b k c h w -> (k b) c h w")
-            scores.unconditional.extend(rearrange(_mean_over_positions(plain(stack)), "(k b) -> k b", k=k))
-            if style is None: continue
+            scores.unconditional.extend(
+                rearrange(_mean_over_positions(plain(stack)), "(k b) -> k b", k=k)
+            )
+            if style is None:
+                continue
             repeated = style.repeat(k, 1)  # in the order of the stack
-            scores.conditional.extend(rearrange(self.text_heads[s](stack, repeated), "(k b) -> k b", k=k))
+            scores.conditional.extend(
+                rearrange(self.text_heads[s](stack, repeated), "(k b) -> k b", k=k)
+            )
         return scores
 
     def forward(
         self,
         images: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first
-        text: TextEmbedding | None = None,  # one for each; None for a critic without text
+        text: TextEmbedding
+        | None = None,  # one for each; None for a critic without text
     ) -> DiscriminatorOutput:
         "Look, then judge."
         _check_text(self.config, len(images[0]) if len(images) else 0, text)

@@ -19,37 +19,59 @@ class FilterBankConv2d(ModulatedConv2d):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels
+        c_in: int,
+        c_out: int,  # channels
         kernel: int,  # an odd number of pixels
         style_dim: int,  # length of w
         num_kernels: int = 4,  # kernels to choose from; 1 is the plain layer
         demodulate: bool = True,
     ):
-        if num_kernels < 1: raise UserError(f"a bank needs at least one kernel, not {num_kernels}")
+        if num_kernels < 1:
+            raise UserError(f"a bank needs at least one kernel, not {num_kernels}")
         super().__init__(c_in, c_out, kernel, style_dim, demodulate)
-        self.weight = nn.Parameter(torch.randn(num_kernels, c_out, c_in, kernel, kernel))  # each different, or they stay alike
-        self.kernel_selector = EqualLinear(style_dim, num_kernels) if num_kernels > 1 else None
+        self.weight = nn.Parameter(
+            torch.randn(num_kernels, c_out, c_in, kernel, kernel)
+        )  # each different, or they stay alike
+        self.kernel_selector = (
+            EqualLinear(style_dim, num_kernels) if num_kernels > 1 else None
+        )
 
     def kernel_weights(
         self,
         w: Float[Tensor, "b style_dim"],  # one style for each picture
     ) -> Float[Tensor, "b n"]:  # shares, positive; each row adds up to 1
         "How much of each kernel a picture takes, {eq}`eq-select`."
-        return w.new_ones(len(w), 1) if self.kernel_selector is None else self.kernel_selector(w).softmax(dim=-1)
+        return (
+            w.new_ones(len(w), 1)
+            if self.kernel_selector is None
+            else self.kernel_selector(w).softmax(dim=-1)
+        )
 
     def kernel(
         self,
         w: Float[Tensor, "b style_dim"],  # one style for each picture
-    ) -> Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"]:  # the only one, or a mixture for each picture
+    ) -> (
+        Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"]
+    ):  # the only one, or a mixture for each picture
         "Choose and mix; the layer below modulates, demodulates, convolves and adds the bias."
         bank = self.weight * self.scale
-        if self.kernel_selector is None: return bank[0]
-        return (self.kernel_weights(w) @ bank.flatten(1)).view(len(w), *bank.shape[1:])  # sum over n of a_n K_n
+        if self.kernel_selector is None:
+            return bank[0]
+        return (self.kernel_weights(w) @ bank.flatten(1)).view(
+            len(w), *bank.shape[1:]
+        )  # sum over n of a_n K_n
 
 # %% ../../nbs/21_filter_bank.ipynb #1447e4fd
 def effective_num_kernels(
-    kernel_weights: Float[Tensor, "b n"],  # shares, as `FilterBankConv2d.selection` gives them
-) -> dict[str, float]:  # "each": kernels that a picture mixes; "all": kernels that the batch uses; both from 1 to n
+    kernel_weights: Float[
+        Tensor, "b n"
+    ],  # shares, as `FilterBankConv2d.selection` gives them
+) -> dict[
+    str, float
+]:  # "each": kernels that a picture mixes; "all": kernels that the batch uses; both from 1 to n
     "exp(entropy) of the shares of each picture, averaged, and of the mean shares: to be logged in training."
-    def count(a): return torch.special.entr(a).sum(-1).exp().mean().item()
+
+    def count(a):
+        return torch.special.entr(a).sum(-1).exp().mean().item()
+
     return {"each": count(kernel_weights), "all": count(kernel_weights.mean(0))}

@@ -17,7 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import CrossAttention2d, L2SelfAttention2d, MultiHeadAttention
+from t2i_tutorial.attention import (
+    CrossAttention2d,
+    L2SelfAttention2d,
+    MultiHeadAttention,
+)
 from ..core import UserError, seeded_generator
 from .filter_bank import FilterBankConv2d
 from .modulation import EqualLinear, ToRGB, scaled_leaky_relu
@@ -29,6 +33,7 @@ def normalize_2nd_moment(
 ) -> Float[Tensor, "b d"]:  # mean square 1 in each row
     "Divide each vector by its root mean square (Karras et al. 2018, section 4.2: there, the features of a pixel)."
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
 
 class MappingNetwork(nn.Module):
     "Chance and caption to the style (Karras et al. 2019; with text, Kang et al. 2023)."
@@ -44,7 +49,9 @@ class MappingNetwork(nn.Module):
         super().__init__()
         self.text = None if text_dim is None else EqualLinear(text_dim, style_dim)
         sizes = [z_dim + (0 if text_dim is None else style_dim), *[style_dim] * layers]
-        self.layers = nn.ModuleList(EqualLinear(a, b, lr_mul=lr_mul) for a, b in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(
+            EqualLinear(a, b, lr_mul=lr_mul) for a, b in zip(sizes, sizes[1:])
+        )
 
     def forward(
         self,
@@ -53,8 +60,10 @@ class MappingNetwork(nn.Module):
     ) -> Float[Tensor, "b style_dim"]:
         "Both at size 1, side by side, through the layers."
         x = normalize_2nd_moment(z)
-        if self.text is not None: x = torch.cat([x, normalize_2nd_moment(self.text(pooled))], dim=1)
-        for layer in self.layers: x = scaled_leaky_relu(layer(x))
+        if self.text is not None:
+            x = torch.cat([x, normalize_2nd_moment(self.text(pooled))], dim=1)
+        for layer in self.layers:
+            x = scaled_leaky_relu(layer(x))
         return x
 
 # %% ../../nbs/22_generator.ipynb #8cbd3e48
@@ -69,11 +78,22 @@ class TextAttentionLayers(nn.Module):
     ):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.attn = nn.ModuleList(MultiHeadAttention(dim, heads=heads) for _ in range(layers))
-        self.mlp = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(),
-                                                 nn.Linear(2 * dim, dim)) for _ in range(layers))
+        self.attn = nn.ModuleList(
+            MultiHeadAttention(dim, heads=heads) for _ in range(layers)
+        )
+        self.mlp = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(dim),
+                nn.Linear(dim, 2 * dim),
+                nn.GELU(),
+                nn.Linear(2 * dim, dim),
+            )
+            for _ in range(layers)
+        )
         self.norm_in = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
-        for mlp in self.mlp: nn.init.zeros_(mlp[-1].weight); nn.init.zeros_(mlp[-1].bias)
+        for mlp in self.mlp:
+            nn.init.zeros_(mlp[-1].weight)
+            nn.init.zeros_(mlp[-1].bias)
 
     def forward(self, text: TextEmbedding) -> TextEmbedding:
         "Pooled vector and tokens look at each other; padding is looked at by nobody."
@@ -94,20 +114,34 @@ def upsample2x(
 # %% ../../nbs/22_generator.ipynb #52bdc188
 def _check_sizes(c: "GeneratorConfig") -> None:
     "Raise `UserError` if the sizes do not fit together."
-    lengths = {len(x) for x in (c.channels, c.num_kernels, c.self_attention, c.cross_attention)}
+    lengths = {
+        len(x) for x in (c.channels, c.num_kernels, c.self_attention, c.cross_attention)
+    }
     if len(lengths) > 1 or not c.channels:
-        raise UserError("channels, bank, self_attention and cross_attention need one value a level, "
-                        f"not {sorted(lengths)}")
+        raise UserError(
+            "channels, bank, self_attention and cross_attention need one value a level, "
+            f"not {sorted(lengths)}"
+        )
     for name in ("z_dim", "style_dim", "mapping_layers", "heads"):
-        if getattr(c, name) < 1: raise UserError(f"{name} must be at least 1, not {getattr(c, name)}")
-    if not 0 < c.mapping_lr_mul <= 1: raise UserError(f"mapping_lr_mul must be above 0 and at most 1, not {c.mapping_lr_mul}")
+        if getattr(c, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(c, name)}")
+    if not 0 < c.mapping_lr_mul <= 1:
+        raise UserError(
+            f"mapping_lr_mul must be above 0 and at most 1, not {c.mapping_lr_mul}"
+        )
     if min(c.num_kernels) < 1 or c.text_layers < 0:
-        raise UserError(f"bank must be at least 1 and text_layers at least 0, not {c.num_kernels} and {c.text_layers}")
+        raise UserError(
+            f"bank must be at least 1 and text_layers at least 0, not {c.num_kernels} and {c.text_layers}"
+        )
     for n in c.channels:
         if n < 1 or n % 8 or n % c.heads:
-            raise UserError(f"channels must be multiples of 8 and of the {c.heads} heads, not {n}")
+            raise UserError(
+                f"channels must be multiples of 8 and of the {c.heads} heads, not {n}"
+            )
     if c.text_dim is not None and (c.text_dim < 1 or c.text_dim % c.heads):
-        raise UserError(f"text_dim must be a multiple of the {c.heads} heads, not {c.text_dim}")
+        raise UserError(
+            f"text_dim must be a multiple of the {c.heads} heads, not {c.text_dim}"
+        )
     if c.min_output_size not in (every := [4 * 2**i for i in range(len(c.channels))]):
         raise UserError(f"smallest must be one of {every}, not {c.min_output_size}")
 
@@ -115,23 +149,39 @@ def _check_sizes(c: "GeneratorConfig") -> None:
 @dataclass(frozen=True)
 class GeneratorConfig:
     "The sizes of a generator; raises `UserError` if they do not fit together."
+
     z_dim: int = 64  # numbers of chance
-    text_dim: int | None = 128  # length of the text encoder's vectors; None: a generator without text
+    text_dim: int | None = (
+        128  # length of the text encoder's vectors; None: a generator without text
+    )
     style_dim: int = 128  # length of w
     mapping_layers: int = 4
     mapping_lr_mul: float = 0.01  # how fast these learn against the rest
     text_layers: int = 1  # trainable attention layers over the text encoder; 0 for none
-    channels: Sequence[int] = (128, 128, 64, 32)  # of each level, multiples of 8; 4 pixels first, then doubled
-    num_kernels: Sequence[int] = (1, 1, 2, 4)  # kernels in the bank of each level; 1 is a plain layer
+    channels: Sequence[int] = (
+        128,
+        128,
+        64,
+        32,
+    )  # of each level, multiples of 8; 4 pixels first, then doubled
+    num_kernels: Sequence[int] = (
+        1,
+        1,
+        2,
+        4,
+    )  # kernels in the bank of each level; 1 is a plain layer
     self_attention: Sequence[bool] = (False, True, False, False)  # at each level
     cross_attention: Sequence[bool] = (False, True, True, False)  # at each level
     heads: int = 4
     min_output_size: int = 8  # pixels of the smallest picture that is given out
-    gradient_checkpointing: bool = False  # compute blocks again in the backward pass: less memory, more time
+    gradient_checkpointing: bool = (
+        False  # compute blocks again in the backward pass: less memory, more time
+    )
 
     def __post_init__(self):
         for f in fields(self):  # JSON turns tuples into lists
-            if isinstance(getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
+            if isinstance(getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         _check_sizes(self)
 
     @property
@@ -142,7 +192,11 @@ class GeneratorConfig:
     @property
     def sizes(self) -> tuple[int, ...]:
         "Pixels along each side of all pictures that are given out, smallest first."
-        return tuple(s for i in range(len(self.channels)) if (s := 4 * 2**i) >= self.min_output_size)
+        return tuple(
+            s
+            for i in range(len(self.channels))
+            if (s := 4 * 2**i) >= self.min_output_size
+        )
 
 # %% ../../nbs/22_generator.ipynb #aab3f8b4
 class SynthesisBlock(nn.Module):
@@ -157,11 +211,23 @@ class SynthesisBlock(nn.Module):
         c, before = config.channels[level], config.channels[max(level - 1, 0)]
         convs = 1 if level == 0 else 2
         self.upsamples = level > 0
-        self.convs = nn.ModuleList(FilterBankConv2d(before if i == 0 else c, c, 3, config.style_dim, config.num_kernels[level])
-                                   for i in range(convs))
+        self.convs = nn.ModuleList(
+            FilterBankConv2d(
+                before if i == 0 else c,
+                c,
+                3,
+                config.style_dim,
+                config.num_kernels[level],
+            )
+            for i in range(convs)
+        )
         words = config.cross_attention[level] and config.text_dim is not None
-        self.self_attn = L2SelfAttention2d(c, config.heads) if config.self_attention[level] else None
-        self.cross_attn = CrossAttention2d(c, config.text_dim, config.heads) if words else None
+        self.self_attn = (
+            L2SelfAttention2d(c, config.heads) if config.self_attention[level] else None
+        )
+        self.cross_attn = (
+            CrossAttention2d(c, config.text_dim, config.heads) if words else None
+        )
 
     def forward(
         self,
@@ -170,10 +236,14 @@ class SynthesisBlock(nn.Module):
         text: TextEmbedding | None = None,  # one text for each picture
     ) -> Float[Tensor, "b c2 h2 w2"]:
         "Features of the level before to features of this one."
-        if self.upsamples: x = upsample2x(x)
-        for conv in self.convs: x = scaled_leaky_relu(conv(x, w))
-        if self.self_attn is not None: x = self.self_attn(x)
-        if self.cross_attn is not None: x = self.cross_attn(x, text.tokens, text.mask)
+        if self.upsamples:
+            x = upsample2x(x)
+        for conv in self.convs:
+            x = scaled_leaky_relu(conv(x, w))
+        if self.self_attn is not None:
+            x = self.self_attn(x)
+        if self.cross_attn is not None:
+            x = self.cross_attn(x, text.tokens, text.mask)
         return x
 
 # %% ../../nbs/22_generator.ipynb #8795a83e
@@ -183,9 +253,14 @@ class _Listening:
     def encode_text(self, text: TextEmbedding | None) -> TextEmbedding | None:
         "The text as the blocks hear it; raises `UserError` if there is one and should not be, or the other way."
         if (text is None) != (self.config.text_dim is None):
-            raise UserError("this generator knows no text; leave it out" if text is not None else
-                            "this generator listens to text; give one for each picture, or build it with text_dim=None")
-        return text if text is None or self.text_layers is None else self.text_layers(text)
+            raise UserError(
+                "this generator knows no text; leave it out"
+                if text is not None
+                else "this generator listens to text; give one for each picture, or build it with text_dim=None"
+            )
+        return (
+            text if text is None or self.text_layers is None else self.text_layers(text)
+        )
 
     def map_style(
         self,
@@ -196,9 +271,13 @@ class _Listening:
         "The style w, moved towards the mean over chance of the styles of the same caption."
         pooled = None if text is None else text.pooled
         w = self.mapping(z, pooled)
-        if truncation == 1: return w
+        if truncation == 1:
+            return w
         b, k = len(z), len(self.probes)
-        each = self.mapping(self.probes.repeat(b, 1), None if pooled is None else pooled.repeat_interleave(k, 0))
+        each = self.mapping(
+            self.probes.repeat(b, 1),
+            None if pooled is None else pooled.repeat_interleave(k, 0),
+        )
         return rearrange(each, "(b k) d -> b k d", b=b).mean(1).lerp(w, truncation)
 
 # %% ../../nbs/22_generator.ipynb #47c07e64
@@ -208,34 +287,58 @@ class Generator(_Listening, nn.Module):
     def __init__(self, config: GeneratorConfig = GeneratorConfig()):
         super().__init__()
         c, self.config = config, config
-        self.text_layers = TextAttentionLayers(c.text_dim, c.text_layers, c.heads) if c.text_dim and c.text_layers else None
-        self.mapping = MappingNetwork(c.z_dim, c.text_dim, c.style_dim, c.mapping_layers, c.mapping_lr_mul)
+        self.text_layers = (
+            TextAttentionLayers(c.text_dim, c.text_layers, c.heads)
+            if c.text_dim and c.text_layers
+            else None
+        )
+        self.mapping = MappingNetwork(
+            c.z_dim, c.text_dim, c.style_dim, c.mapping_layers, c.mapping_lr_mul
+        )
         self.start = nn.Parameter(torch.randn(1, c.channels[0], 4, 4))
-        self.blocks = nn.ModuleList(SynthesisBlock(i, c) for i in range(len(c.channels)))
+        self.blocks = nn.ModuleList(
+            SynthesisBlock(i, c) for i in range(len(c.channels))
+        )
         self.to_rgb = nn.ModuleList(ToRGB(n, c.style_dim) for n in c.channels)
-        truncation_z = torch.randn(64, c.z_dim, generator=seeded_generator(0, "truncation"))  # chance, for mean styles
+        truncation_z = torch.randn(
+            64, c.z_dim, generator=seeded_generator(0, "truncation")
+        )  # chance, for mean styles
         self.register_buffer("truncation_z", truncation_z, persistent=False)
 
     def synthesise(
         self,
         w: Float[Tensor, "b style_dim"],
         text: TextEmbedding | None = None,  # what `read` gave
-    ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest to largest; about in [-1, 1], not clamped
+    ) -> list[
+        Float[Tensor, "b 3 _ _"]
+    ]:  # smallest to largest; about in [-1, 1], not clamped
         "Styles and words to pictures, {eq}`eq-pyramid`."
         x, picture, pictures = self.start.expand(len(w), -1, -1, -1), None, []
         again = self.config.gradient_checkpointing and torch.is_grad_enabled()
         for block, colours in zip(self.blocks, self.to_rgb):
-            x = checkpoint(block, x, w, text, use_reentrant=False) if again else block(x, w, text)
-            picture = colours(x, w) if picture is None else upsample2x(picture) + colours(x, w)
-            if picture.shape[-1] >= self.config.min_output_size: pictures.append(picture)
+            x = (
+                checkpoint(block, x, w, text, use_reentrant=False)
+                if again
+                else block(x, w, text)
+            )
+            picture = (
+                colours(x, w)
+                if picture is None
+                else upsample2x(picture) + colours(x, w)
+            )
+            if picture.shape[-1] >= self.config.min_output_size:
+                pictures.append(picture)
         return pictures
 
     def forward(
         self,
         z: Float[Tensor, "b z_dim"],  # standard normal
-        text: TextEmbedding | None = None,  # one for each picture, as the frozen encoder gives it
+        text: TextEmbedding
+        | None = None,  # one for each picture, as the frozen encoder gives it
         truncation: float = 1.0,  # less is surer and less varied
-    ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest to largest; about in [-1, 1], not clamped
+    ) -> list[
+        Float[Tensor, "b 3 _ _"]
+    ]:  # smallest to largest; about in [-1, 1], not clamped
         "Read, choose a style, draw."
         heard = self.encode_text(text)
         return self.synthesise(self.map_style(z, heard, truncation), heard)
@@ -246,17 +349,26 @@ def kernel_weights_by_layer(
     w: Float[Tensor, "b style_dim"],
 ) -> dict[str, Float[Tensor, "b _"]]:  # for each layer with a bank: "8 px, 0", ...
     "The shares of its kernels that each layer takes for these styles; for `bank_use`."
-    return {f"{4 * 2**i} px, {j}": conv.selection(w) for i, block in enumerate(generator.blocks)
-            for j, conv in enumerate(block.convs) if conv.select is not None}
+    return {
+        f"{4 * 2**i} px, {j}": conv.selection(w)
+        for i, block in enumerate(generator.blocks)
+        for j, conv in enumerate(block.convs)
+        if conv.select is not None
+    }
 
 # %% ../../nbs/22_generator.ipynb #87c799b0
 def slerp(
-    a: Float[Tensor, " d"], b: Float[Tensor, " d"],  # the two ends, not opposite to each other
+    a: Float[Tensor, " d"],
+    b: Float[Tensor, " d"],  # the two ends, not opposite to each other
     num_steps: int,  # how many points, both ends included
 ) -> Float[Tensor, "steps d"]:
     "Points at equal angles on the way from one direction to another; lengths change evenly."
     t = torch.linspace(0, 1, num_steps, device=a.device, dtype=a.dtype)[:, None]
     cosine = F.cosine_similarity(a, b, dim=0).clamp(-1, 1)
-    angle = cosine.acos().clamp(min=1e-4)  # nearly the same direction: nearly the straight line
-    way = (((1 - t) * angle).sin() * a / a.norm() + (t * angle).sin() * b / b.norm()) / angle.sin()
+    angle = cosine.acos().clamp(
+        min=1e-4
+    )  # nearly the same direction: nearly the straight line
+    way = (
+        ((1 - t) * angle).sin() * a / a.norm() + (t * angle).sin() * b / b.norm()
+    ) / angle.sin()
     return way * (a.norm() * (1 - t) + b.norm() * t)

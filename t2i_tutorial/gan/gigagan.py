@@ -10,7 +10,10 @@ __all__ = ['GAN_LOSSES', 'ABLATION_LADDER', 'GAN_CPU_TRAIN_CONFIG', 'GAN_GPU_TRA
            'text_discrimination_accuracy', 'run_failure_cases']
 
 # %% ../../nbs/25_gigagan.ipynb #12e253c0
-import json, math, os, warnings
+import json
+import math
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,34 +24,91 @@ from torch import Tensor
 
 from .. import critters
 from ..clip import CLIP
-from ..core import UserError, check_choice, check_image_size, progress_bar, seeded_generator, make_grid, save_json
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_image_size,
+    make_grid,
+    progress_bar,
+    save_json,
+    seeded_generator,
+)
 from ..data import ImageTextDataset
-from .discriminator import Discriminator, DiscriminatorConfig, image_pyramid
+from t2i_tutorial.evaluation.classifier import (
+    CLASSIFIED_ATTRIBUTES,
+    AttributeClassifier,
+    predict_attributes,
+)
+from t2i_tutorial.experiments import (
+    DEFAULT_TEXT_ENCODER,
+    SAMPLE_PROMPTS,
+    Preset,
+    cli_command,
+    critters_dataset,
+    get_preset,
+    load_or_init_results,
+    probe_critters,
+    quick_evaluate,
+    run_ablation,
+    run_training,
+    save_annotated_png,
+    swap_attribute,
+)
 from .basics import diff_augment
+from t2i_tutorial.gan.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    image_pyramid,
+)
 from .generator import Generator, GeneratorConfig
-from .losses import (CLIPContrastiveLoss, PairLogits, PerceptualLoss, conditional_logistic_d_loss, mismatched_indices, score_pairs, lazy_adam_kwargs, lazy_penalty_weight,
-                                     multihead_logistic_g_loss, hard_negative_indices, conditional_relativistic_d_loss, zero_centered_gradient_penalty, relativistic_d_loss, relativistic_g_loss, detach_with_grad)
-from ..evaluation.classifier import (CLASSIFIED_ATTRIBUTES, AttributeClassifier, predict_attributes)
-from ..hub import TextToImage, randn_per_prompt, prompt_generators
-from ..experiments import (SAMPLE_PROMPTS, DEFAULT_TEXT_ENCODER, Preset, probe_critters, critters_dataset, get_preset,
-                               run_ablation, swap_attribute, load_or_init_results, cli_command, save_annotated_png, quick_evaluate, run_training)
+from t2i_tutorial.gan.losses import (
+    CLIPContrastiveLoss,
+    PairLogits,
+    PerceptualLoss,
+    conditional_logistic_d_loss,
+    conditional_relativistic_d_loss,
+    detach_with_grad,
+    hard_negative_indices,
+    lazy_adam_kwargs,
+    lazy_penalty_weight,
+    mismatched_indices,
+    multihead_logistic_g_loss,
+    relativistic_d_loss,
+    relativistic_g_loss,
+    score_pairs,
+    zero_centered_gradient_penalty,
+)
+from ..hub import TextToImage, prompt_generators, randn_per_prompt
 from ..text import TextEmbedding, full_caption
-from ..training import TrainConfig, InfiniteBatches, parse_overrides
+from ..training import InfiniteBatches, TrainConfig, parse_overrides
 
 # %% ../../nbs/25_gigagan.ipynb #d392786d
 GAN_LOSSES = ("logistic", "relativistic")
 
+
 @dataclass(frozen=True)
 class GigaGANConfig:
     "All that makes a GigaGAN, every part with its switch; raises `UserError` for what does not fit together."
+
     size: int = 32  # pixels of a side
-    generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(text_dim=256, channels=(128, 96, 48, 24)))
-    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(
-        channels=(64, 48, 24), attention=(True, False, False), text_dim=256))
-    text_encoder: str = DEFAULT_TEXT_ENCODER  # the text encoder: bundled, a folder, or a hub id
+    generator: GeneratorConfig = field(
+        default_factory=lambda: GeneratorConfig(
+            text_dim=256, channels=(128, 96, 48, 24)
+        )
+    )
+    discriminator: DiscriminatorConfig = field(
+        default_factory=lambda: DiscriminatorConfig(
+            channels=(64, 48, 24), attention=(True, False, False), text_dim=256
+        )
+    )
+    text_encoder: str = (
+        DEFAULT_TEXT_ENCODER  # the text encoder: bundled, a folder, or a hub id
+    )
     text_conditional: bool = True  # text; False: pictures from chance alone, and no loss that needs a caption
     text_conditional_discriminator: bool = True  # False: the discriminator is given no text, which is how a generator comes to ignore it
-    use_filter_bank: bool = True  # filter banks as `generator.bank` says; False: one kernel everywhere
+    use_filter_bank: bool = (
+        True  # filter banks as `generator.bank` says; False: one kernel everywhere
+    )
     use_attention: bool = True  # as generator and discriminator say; False: none at all
     use_vision_aided: bool = True  # borrowed ones, if the discriminator has them
     multiscale_loss: bool = True  # pictures of all sizes are judged, after every stage; False: the largest, at the end
@@ -59,52 +119,109 @@ class GigaGANConfig:
     perceptual_weight: float = 0.0  # weight, in the game, of a picture's likeness to the real one of its caption; 0 for none
     clip_weight: float = 0.1  # weight of the CLIP loss; 0 for none
     clip_num_negatives: int = 256  # captions that compete in it
-    adversarial_loss: str = "relativistic"  # real against generated in pairs; or "logistic", the paper's
+    adversarial_loss: str = (
+        "relativistic"  # real against generated in pairs; or "logistic", the paper's
+    )
     r1_gamma: float = 1.0  # strength of R1 (with "relativistic" of R2 too)
     r1_interval: int = 16  # steps between two penalties
-    discriminator_lr_ratio: float = 1.0  # the discriminator's learning rate over the generator's
+    discriminator_lr_ratio: float = (
+        1.0  # the discriminator's learning rate over the generator's
+    )
     diff_augment: bool = False  # shift and cut what the discriminator sees: for a few thousand pictures or less
     truncation_psi: float = 1.0  # where `sample` is not told
 
     def __post_init__(self):
         check_image_size(self.size)
         check_choice("adversarial_loss", self.adversarial_loss, GAN_LOSSES)
-        for name, least, most in (("matching_weight", 0, 1), ("hard_negative_fraction", 0, 1), ("clip_weight", 0, 1000), ("perceptual_weight", 0, 1000),
-                                  ("r1_gamma", 0, 1e6), ("discriminator_lr_ratio", 1e-6, 1e6), ("truncation_psi", 0, 1)):
+        for name, least, most in (
+            ("matching_weight", 0, 1),
+            ("hard_negative_fraction", 0, 1),
+            ("clip_weight", 0, 1000),
+            ("perceptual_weight", 0, 1000),
+            ("r1_gamma", 0, 1e6),
+            ("discriminator_lr_ratio", 1e-6, 1e6),
+            ("truncation_psi", 0, 1),
+        ):
             value = getattr(self, name)
-            if not least <= value <= most: raise UserError(f"{name} must be from {least} to {most}, not {value}")
-        for name, least in (("discriminator_pretrain_steps", 0), ("generator_pretrain_steps", 0), ("clip_num_negatives", 1), ("r1_interval", 1)):
-            if getattr(self, name) < least: raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.size != self.generator.size or self.size != self.discriminator.sizes[-1]:
-            raise UserError(f"size is {self.size}, but the generator draws {self.generator.size} pixels and the discriminator "
-                            f"takes {self.discriminator.sizes[-1]}; they must be equal")
-        if self.multiscale_loss and tuple(self.generator.sizes) != tuple(self.discriminator.sizes):
-            raise UserError(f"the generator draws at {self.generator.sizes} pixels, the discriminator looks at "
-                            f"{tuple(self.discriminator.sizes)}; set generator.min_output_size")
+            if not least <= value <= most:
+                raise UserError(f"{name} must be from {least} to {most}, not {value}")
+        for name, least in (
+            ("discriminator_pretrain_steps", 0),
+            ("generator_pretrain_steps", 0),
+            ("clip_num_negatives", 1),
+            ("r1_interval", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"{name} must be at least {least}, not {getattr(self, name)}"
+                )
+        if (
+            self.size != self.generator.size
+            or self.size != self.discriminator.sizes[-1]
+        ):
+            raise UserError(
+                f"size is {self.size}, but the generator draws {self.generator.size} pixels and the discriminator "
+                f"takes {self.discriminator.sizes[-1]}; they must be equal"
+            )
+        if self.multiscale_loss and tuple(self.generator.sizes) != tuple(
+            self.discriminator.sizes
+        ):
+            raise UserError(
+                f"the generator draws at {self.generator.sizes} pixels, the discriminator looks at "
+                f"{tuple(self.discriminator.sizes)}; set generator.min_output_size"
+            )
 
     def network_configs(self) -> tuple[GeneratorConfig, DiscriminatorConfig]:
         "The two networks' sizes, with what is switched off left out."
-        g, d, none = self.generator, self.discriminator, (False,) * len(self.generator.channels)
-        if not self.use_filter_bank: g = replace(g, num_kernels=(1,) * len(g.channels))
+        g, d, none = (
+            self.generator,
+            self.discriminator,
+            (False,) * len(self.generator.channels),
+        )
+        if not self.use_filter_bank:
+            g = replace(g, num_kernels=(1,) * len(g.channels))
         if not self.use_attention:
             g = replace(g, self_attention=none, cross_attention=none)
             d = replace(d, attention=(False,) * len(d.sizes))
-        if not self.use_vision_aided: d = replace(d, vision_aided_model="")
-        if not self.multiscale_loss: g, d = replace(g, min_output_size=g.size), replace(d, multiscale_loss=False)
-        if not self.text_conditional: g = replace(g, text_dim=None)
-        if not (self.text_conditional and self.text_conditional_discriminator): d = replace(d, text_conditional=False)
+        if not self.use_vision_aided:
+            d = replace(d, vision_aided_model="")
+        if not self.multiscale_loss:
+            g, d = replace(g, min_output_size=g.size), replace(d, multiscale_loss=False)
+        if not self.text_conditional:
+            g = replace(g, text_dim=None)
+        if not (self.text_conditional and self.text_conditional_discriminator):
+            d = replace(d, text_conditional=False)
         return g, d
 
 # %% ../../nbs/25_gigagan.ipynb #f87d20e9
-_FIRST = {"text_conditional": False, "matching_weight": 0.0, "clip_weight": 0.0, "multiscale_loss": False, "use_filter_bank": False, "use_vision_aided": False, "generator_pretrain_steps": 0, "perceptual_weight": 0.0}
-_LATER = {"text": {"text_conditional": True}, "matching": {"matching_weight": 0.5}, "CLIP": {"clip_weight": 0.1}, "multi-scale": {"multiscale_loss": True},
-          "filter bank": {"use_filter_bank": True}, "vision-aided": {"use_vision_aided": True}}
-ABLATION_LADDER = {"unconditional": _FIRST}  # name -> changes of a configuration; each rung keeps what the ones before have
-for name, change in _LATER.items(): ABLATION_LADDER[name] = ABLATION_LADDER[[*ABLATION_LADDER][-1]] | change
+_FIRST = {
+    "text_conditional": False,
+    "matching_weight": 0.0,
+    "clip_weight": 0.0,
+    "multiscale_loss": False,
+    "use_filter_bank": False,
+    "use_vision_aided": False,
+    "generator_pretrain_steps": 0,
+    "perceptual_weight": 0.0,
+}
+_LATER = {
+    "text": {"text_conditional": True},
+    "matching": {"matching_weight": 0.5},
+    "CLIP": {"clip_weight": 0.1},
+    "multi-scale": {"multiscale_loss": True},
+    "filter bank": {"use_filter_bank": True},
+    "vision-aided": {"use_vision_aided": True},
+}
+ABLATION_LADDER = {
+    "unconditional": _FIRST
+}  # name -> changes of a configuration; each rung keeps what the ones before have
+for name, change in _LATER.items():
+    ABLATION_LADDER[name] = ABLATION_LADDER[[*ABLATION_LADDER][-1]] | change
 
 # %% ../../nbs/25_gigagan.ipynb #982d1339
 class _Playing(TextToImage):
     "The half of a GigaGAN that learns: two networks, two phases."
+
     model_type, config_class = "gigagan", GigaGANConfig
     phases, ema_phases = ("discriminator", "generator"), ("generator",)
 
@@ -112,16 +229,27 @@ class _Playing(TextToImage):
         super().__init__(config, encoder)
         g, d = config.network_configs()
         if config.text_conditional and not self.encoder.dim == g.text_dim == d.text_dim:
-            raise UserError(f"the text encoder {config.text_encoder!r} gives vectors of {self.encoder.dim}, generator and discriminator take "
-                            f"{g.text_dim} and {d.text_dim}; set text_dim={self.encoder.dim} in both")
+            raise UserError(
+                f"the text encoder {config.text_encoder!r} gives vectors of {self.encoder.dim}, generator and discriminator take "
+                f"{g.text_dim} and {d.text_dim}; set text_dim={self.encoder.dim} in both"
+            )
         self.generator, self.discriminator = Generator(g), Discriminator(d)
-        self.register_buffer("d_steps", torch.zeros((), dtype=torch.long))  # of the discriminator: R1 is lazy
-        self.needs_captions, self.train_config = config.text_conditional, GAN_CPU_TRAIN_CONFIG
-        self.__dict__.update(clip_loss=None, perceptual_loss=None)  # made for a training; no part of the weights
+        self.register_buffer(
+            "d_steps", torch.zeros((), dtype=torch.long)
+        )  # of the discriminator: R1 is lazy
+        self.needs_captions, self.train_config = (
+            config.text_conditional,
+            GAN_CPU_TRAIN_CONFIG,
+        )
+        self.__dict__.update(
+            clip_loss=None, perceptual_loss=None
+        )  # made for a training; no part of the weights
 
     def set_clip_negatives(self, captions: Sequence[str], caption_key=str) -> None:
         "Build the CLIP loss, with these captions as its bank; it is no part of the weights."
-        self.__dict__["clip_loss"] = CLIPContrastiveLoss(CLIP.from_pretrained("critters-clip"), captions, caption_key).to(self.device)
+        self.__dict__["clip_loss"] = CLIPContrastiveLoss(
+            CLIP.from_pretrained("critters-clip"), captions, caption_key
+        ).to(self.device)
 
     def trainable_parameters(self, phase: str) -> Iterable[Tensor]:
         "What each phase trains."
@@ -130,8 +258,11 @@ class _Playing(TextToImage):
     def optimizer_kwargs(self, phase: str) -> dict:
         "For the Trainer: no weight decay; for the discriminator the correction that a lazy penalty needs."
         lr, c = self.train_config.lr, self.config
-        if phase == "generator": return {"lr": lr, "weight_decay": 0.0}
-        return lazy_adam_kwargs(c.discriminator_lr_ratio * lr, self.train_config.betas, c.r1_interval) | {"weight_decay": 0.0}
+        if phase == "generator":
+            return {"lr": lr, "weight_decay": 0.0}
+        return lazy_adam_kwargs(
+            c.discriminator_lr_ratio * lr, self.train_config.betas, c.r1_interval
+        ) | {"weight_decay": 0.0}
 
     def encode_captions(self, captions: Sequence[str]) -> TextEmbedding | None:
         "The captions' vectors; None if this model does not read."
@@ -141,23 +272,42 @@ class _Playing(TextToImage):
         "What the discriminator is told of a text."
         return text if self.discriminator.config.text_conditional else None
 
-    def discriminator_style(self, text: TextEmbedding | None) -> Float[Tensor, "b style"] | None:
+    def discriminator_style(
+        self, text: TextEmbedding | None
+    ) -> Float[Tensor, "b style"] | None:
         "What the discriminator makes of a text, once for all pictures that it judges by it."
         told = self.discriminator_text(text)
         return None if told is None else self.discriminator.text_to_style(told)
 
-    def generate(self, text: TextEmbedding | None, b: int, rng: torch.Generator) -> list[Float[Tensor, "b 3 _ _"]]:
+    def generate(
+        self, text: TextEmbedding | None, b: int, rng: torch.Generator
+    ) -> list[Float[Tensor, "b 3 _ _"]]:
         "Generated pictures at all sizes of the discriminator, smallest first."
-        return self.generate_from_z(torch.randn(b, self.config.generator.z_dim, generator=rng).to(self.device), text)
+        return self.generate_from_z(
+            torch.randn(b, self.config.generator.z_dim, generator=rng).to(self.device),
+            text,
+        )
 
-    def generate_from_z(self, z: Float[Tensor, "b z_dim"], text: TextEmbedding | None) -> list[Float[Tensor, "b 3 _ _"]]:
+    def generate_from_z(
+        self, z: Float[Tensor, "b z_dim"], text: TextEmbedding | None
+    ) -> list[Float[Tensor, "b 3 _ _"]]:
         "The same, of this chance."
         pictures = self.generator(z, text)
-        return pictures if self.config.multiscale_loss else image_pyramid(pictures[-1], self.config.discriminator.sizes)
+        return (
+            pictures
+            if self.config.multiscale_loss
+            else image_pyramid(pictures[-1], self.config.discriminator.sizes)
+        )
 
-    def augment(self, pictures: Sequence[Float[Tensor, "b 3 _ _"]], rng: torch.Generator) -> list[Float[Tensor, "b 3 _ _"]]:
+    def augment(
+        self, pictures: Sequence[Float[Tensor, "b 3 _ _"]], rng: torch.Generator
+    ) -> list[Float[Tensor, "b 3 _ _"]]:
         "What the discriminator gets to see of pictures."
-        return [diff_augment(x, rng) for x in pictures] if self.config.diff_augment else list(pictures)
+        return (
+            [diff_augment(x, rng) for x in pictures]
+            if self.config.diff_augment
+            else list(pictures)
+        )
 
 # %% ../../nbs/25_gigagan.ipynb #821e1f63
 class _Learning(_Playing):
@@ -170,57 +320,116 @@ class _Learning(_Playing):
         phase: str = "generator",  # or "discriminator"
     ) -> dict[str, Float[Tensor, ""]]:  # "loss" to descend on, and what it is made of
         "The loss of one side; the other side's weights are left alone by the Trainer."
-        real = image_pyramid(batch.images.to(self.device), self.config.discriminator.sizes)
-        turn = self._discriminator_loss if phase == "discriminator" else self._generator_loss
+        real = image_pyramid(
+            batch.images.to(self.device), self.config.discriminator.sizes
+        )
+        turn = (
+            self._discriminator_loss
+            if phase == "discriminator"
+            else self._generator_loss
+        )
         return turn(real, self.encode_captions(batch.captions), batch.captions, rng)
 
     def _discriminator_loss(self, real, text, captions, rng) -> dict[str, Tensor]:
         "The discriminator's loss: real above generated, right captions above wrong ones, flat where it is real."
         c, relativistic = self.config, self.config.adversarial_loss == "relativistic"
-        with torch.no_grad(): fake = self.generate(text, len(captions), rng)
+        with torch.no_grad():
+            fake = self.generate(text, len(captions), rng)
         real, fake = self.augment(real, rng), self.augment(fake, rng)
-        weight = lazy_penalty_weight(self.d_steps.item(), c.r1_gamma, c.r1_interval) if self.training else 0.0
-        if weight: real, fake = detach_with_grad(real), detach_with_grad(fake) if relativistic else fake
-        judged = self._score_pairs(real, fake, text, captions, rng)
-        loss = (conditional_relativistic_d_loss if relativistic else conditional_logistic_d_loss)(judged, c.matching_weight)
-        terms = {"score_real": torch.stack(judged.real).mean().detach(), "score_fake": torch.stack(judged.fake).mean().detach()}
-        if judged.mismatched_real: terms["score_mismatched"] = torch.stack(judged.mismatched_real).mean().detach()
+        weight = (
+            lazy_penalty_weight(self.d_steps.item(), c.r1_gamma, c.r1_interval)
+            if self.training
+            else 0.0
+        )
         if weight:
-            first = 0 if c.multiscale_loss else -1  # what has been looked at: all sizes, or the largest
-            kinds = [(judged.real, real), (judged.fake, fake)][:1 + relativistic]
-            loss = loss + weight * sum(zero_centered_gradient_penalty(torch.stack(scores).mean(0).sum(), x[first:]) for scores, x in kinds)
-        if self.training: self.d_steps += 1
+            real, fake = (
+                detach_with_grad(real),
+                detach_with_grad(fake) if relativistic else fake,
+            )
+        judged = self._score_pairs(real, fake, text, captions, rng)
+        loss = (
+            conditional_relativistic_d_loss
+            if relativistic
+            else conditional_logistic_d_loss
+        )(judged, c.matching_weight)
+        terms = {
+            "score_real": torch.stack(judged.real).mean().detach(),
+            "score_fake": torch.stack(judged.fake).mean().detach(),
+        }
+        if judged.mismatched_real:
+            terms["score_mismatched"] = (
+                torch.stack(judged.mismatched_real).mean().detach()
+            )
+        if weight:
+            first = (
+                0 if c.multiscale_loss else -1
+            )  # what has been looked at: all sizes, or the largest
+            kinds = [(judged.real, real), (judged.fake, fake)][: 1 + relativistic]
+            loss = loss + weight * sum(
+                zero_centered_gradient_penalty(
+                    torch.stack(scores).mean(0).sum(), x[first:]
+                )
+                for scores, x in kinds
+            )
+        if self.training:
+            self.d_steps += 1
         return {"loss": loss, **terms}
 
     def _score_pairs(self, real, fake, text, captions, rng):
         "Scores of real and generated pictures under right captions and wrong ones; each picture is looked at once."
-        def judge(maps, t): return self.discriminator.score(maps, t).logits()
-        style, seen = self.discriminator_style(text), [self.discriminator.features(x) for x in (real, fake)]
-        if style is not None and self.config.matching_weight: return score_pairs(judge, *seen, style, captions, rng, self.config.hard_negative_fraction)
+
+        def judge(maps, t):
+            return self.discriminator.score(maps, t).logits()
+
+        style, seen = (
+            self.discriminator_style(text),
+            [self.discriminator.features(x) for x in (real, fake)],
+        )
+        if style is not None and self.config.matching_weight:
+            return score_pairs(
+                judge, *seen, style, captions, rng, self.config.hard_negative_fraction
+            )
         return PairLogits(judge(seen[0], style), judge(seen[1], style), [], [])
 
     def _generator_loss(self, real, text, captions, rng) -> dict[str, Tensor]:
         "The generator's loss: to be taken for real, and for what the caption says."
-        fake, style, D = self.generate(text, len(captions), rng), self.discriminator_style(text), self.discriminator
+        fake, style, D = (
+            self.generate(text, len(captions), rng),
+            self.discriminator_style(text),
+            self.discriminator,
+        )
         scores = D.score(D.features(self.augment(fake, rng)), style).logits()
-        if self.config.adversarial_loss == "logistic": loss = multihead_logistic_g_loss(scores)
+        if self.config.adversarial_loss == "logistic":
+            loss = multihead_logistic_g_loss(scores)
         else:
-            with torch.no_grad(): on_real = D.score(D.features(self.augment(real, rng)), style).logits()
+            with torch.no_grad():
+                on_real = D.score(D.features(self.augment(real, rng)), style).logits()
             loss = relativistic_g_loss(on_real, scores)
         terms = {"adversarial_loss": loss.detach()}
         if self.config.clip_weight and text is not None:
-            if self.clip_loss is None: raise UserError("the CLIP loss has no bank of captions; call set_clip_negatives, or set clip_weight=0")
+            if self.clip_loss is None:
+                raise UserError(
+                    "the CLIP loss has no bank of captions; call set_clip_negatives, or set clip_weight=0"
+                )
             distance = self.clip_loss.to(self.device)(fake[-1], captions)
-            loss, terms["clip_loss"] = loss + self.config.clip_weight * distance, distance.detach()
+            loss, terms["clip_loss"] = (
+                loss + self.config.clip_weight * distance,
+                distance.detach(),
+            )
         if self.config.perceptual_weight:
-            if self.perceptual_loss is None: self.__dict__["perceptual_loss"] = _perceptual_loss(self)
+            if self.perceptual_loss is None:
+                self.__dict__["perceptual_loss"] = _perceptual_loss(self)
             distance = self.perceptual_loss.to(self.device)(fake, real).mean()
-            loss, terms["perceptual_loss"] = loss + self.config.perceptual_weight * distance, distance.detach()
+            loss, terms["perceptual_loss"] = (
+                loss + self.config.perceptual_weight * distance,
+                distance.detach(),
+            )
         return {"loss": loss, **terms}
 
 # %% ../../nbs/25_gigagan.ipynb #5783ef95
 class GigaGAN(_Learning):
     "A generator that draws in one pass what a text says, with the discriminator that taught it (Kang et al. 2023)."
+
     sample_prompts: Sequence[str] = SAMPLE_PROMPTS
 
     @torch.no_grad()
@@ -228,44 +437,135 @@ class GigaGAN(_Learning):
         self,
         prompts: Sequence[str],
         seed: int = 0,  # the same seed gives a prompt the same picture, whatever else is in the list
-        truncation_psi: float | None = None,  # 1: all the variety; towards 0: surer, and all alike; the config's if not given
+        truncation_psi: float
+        | None = None,  # 1: all the variety; towards 0: surer, and all alike; the config's if not given
         show_progress: bool = False,  # show a bar
         batch_size: int = 64,  # prompts at a time
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
         "Draw a picture for each prompt; raises `UserError` for values that make no sense."
         prompts, c = self.validate_prompts(prompts), self.config
         how = float(c.truncation_psi if truncation_psi is None else truncation_psi)
-        if not 0 <= how <= 1: raise UserError(f"truncation_psi must be from 0 to 1, not {how}; 1 leaves all variety")
+        if not 0 <= how <= 1:
+            raise UserError(
+                f"truncation_psi must be from 0 to 1, not {how}; 1 leaves all variety"
+            )
         streams, done = prompt_generators(prompts, seed), []
-        for i in progress_bar(range(0, len(prompts), batch_size), "generator_pretrain_steps") if show_progress else range(0, len(prompts), batch_size):
-            z = randn_per_prompt(streams[i:i + batch_size], (c.generator.z_dim,), self.device)
-            done.append(self.generator(z, self.encode_captions(prompts[i:i + batch_size]), how)[-1])
+        for i in (
+            progress_bar(range(0, len(prompts), batch_size), "generator_pretrain_steps")
+            if show_progress
+            else range(0, len(prompts), batch_size)
+        ):
+            z = randn_per_prompt(
+                streams[i : i + batch_size], (c.generator.z_dim,), self.device
+            )
+            done.append(
+                self.generator(
+                    z, self.encode_captions(prompts[i : i + batch_size]), how
+                )[-1]
+            )
         return torch.cat(done).clamp(-1, 1)
 
 # %% ../../nbs/25_gigagan.ipynb #79411902
-def _preset(channels, seen, train: TrainConfig, checkpoint: bool = False, num_images: int = 40_000, eyes="", mapping_lr_mul=0.01, **model) -> Preset:
+def _preset(
+    channels,
+    seen,
+    train: TrainConfig,
+    checkpoint: bool = False,
+    num_images: int = 40_000,
+    eyes="",
+    mapping_lr_mul=0.01,
+    **model,
+) -> Preset:
     "A generator with these channels from 4 pixels on, a discriminator with those from 8 on, both reading words."
     n, sizes = len(channels), tuple(8 * 2**i for i in range(len(channels) - 1))
     near = tuple(i in (1, 2) for i in range(n))  # 8 and 16 pixels look at words
-    g = GeneratorConfig(text_dim=256, channels=channels, num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n], gradient_checkpointing=checkpoint, mapping_lr_mul=mapping_lr_mul,
-                        self_attention=tuple(i == 1 for i in range(n)), cross_attention=near)
-    d = DiscriminatorConfig(sizes, seen, tuple(s == 8 for s in sizes), text_dim=256, vision_aided_model=eyes)
+    g = GeneratorConfig(
+        text_dim=256,
+        channels=channels,
+        num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n],
+        gradient_checkpointing=checkpoint,
+        mapping_lr_mul=mapping_lr_mul,
+        self_attention=tuple(i == 1 for i in range(n)),
+        cross_attention=near,
+    )
+    d = DiscriminatorConfig(
+        sizes, seen, tuple(s == 8 for s in sizes), text_dim=256, vision_aided_model=eyes
+    )
     return Preset(GigaGANConfig(sizes[-1], g, d, **model), train, num_images)
 
-GAN_CPU_TRAIN_CONFIG = TrainConfig(max_steps=1500, batch_size=32, lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0, max_grad_norm=None,
-                        ema_decay=0.998, save_every=250, sample_every=500, log_every=20)
-GAN_GPU_TRAIN_CONFIG = replace(GAN_CPU_TRAIN_CONFIG, max_steps=100_000, batch_size=64, ema_decay=0.9995, mixed_precision="bf16", save_every=2000,
-                        sample_every=2000, log_every=50)
+
+GAN_CPU_TRAIN_CONFIG = TrainConfig(
+    max_steps=1500,
+    batch_size=32,
+    lr=2e-3,
+    betas=(0.0, 0.99),
+    weight_decay=0.0,
+    max_grad_norm=None,
+    ema_decay=0.998,
+    save_every=250,
+    sample_every=500,
+    log_every=20,
+)
+GAN_GPU_TRAIN_CONFIG = replace(
+    GAN_CPU_TRAIN_CONFIG,
+    max_steps=100_000,
+    batch_size=64,
+    ema_decay=0.9995,
+    mixed_precision="bf16",
+    save_every=2000,
+    sample_every=2000,
+    log_every=50,
+)
 
 # %% ../../nbs/25_gigagan.ipynb #6bc061de
 GIGAGAN_PRESETS = {
-    "tiny": _preset((48, 32, 24), (32, 24), replace(GAN_CPU_TRAIN_CONFIG, max_steps=300, ema_decay=0.98, save_every=300, sample_every=0), num_images=2048),
+    "tiny": _preset(
+        (48, 32, 24),
+        (32, 24),
+        replace(
+            GAN_CPU_TRAIN_CONFIG,
+            max_steps=300,
+            ema_decay=0.98,
+            save_every=300,
+            sample_every=0,
+        ),
+        num_images=2048,
+    ),
     "cpu-16": _preset((128, 96, 48), (64, 48), GAN_CPU_TRAIN_CONFIG),
-    "cpu-32": _preset((128, 96, 48, 24), (64, 48, 24), replace(GAN_CPU_TRAIN_CONFIG, max_steps=1700, batch_size=64, gradient_accumulation_steps=2, warmup_steps=50, lr_schedule="cosine",
-                      save_every=100, sample_every=200), eyes="critters-clip", mapping_lr_mul=1.0, generator_pretrain_steps=2000, discriminator_pretrain_steps=100, perceptual_weight=3.0, hard_negative_fraction=0.3, clip_weight=0.3),
-    "gpu-64": _preset((256, 256, 192, 96, 48), (192, 192, 96, 48), GAN_GPU_TRAIN_CONFIG, num_images=200_000),
-    "gpu-256": _preset((256, 256, 256, 192, 96, 48, 24), (192, 192, 192, 96, 48, 24), replace(GAN_GPU_TRAIN_CONFIG, batch_size=8),
-                       checkpoint=True, num_images=50_000),
+    "cpu-32": _preset(
+        (128, 96, 48, 24),
+        (64, 48, 24),
+        replace(
+            GAN_CPU_TRAIN_CONFIG,
+            max_steps=1700,
+            batch_size=64,
+            gradient_accumulation_steps=2,
+            warmup_steps=50,
+            lr_schedule="cosine",
+            save_every=100,
+            sample_every=200,
+        ),
+        eyes="critters-clip",
+        mapping_lr_mul=1.0,
+        generator_pretrain_steps=2000,
+        discriminator_pretrain_steps=100,
+        perceptual_weight=3.0,
+        hard_negative_fraction=0.3,
+        clip_weight=0.3,
+    ),
+    "gpu-64": _preset(
+        (256, 256, 192, 96, 48),
+        (192, 192, 96, 48),
+        GAN_GPU_TRAIN_CONFIG,
+        num_images=200_000,
+    ),
+    "gpu-256": _preset(
+        (256, 256, 256, 192, 96, 48, 24),
+        (192, 192, 192, 96, 48, 24),
+        replace(GAN_GPU_TRAIN_CONFIG, batch_size=8),
+        checkpoint=True,
+        num_images=50_000,
+    ),
 }
 
 # %% ../../nbs/25_gigagan.ipynb #d3871be8
@@ -289,36 +589,69 @@ def pretrain_discriminator_text(
     "Before the game: what reads in the discriminator learns which caption goes with a *real* picture; its trunk is left alone."
     _check_pretraining(model.config, reading=True)
     D, rng = model.discriminator, seeded_generator(seed, "lessons")
-    taught = [p for part in (D.text_to_style, D.text_heads, D.vision_aided) if part is not None for p in part.parameters()]
+    taught = [
+        p
+        for part in (D.text_to_style, D.text_heads, D.vision_aided)
+        if part is not None
+        for p in part.parameters()
+    ]
     optimiser, losses = torch.optim.Adam(taught, lr, betas=(0.0, 0.99)), []
-    for k, batch in _pretraining_batches(data, num_steps, batch_size, seed, "reading lessons"):
+    for k, batch in _pretraining_batches(
+        data, num_steps, batch_size, seed, "reading lessons"
+    ):
         nearest = hard_negative_indices(batch.captions)
-        seen, style = D.features(image_pyramid(batch.images.to(model.device), D.config.sizes)), D.text_to_style(model.encode_captions(batch.captions))
+        seen, style = (
+            D.features(image_pyramid(batch.images.to(model.device), D.config.sizes)),
+            D.text_to_style(model.encode_captions(batch.captions)),
+        )
         own, loss = D.score(seen, style).logits(), 0.0
         for turn in range(mismatched):
             rows, others = mismatched_indices(batch.captions, rng)
-            if not len(rows): raise UserError("all captions of a batch are equal: nothing to read; set discriminator_pretrain_steps=0")
-            if turn % 2: others = nearest[rows]
+            if not len(rows):
+                raise UserError(
+                    "all captions of a batch are equal: nothing to read; set discriminator_pretrain_steps=0"
+                )
+            if turn % 2:
+                others = nearest[rows]
             found = D.score([m[rows] for m in seen], style[others]).logits()
-            loss = loss + relativistic_d_loss([s[rows] for s in own], found) / mismatched
-        for group in optimiser.param_groups: group["lr"] = lr * min(1.0, (k + 1) / 20) * (1 - k / num_steps)
+            loss = (
+                loss + relativistic_d_loss([s[rows] for s in own], found) / mismatched
+            )
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (k + 1) / 20) * (1 - k / num_steps)
         slopes = torch.autograd.grad(loss, taught)
-        for p, slope in zip(taught, slopes): p.grad = slope
+        for p, slope in zip(taught, slopes):
+            p.grad = slope
         optimiser.step()
         losses.append(loss.item())
-    for p in taught: p.grad = None
+    for p in taught:
+        p.grad = None
     return losses
 
-def _pretraining_batches(data, lessons: int, batch_size: int, seed: int, title: str) -> Iterable:
-    "The numbered batches of a course, smaller ones if there are not so many pictures, with a bar."
-    if hasattr(data, "__len__"): batch_size = min(batch_size, len(data))
-    return zip(progress_bar(range(lessons), title), InfiniteBatches(data, batch_size, seed))
 
-def _check_pretraining(c: GigaGANConfig, reading: bool = False, copying: bool = False) -> None:
+def _pretraining_batches(
+    data, lessons: int, batch_size: int, seed: int, title: str
+) -> Iterable:
+    "The numbered batches of a course, smaller ones if there are not so many pictures, with a bar."
+    if hasattr(data, "__len__"):
+        batch_size = min(batch_size, len(data))
+    return zip(
+        progress_bar(range(lessons), title), InfiniteBatches(data, batch_size, seed)
+    )
+
+
+def _check_pretraining(
+    c: GigaGANConfig, reading: bool = False, copying: bool = False
+) -> None:
     "Raise `UserError` for lessons from captions that are not read."
-    if copying and not c.text_conditional: raise UserError("a generator without text has no picture to copy; set generator_pretrain_steps=0 and perceptual_weight=0")
+    if copying and not c.text_conditional:
+        raise UserError(
+            "a generator without text has no picture to copy; set generator_pretrain_steps=0 and perceptual_weight=0"
+        )
     if reading and not (c.text_conditional and c.text_conditional_discriminator):
-        raise UserError("this discriminator is given no text, so there is nothing to teach; set discriminator_pretrain_steps=0")
+        raise UserError(
+            "this discriminator is given no text, so there is nothing to teach; set discriminator_pretrain_steps=0"
+        )
 
 # %% ../../nbs/25_gigagan.ipynb #b15af7e4
 def pretrain_generator(
@@ -331,22 +664,49 @@ def pretrain_generator(
     seed: int = 0,
 ) -> list[float]:  # the loss of each lesson
     "Before the game: the generator copies the pictures that its captions belong to, by their likeness alone."
-    G, rng, unlike = model.generator, seeded_generator(seed, "drawing lessons"), _perceptual_loss(model)
+    G, rng, unlike = (
+        model.generator,
+        seeded_generator(seed, "drawing lessons"),
+        _perceptual_loss(model),
+    )
     optimiser, losses = torch.optim.Adam(G.parameters(), lr, betas=(0.5, 0.99)), []
-    for k, batch in _pretraining_batches(data, num_steps, batch_size, seed, "drawing lessons"):
-        real, text = image_pyramid(batch.images.to(model.device), model.config.discriminator.sizes), model.encode_captions(batch.captions)
-        z = torch.randn(num_candidates, len(real[0]), model.config.generator.z_dim, generator=rng).to(model.device)
+    for k, batch in _pretraining_batches(
+        data, num_steps, batch_size, seed, "drawing lessons"
+    ):
+        real, text = (
+            image_pyramid(
+                batch.images.to(model.device), model.config.discriminator.sizes
+            ),
+            model.encode_captions(batch.captions),
+        )
+        z = torch.randn(
+            num_candidates, len(real[0]), model.config.generator.z_dim, generator=rng
+        ).to(model.device)
         with torch.no_grad():
             aims = unlike.features(real[-1])
             if num_candidates > 1:
-                nearest = torch.stack([unlike(model.generate_from_z(each, text), real, aims) for each in z]).argmin(0)
+                nearest = torch.stack(
+                    [
+                        unlike(model.generate_from_z(each, text), real, aims)
+                        for each in z
+                    ]
+                ).argmin(0)
                 z = z[nearest, torch.arange(len(nearest), device=z.device)][None]
         loss = unlike(model.generate_from_z(z[0], text), real, aims).mean()
-        for group in optimiser.param_groups: group["lr"] = lr * min(1.0, (k + 1) / 50) * (1 + math.cos(math.pi * k / num_steps)) / 2
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                lr
+                * min(1.0, (k + 1) / 50)
+                * (1 + math.cos(math.pi * k / num_steps))
+                / 2
+            )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
         losses.append(loss.item())
     optimiser.zero_grad()
     return losses
+
 
 def _perceptual_loss(model: GigaGAN) -> PerceptualLoss:
     "The loss of drawing lessons, on the model's device."
@@ -357,25 +717,68 @@ def _perceptual_loss(model: GigaGAN) -> PerceptualLoss:
 def train_gigagan(
     preset: str | Preset = "cpu-32",
     data: "str | os.PathLike | ImageTextDataset" = "critters",  # or a folder, a hub id, or pictures already opened
-    folder: str | os.PathLike | None = None,  # for checkpoints, samples, curves and the model; without one nothing is written
+    folder: str
+    | os.PathLike
+    | None = None,  # for checkpoints, samples, curves and the model; without one nothing is written
     overrides: "Mapping | Iterable[str]" = (),  # see `gigagan_preset`
     resume: bool = False,  # go on from the newest checkpoint in `folder`
-) -> tuple[GigaGAN, list[dict]]:  # the model with an averaged generator, in eval mode; the log
+) -> tuple[
+    GigaGAN, list[dict]
+]:  # the model with an averaged generator, in eval mode; the log
     "Train a GigaGAN; raises `UserError` for bad settings or data."
     overrides = parse_overrides(overrides)
-    chosen, command = gigagan_preset(preset, overrides), cli_command("gigagan", preset, overrides, data)
+    chosen, command = (
+        gigagan_preset(preset, overrides),
+        cli_command("gigagan", preset, overrides, data),
+    )
     c = chosen.model_config
-    _check_pretraining(c, reading=c.discriminator_pretrain_steps > 0, copying=c.generator_pretrain_steps > 0 or c.perceptual_weight > 0)  # now, and not after the first course
-    return run_training(GigaGAN, chosen, data, folder, resume, command, _prepare, upscale=init_gigagan_from_smaller)
+    _check_pretraining(
+        c,
+        reading=c.discriminator_pretrain_steps > 0,
+        copying=c.generator_pretrain_steps > 0 or c.perceptual_weight > 0,
+    )  # now, and not after the first course
+    return run_training(
+        GigaGAN,
+        chosen,
+        data,
+        folder,
+        resume,
+        command,
+        _prepare,
+        upscale=init_gigagan_from_smaller,
+    )
+
 
 def _prepare(model: GigaGAN, preset: Preset, data, drawn: bool, anew: bool) -> None:
     "What a GigaGAN needs before the first step: rates, perhaps lessons, captions that compete."
-    model.train_config, said = preset.train_config, list(dict.fromkeys(c[0] for c in getattr(data, "captions", ())))
-    if anew and preset.model_config.generator_pretrain_steps: pretrain_generator(model, data, preset.model_config.generator_pretrain_steps, seed=preset.train_config.seed)
-    if anew and preset.model_config.discriminator_pretrain_steps: pretrain_discriminator_text(model, data, preset.model_config.discriminator_pretrain_steps, seed=preset.train_config.seed)
+    model.train_config, said = (
+        preset.train_config,
+        list(dict.fromkeys(c[0] for c in getattr(data, "captions", ()))),
+    )
+    if anew and preset.model_config.generator_pretrain_steps:
+        pretrain_generator(
+            model,
+            data,
+            preset.model_config.generator_pretrain_steps,
+            seed=preset.train_config.seed,
+        )
+    if anew and preset.model_config.discriminator_pretrain_steps:
+        pretrain_discriminator_text(
+            model,
+            data,
+            preset.model_config.discriminator_pretrain_steps,
+            seed=preset.train_config.seed,
+        )
     if len(said) < 5000 and not (drawn or preset.model_config.augment):
-        warnings.warn(f"with {len(said)} captions the discriminator may learn the pictures by heart; diff_augment=true helps")
-    if preset.model_config.clip_weight and preset.model_config.reads: model.set_clip_negatives(said[:preset.model_config.clip_num_negatives], caption_attributes if drawn else str)
+        warnings.warn(
+            f"with {len(said)} captions the discriminator may learn the pictures by heart; diff_augment=true helps"
+        )
+    if preset.model_config.clip_weight and preset.model_config.reads:
+        model.set_clip_negatives(
+            said[: preset.model_config.clip_num_negatives],
+            caption_attributes if drawn else str,
+        )
+
 
 def caption_attributes(caption: str) -> tuple:
     "What a caption of this book's creatures states, for `ClipLoss`."
@@ -389,27 +792,66 @@ def init_gigagan_from_smaller(
     "Begin with the weights of a smaller model: the new level is added before them, or behind (Karras et al. 2018)."
     old, new = small.state_dict(), model.state_dict()
     if odd := [k for k in old if k not in new or old[k].shape != new[k].shape]:
-        raise UserError(f"cannot start from this model of {small.config.size} pixels: {odd[0]!r} does not fit; "
-                        "all but the new level must be the same")
+        raise UserError(
+            f"cannot start from this model of {small.config.size} pixels: {odd[0]!r} does not fit; "
+            "all but the new level must be the same"
+        )
     model.load_state_dict(new | old)
     return model
 
 # %% ../../nbs/25_gigagan.ipynb #7ff6fa41
-GAN_ABLATION_PRESET = replace(GIGAGAN_PRESETS["cpu-16"], train_config=replace(GAN_CPU_TRAIN_CONFIG, max_steps=400, ema_decay=0.99, log_with="none"), num_images=16_384)
-GAN_ABLATION_PRESET = replace(GAN_ABLATION_PRESET, model_config=replace(GAN_ABLATION_PRESET.model_config, adversarial_loss="logistic"))  # as in the paper
+GAN_ABLATION_PRESET = replace(
+    GIGAGAN_PRESETS["cpu-16"],
+    train_config=replace(
+        GAN_CPU_TRAIN_CONFIG, max_steps=400, ema_decay=0.99, log_with="none"
+    ),
+    num_images=16_384,
+)
+GAN_ABLATION_PRESET = replace(
+    GAN_ABLATION_PRESET,
+    model_config=replace(GAN_ABLATION_PRESET.model_config, adversarial_loss="logistic"),
+)  # as in the paper
 _PAIRS = {"adversarial_loss": "relativistic"}
-HYPERPARAMETER_ABLATIONS = {"logistic": {}, "relativistic": _PAIRS, "rate / 2": _PAIRS | {"lr": 1e-3}, "rate x 2": _PAIRS | {"lr": 4e-3},
-                "gamma / 10": _PAIRS | {"r1_gamma": 0.1}, "gamma x 10": _PAIRS | {"r1_gamma": 10.0},
-                "batch 64, half the steps": _PAIRS | {"batch_size": 64, "max_steps": 200}, "nearly right captions": _PAIRS | {"hard_negative_fraction": 0.5}}
+HYPERPARAMETER_ABLATIONS = {
+    "logistic": {},
+    "relativistic": _PAIRS,
+    "rate / 2": _PAIRS | {"lr": 1e-3},
+    "rate x 2": _PAIRS | {"lr": 4e-3},
+    "gamma / 10": _PAIRS | {"r1_gamma": 0.1},
+    "gamma x 10": _PAIRS | {"r1_gamma": 10.0},
+    "batch 64, half the steps": _PAIRS | {"batch_size": 64, "max_steps": 200},
+    "nearly right captions": _PAIRS | {"hard_negative_fraction": 0.5},
+}
 
-PRETRAINING_ABLATIONS = {"adversarial training only": {}, "likeness in the game": {"perceptual_weight": 3.0}, "drawing lessons, one step of the game": {"generator_pretrain_steps": 200, "max_steps": 1},
-               "drawing lessons": {"generator_pretrain_steps": 200}, "both": {"generator_pretrain_steps": 200, "perceptual_weight": 3.0},
-               "drawing lessons, no game": {"generator_pretrain_steps": 200, "max_steps": 1, "lr": 1e-6},
-               "both, the rate rising slowly": {"generator_pretrain_steps": 200, "perceptual_weight": 3.0, "warmup_steps": 50}}  # for `compare_settings`, see below
+PRETRAINING_ABLATIONS = {
+    "adversarial training only": {},
+    "likeness in the game": {"perceptual_weight": 3.0},
+    "drawing lessons, one step of the game": {
+        "generator_pretrain_steps": 200,
+        "max_steps": 1,
+    },
+    "drawing lessons": {"generator_pretrain_steps": 200},
+    "both": {"generator_pretrain_steps": 200, "perceptual_weight": 3.0},
+    "drawing lessons, no game": {
+        "generator_pretrain_steps": 200,
+        "max_steps": 1,
+        "lr": 1e-6,
+    },
+    "both, the rate rising slowly": {
+        "generator_pretrain_steps": 200,
+        "perceptual_weight": 3.0,
+        "warmup_steps": 50,
+    },
+}  # for `compare_settings`, see below
+
 
 def run_gigagan_ablation(
-    path: str | os.PathLike | None = None,  # JSON, written after each run; runs that it holds are not made again
-    variants: Mapping[str, Mapping] = HYPERPARAMETER_ABLATIONS,  # name -> changes of the settings
+    path: str
+    | os.PathLike
+    | None = None,  # JSON, written after each run; runs that it holds are not made again
+    variants: Mapping[
+        str, Mapping
+    ] = HYPERPARAMETER_ABLATIONS,  # name -> changes of the settings
     preset: Preset = GAN_ABLATION_PRESET,  # of every run: same seed, same creatures
     num_images: int = 256,  # pictures to judge each run by
 ) -> dict:  # settings, machine, and under "runs" for each variant its time, its losses and the fields of `score_samples`
@@ -426,8 +868,14 @@ def class_coverage(
     read, classes = predict_attributes(classifier, images), []
     for key in CLASSIFIED_ATTRIBUTES:
         for i, value in enumerate(critters.ATTRIBUTES[key]):
-            wanted, drawn = sum(getattr(c, key) == value for c in asked), int((read[key] == i).sum())
-            if wanted: classes.append({"attribute": key, "value": value, "asked": wanted, "drawn": drawn})
+            wanted, drawn = (
+                sum(getattr(c, key) == value for c in asked),
+                int((read[key] == i).sum()),
+            )
+            if wanted:
+                classes.append(
+                    {"attribute": key, "value": value, "asked": wanted, "drawn": drawn}
+                )
     kept = [c["asked"] / 2 <= c["drawn"] <= 2 * c["asked"] for c in classes]
     return {"share": sum(kept) / len(kept), "classes": classes}
 
@@ -441,16 +889,51 @@ def text_discrimination_accuracy(
 ) -> dict[str, float]:  # 1/2 for a discriminator that does not read
     "For each attribute: how often a real picture scores higher under its own caption than with that attribute exchanged."
     awake, pictures = probe_critters(n, model.config.size, seed)
-    seen = model.discriminator.features(image_pyramid(pictures.to(model.device), model.config.discriminator.sizes))
-    def score(said): return model.discriminator.score(seen, model.discriminator_text(model.encode_captions([full_caption(c) for c in said]))).mean()
+    seen = model.discriminator.features(
+        image_pyramid(pictures.to(model.device), model.config.discriminator.sizes)
+    )
+
+    def score(said):
+        return model.discriminator.score(
+            seen,
+            model.discriminator_text(
+                model.encode_captions([full_caption(c) for c in said])
+            ),
+        ).mean()
+
     own = score(awake)
-    def above(key): return own - score([swap_attribute(c, key) for c in awake])
-    return {k: ((d := above(k)) > 0).float().mean().item() + (d == 0).float().mean().item() / 2 for k in attributes}
+
+    def above(key):
+        return own - score([swap_attribute(c, key) for c in awake])
+
+    return {
+        k: ((d := above(k)) > 0).float().mean().item()
+        + (d == 0).float().mean().item() / 2
+        for k in attributes
+    }
 
 # %% ../../nbs/25_gigagan.ipynb #895281b9
-FAILURE_CASES = {"healthy": {}, "no penalty, fast critic": {"r1_gamma": 0.0, "discriminator_lr_ratio": 10.0, "adversarial_loss": "logistic"},
-                "a critic that hardly learns": {"r1_gamma": 0.0, "discriminator_lr_ratio": 0.01, "adversarial_loss": "logistic", "text_conditional": False, "max_steps": 150},
-                "a critic without text": {"text_conditional_discriminator": False, "clip_weight": 0.0}, "far too much CLIP": {"clip_weight": 30.0}}
+FAILURE_CASES = {
+    "healthy": {},
+    "no penalty, fast critic": {
+        "r1_gamma": 0.0,
+        "discriminator_lr_ratio": 10.0,
+        "adversarial_loss": "logistic",
+    },
+    "a critic that hardly learns": {
+        "r1_gamma": 0.0,
+        "discriminator_lr_ratio": 0.01,
+        "adversarial_loss": "logistic",
+        "text_conditional": False,
+        "max_steps": 150,
+    },
+    "a critic without text": {
+        "text_conditional_discriminator": False,
+        "clip_weight": 0.0,
+    },
+    "far too much CLIP": {"clip_weight": 30.0},
+}
+
 
 def run_failure_cases(
     folder: str | os.PathLike,  # for gigagan-failures.json and .png
@@ -466,9 +949,16 @@ def run_failure_cases(
         model, history = train_gigagan(gigagan_preset(preset, changes), data)
         again = torch.stack([model.sample(SAMPLE_PROMPTS, seed=s) for s in range(4)])
         variety = (again - again.mean(0)).square().mean().sqrt().item()
-        saved["runs"][name] = {"changes": dict(changes), "last": history[-1], "variety": variety, **quick_evaluate(model, n)}
+        saved["runs"][name] = {
+            "changes": dict(changes),
+            "last": history[-1],
+            "variety": variety,
+            **quick_evaluate(model, n),
+        }
         rows.append(again[0])
     grid = make_grid(torch.cat(rows), columns=len(SAMPLE_PROMPTS))
-    save_annotated_png(Path(folder) / "gigagan-failures.png", grid, rows=json.dumps(list(failures)))
+    save_annotated_png(
+        Path(folder) / "gigagan-failures.png", grid, rows=json.dumps(list(failures))
+    )
     save_json(Path(folder) / "gigagan-failures.json", saved)
     return saved

@@ -28,21 +28,30 @@ from ..text import TextEmbedding
 # %% ../../nbs/24_gan_losses.ipynb #be898100
 def mean_over_heads(
     loss: Callable,  # of one head's scores
-    *scores: Sequence[Float[Tensor, "_"]],  # a list with one tensor a head, as often as `loss` has arguments
+    *scores: Sequence[
+        Float[Tensor, "_"]
+    ],  # a list with one tensor a head, as often as `loss` has arguments
 ) -> Float[Tensor, ""]:
     "The mean over heads of a loss; raises `UserError` if there is no head, or the lists differ in length."
     heads = [len(s) for s in scores]
-    if not heads or min(heads) == 0: raise UserError("no scores: the list of heads is empty; give a tensor a head")
+    if not heads or min(heads) == 0:
+        raise UserError("no scores: the list of heads is empty; give a tensor a head")
     if len(set(heads)) > 1:
-        raise UserError(f"lists of {heads} heads cannot be compared; score all of them with the same discriminator")
+        raise UserError(
+            f"lists of {heads} heads cannot be compared; score all of them with the same discriminator"
+        )
     return torch.stack([loss(*head) for head in zip(*scores)]).mean()
 
+
 def multihead_logistic_d_loss(
-    real: Sequence[Float[Tensor, "_"]],  # a tensor a head: scores of real pictures under their captions
+    real: Sequence[
+        Float[Tensor, "_"]
+    ],  # a tensor a head: scores of real pictures under their captions
     fake: Sequence[Float[Tensor, "_"]],  # of generated pictures under theirs
 ) -> Float[Tensor, ""]:
     "The discriminator's logistic loss, averaged over heads, {eq}`eq-losses-logistic` (Kang et al. 2023, eq. 6)."
     return mean_over_heads(logistic_d_loss, real, fake)
+
 
 def multihead_logistic_g_loss(
     fake: Sequence[Float[Tensor, "_"]],  # a tensor a head: scores of generated pictures
@@ -51,21 +60,35 @@ def multihead_logistic_g_loss(
     return mean_over_heads(nonsaturating_g_loss, fake)
 
 # %% ../../nbs/24_gan_losses.ipynb #39ad8272
-def detach_with_grad(images: Sequence[Float[Tensor, "b ..."]]) -> list[Float[Tensor, "b ..."]]:
+def detach_with_grad(
+    images: Sequence[Float[Tensor, "b ..."]],
+) -> list[Float[Tensor, "b ..."]]:
     "Copies of pictures whose slopes are kept: what to score before `r1_penalty`."
     return [x.detach().clone().requires_grad_() for x in images]
 
+
 def zero_centered_gradient_penalty(
     score_sum: Float[Tensor, ""],  # mean over heads, *sum* over the batch
-    inputs: Sequence[Float[Tensor, "b ..."]],  # everything that was scored, from `watched`
+    inputs: Sequence[
+        Float[Tensor, "b ..."]
+    ],  # everything that was scored, from `watched`
 ) -> Float[Tensor, ""]:  # without the factor gamma / 2
     "Squared slope of the score in all inputs, {eq}`eq-losses-r1`, mean over the batch, in 32 bits; raises `UserError`."
     for k, x in enumerate(inputs):
-        if not x.requires_grad: raise UserError(f"input {k} keeps no slope; score the pictures that `watched` gives")
-    if not score_sum.requires_grad: raise UserError("the score has no slope; compute it outside of no_grad")
-    slopes = torch.autograd.grad(score_sum, list(inputs), create_graph=True, allow_unused=True)
+        if not x.requires_grad:
+            raise UserError(
+                f"input {k} keeps no slope; score the pictures that `watched` gives"
+            )
+    if not score_sum.requires_grad:
+        raise UserError("the score has no slope; compute it outside of no_grad")
+    slopes = torch.autograd.grad(
+        score_sum, list(inputs), create_graph=True, allow_unused=True
+    )
     for k, s in enumerate(slopes):
-        if s is None: raise UserError(f"the score does not depend on input {k}; give the pictures that were scored")
+        if s is None:
+            raise UserError(
+                f"the score does not depend on input {k}; give the pictures that were scored"
+            )
     return sum(s.float().square().sum() / len(s) for s in slopes)
 
 # %% ../../nbs/24_gan_losses.ipynb #15e419b8
@@ -75,8 +98,12 @@ def lazy_penalty_weight(
     interval: int = 16,  # steps
 ) -> float:  # what to multiply `r1_penalty` with; 0 if it need not be computed
     "gamma / 2, made up for the steps that are left out (Karras et al. 2020); raises `UserError`."
-    if interval < 1: raise UserError(f"R1 can be taken every 1, 2, 3 ... steps, not every {interval}")
+    if interval < 1:
+        raise UserError(
+            f"R1 can be taken every 1, 2, 3 ... steps, not every {interval}"
+        )
     return r1_gamma / 2 * interval if step % interval == 0 else 0.0
+
 
 def lazy_adam_kwargs(
     lr: float,  # learning rate
@@ -86,51 +113,76 @@ def lazy_adam_kwargs(
     "Learning rate times c, memories to the power of c = every / (every + 1), for a lazy penalty (Karras et al. 2020)."
     lazy_penalty_weight(0, 0.0, interval)  # checks `every`
     c = interval / (interval + 1)
-    return {"lr": lr * c, "betas": (betas[0]**c, betas[1]**c)}
+    return {"lr": lr * c, "betas": (betas[0] ** c, betas[1] ** c)}
 
 # %% ../../nbs/24_gan_losses.ipynb #3425b4d4
 def mismatched_indices(
     captions: Sequence[Hashable],  # or what they state; equal entries count as the same
     rng: torch.Generator,
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:  # pictures to judge, and for each the place of its wrong caption
+) -> tuple[
+    Int[Tensor, " k"], Int[Tensor, " k"]
+]:  # pictures to judge, and for each the place of its wrong caption
     """Wrong captions from the same batch, each used once, never one that is equal to the picture's own.
 
     If one caption has the majority, as many of its pictures are judged as there are others; k is 0 if all are equal.
     """
     groups = {}
-    for i in torch.randperm(len(captions), generator=rng).tolist(): groups.setdefault(captions[i], []).append(i)
+    for i in torch.randperm(len(captions), generator=rng).tolist():
+        groups.setdefault(captions[i], []).append(i)
     longest = max(groups.values(), key=len, default=[])
-    del longest[len(captions) - len(longest):]  # leaves at most as many as there are others
-    line, m = torch.tensor([i for g in groups.values() for i in g], dtype=torch.long), len(longest)
-    if not m: return line[:0], line[:0]
+    del longest[
+        len(captions) - len(longest) :
+    ]  # leaves at most as many as there are others
+    line, m = (
+        torch.tensor([i for g in groups.values() for i in g], dtype=torch.long),
+        len(longest),
+    )
+    if not m:
+        return line[:0], line[:0]
     by = int(torch.randint(m, len(line) - m + 1, (), generator=rng))
     return line, line.roll(-by)
 
 # %% ../../nbs/24_gan_losses.ipynb #5c3c03aa
 def hard_negative_indices(
     captions: Sequence[Hashable],  # captions, or what they state, written out
-) -> Int[Tensor, " b"]:  # for each the place of the one most like it that is not equal; its own place if all are equal
+) -> Int[
+    Tensor, " b"
+]:  # for each the place of the one most like it that is not equal; its own place if all are equal
     "The wrong captions that are hardest to tell from the right ones: those with the largest share of common words."
     words = [frozenset(re.findall(r"\w+", str(c).lower())) for c in captions]
-    def alike(i, j): return len(words[i] & words[j]) / max(len(words[i] | words[j]), 1)
-    def best(i): return max((j for j in range(len(captions)) if captions[j] != captions[i]), key=lambda j: alike(i, j), default=i)
+
+    def alike(i, j):
+        return len(words[i] & words[j]) / max(len(words[i] | words[j]), 1)
+
+    def best(i):
+        return max(
+            (j for j in range(len(captions)) if captions[j] != captions[i]),
+            key=lambda j: alike(i, j),
+            default=i,
+        )
+
     return torch.tensor([best(i) for i in range(len(captions))], dtype=torch.long)
 
 # %% ../../nbs/24_gan_losses.ipynb #396ab102
 @dataclass(frozen=True)
 class PairLogits:
     "Scores of four kinds of pairs, each a list with one tensor a head."
+
     real: list[Tensor]  # real pictures under their own captions
     fake: list[Tensor]  # generated pictures under theirs
-    mismatched_real: list[Tensor]  # real pictures under wrong captions; empty if there are no wrong ones
+    mismatched_real: list[
+        Tensor
+    ]  # real pictures under wrong captions; empty if there are no wrong ones
     mismatched_fake: list[Tensor]  # generated pictures under wrong captions
     rows: Int[Tensor, " k"] | None = None  # which pictures of the batch these are
+
 
 def score_pairs(
     discriminate: Callable,  # (pictures, text) -> a list of scores (b,), one a head
     real: Sequence[Float[Tensor, "b ..."]],  # real pictures, a tensor a size
     fake: Sequence[Float[Tensor, "b ..."]],  # generated from the same captions
-    text: TextEmbedding | Float[Tensor, "b d"],  # of these captions, or what the discriminator made of it
+    text: TextEmbedding
+    | Float[Tensor, "b d"],  # of these captions, or what the discriminator made of it
     captions: Sequence[Hashable],  # the captions, or what they state
     rng: torch.Generator,
     hard_negative_fraction: float = 0.0,  # share of the wrong captions that are `nearest_wrong`, the others being drawn at random
@@ -139,26 +191,47 @@ def score_pairs(
     vectors = text if torch.is_tensor(text) else text.pooled
     counts = {len(captions), len(vectors), *map(len, real), *map(len, fake)}
     if len(counts) > 1:
-        raise UserError(f"pictures, texts and captions are {sorted(counts)} in number; take all from one batch")
+        raise UserError(
+            f"pictures, texts and captions are {sorted(counts)} in number; take all from one batch"
+        )
     rows, wrong = mismatched_indices(captions, rng)
-    if hard_negative_fraction: wrong = torch.where(torch.rand(len(rows), generator=rng) < hard_negative_fraction, hard_negative_indices(captions)[rows], wrong)
+    if hard_negative_fraction:
+        wrong = torch.where(
+            torch.rand(len(rows), generator=rng) < hard_negative_fraction,
+            hard_negative_indices(captions)[rows],
+            wrong,
+        )
     rows, wrong = rows.to(vectors.device), wrong.to(vectors.device)
     judged = [discriminate(real, text), discriminate(fake, text)]
-    if len(rows): judged += [discriminate([x[rows] for x in pictures], text[wrong]) for pictures in (real, fake)]
+    if len(rows):
+        judged += [
+            discriminate([x[rows] for x in pictures], text[wrong])
+            for pictures in (real, fake)
+        ]
     return PairLogits(*judged, *[[]] * (4 - len(judged)), rows)
 
 # %% ../../nbs/24_gan_losses.ipynb #9c6c6442
 def matching_aware_loss(
-    mismatched_real: Sequence[Float[Tensor, "_"]],  # a tensor a head: scores of real pictures under wrong captions
-    mismatched_fake: Sequence[Float[Tensor, "_"]] | None = None,  # of generated ones under wrong captions
+    mismatched_real: Sequence[
+        Float[Tensor, "_"]
+    ],  # a tensor a head: scores of real pictures under wrong captions
+    mismatched_fake: Sequence[Float[Tensor, "_"]]
+    | None = None,  # of generated ones under wrong captions
 ) -> Float[Tensor, ""]:
     "What has a wrong caption is to score low, {eq}`eq-losses-match` (Reed et al. 2016; both kinds: Kang et al. 2023)."
     kinds = [k for k in (mismatched_real, mismatched_fake) if k is not None]
-    return torch.stack([mean_over_heads(lambda s: F.softplus(s).mean(), k) for k in kinds]).mean()
+    return torch.stack(
+        [mean_over_heads(lambda s: F.softplus(s).mean(), k) for k in kinds]
+    ).mean()
+
 
 def _check_share(matching_weight: float) -> None:
     "Raise `UserError` unless this is a share."
-    if not 0 <= matching_weight <= 1: raise UserError(f"match must be from 0 to 1, not {matching_weight}; it is a share")
+    if not 0 <= matching_weight <= 1:
+        raise UserError(
+            f"match must be from 0 to 1, not {matching_weight}; it is a share"
+        )
+
 
 def conditional_logistic_d_loss(
     logits: PairLogits,
@@ -166,9 +239,15 @@ def conditional_logistic_d_loss(
 ) -> Float[Tensor, ""]:
     "Logistic and matching-aware loss in balance: what is true counts as much as what is false; raises `UserError`."
     _check_share(matching_weight)
-    if not matching_weight or not logits.mismatched_real: return multihead_logistic_d_loss(logits.real, logits.fake)
+    if not matching_weight or not logits.mismatched_real:
+        return multihead_logistic_d_loss(logits.real, logits.fake)
     false = mean_over_heads(lambda s: F.softplus(s).mean(), logits.fake)
-    return multihead_logistic_g_loss(logits.real) + (1 - matching_weight) * false + matching_weight * matching_aware_loss(logits.mismatched_real, logits.mismatched_fake)
+    return (
+        multihead_logistic_g_loss(logits.real)
+        + (1 - matching_weight) * false
+        + matching_weight
+        * matching_aware_loss(logits.mismatched_real, logits.mismatched_fake)
+    )
 
 # %% ../../nbs/24_gan_losses.ipynb #1d4b964a
 def text_gradient_per_head(
@@ -177,11 +256,25 @@ def text_gradient_per_head(
     text: TextEmbedding,
 ) -> Float[Tensor, " heads"]:  # 0 for a head that does not read
     "For each head the largest slope of a score in the vectors of the caption."
-    text = replace(text, tokens=text.tokens.detach().requires_grad_(), pooled=text.pooled.detach().requires_grad_())
+    text = replace(
+        text,
+        tokens=text.tokens.detach().requires_grad_(),
+        pooled=text.pooled.detach().requires_grad_(),
+    )
+
     def largest(score):
-        if not score.requires_grad: return score.new_zeros(())
-        slopes = torch.autograd.grad(score.sum(), [text.tokens, text.pooled], retain_graph=True, allow_unused=True)
-        return torch.stack([s.abs().max() for s in slopes if s is not None] or [score.new_zeros(())]).max()
+        if not score.requires_grad:
+            return score.new_zeros(())
+        slopes = torch.autograd.grad(
+            score.sum(),
+            [text.tokens, text.pooled],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return torch.stack(
+            [s.abs().max() for s in slopes if s is not None] or [score.new_zeros(())]
+        ).max()
+
     return torch.stack([largest(score) for score in discriminate(images, text)])
 
 # %% ../../nbs/24_gan_losses.ipynb #3365a7b5
@@ -191,11 +284,21 @@ class CLIPContrastiveLoss:
     def __init__(
         self,
         clip: CLIP,  # copied and frozen; a plain attribute here, so that it ends up in no checkpoint
-        captions: Sequence[str],  # captions to compete with, for instance those of the training set
-        caption_key: Callable[[str], Hashable] = str,  # what a caption states; equal statements are no negatives
+        captions: Sequence[
+            str
+        ],  # captions to compete with, for instance those of the training set
+        caption_key: Callable[
+            [str], Hashable
+        ] = str,  # what a caption states; equal statements are no negatives
     ):
-        if not captions: raise UserError("the bank of captions is empty; give the captions of the training set")
-        self.clip, self.caption_key = deepcopy(clip).eval().requires_grad_(False), caption_key
+        if not captions:
+            raise UserError(
+                "the bank of captions is empty; give the captions of the training set"
+            )
+        self.clip, self.caption_key = (
+            deepcopy(clip).eval().requires_grad_(False),
+            caption_key,
+        )
         self.captions = list(dict.fromkeys(captions))
         self._keys = [caption_key(c) for c in self.captions]
         self.vectors = self._encode(self.captions)
@@ -203,7 +306,12 @@ class CLIPContrastiveLoss:
     @torch.no_grad()
     def _encode(self, captions: Sequence[str]) -> Float[Tensor, "n e"]:
         "Captions to normalised vectors, a piece at a time."
-        return torch.cat([self.clip.encode_text(captions[i:i + 256]) for i in range(0, len(captions), 256)])
+        return torch.cat(
+            [
+                self.clip.encode_text(captions[i : i + 256])
+                for i in range(0, len(captions), 256)
+            ]
+        )
 
     def to(self, device: str | torch.device) -> "CLIPContrastiveLoss":
         "The same on another device."
@@ -212,17 +320,25 @@ class CLIPContrastiveLoss:
 
     def __call__(
         self,
-        images: Float[Tensor, "b 3 h w"],  # generated, in [-1, 1]; slopes flow back into them
+        images: Float[
+            Tensor, "b 3 h w"
+        ],  # generated, in [-1, 1]; slopes flow back into them
         captions: Sequence[str],  # what they were generated from
     ) -> Float[Tensor, ""]:
         "Minus the log share of the own caption; raises `UserError` if numbers differ."
         if len(images) != len(captions):
-            raise UserError(f"{len(images)} pictures but {len(captions)} captions; give one caption each")
+            raise UserError(
+                f"{len(images)} pictures but {len(captions)} captions; give one caption each"
+            )
         seen, own = self.clip.encode_image(images), self._encode(captions)
         stated = [self.caption_key(c) for c in captions]
-        same = torch.tensor([[a == b for b in self._keys] for a in stated], device=seen.device)
+        same = torch.tensor(
+            [[a == b for b in self._keys] for a in stated], device=seen.device
+        )
         right = self.clip.logit_scale * (seen * own).sum(1, keepdim=True)
-        others = (self.clip.logit_scale * seen @ self.vectors.T).masked_fill(same, -torch.inf)
+        others = (self.clip.logit_scale * seen @ self.vectors.T).masked_fill(
+            same, -torch.inf
+        )
         return (torch.cat([right, others], 1).logsumexp(1) - right[:, 0]).mean()
 
 # %% ../../nbs/24_gan_losses.ipynb #c0dffe69
@@ -234,7 +350,8 @@ class PerceptualLoss:
         clip: CLIP,  # copied and frozen; a plain attribute here, so that it ends up in no checkpoint
         pixels: float = 5.0,  # weight of the pixels against what the tower sees
     ):
-        if pixels < 0: raise UserError(f"pixels must be at least 0, not {pixels}; it is a weight")
+        if pixels < 0:
+            raise UserError(f"pixels must be at least 0, not {pixels}; it is a weight")
         self.clip, self.pixels = deepcopy(clip).eval().requires_grad_(False), pixels
 
     def to(self, device: str | torch.device) -> "PerceptualLoss":
@@ -242,43 +359,70 @@ class PerceptualLoss:
         self.clip = self.clip.to(device)
         return self
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+    def features(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> list[Float[Tensor, "b _ _ _"]]:
         "The tower's maps, at one scale; of real pictures they can be made once, for many comparisons."
         return [F.group_norm(m, 1) for m in self.clip.feature_maps(images)]
 
     def __call__(
         self,
-        images: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first; slopes flow back into them
+        images: Sequence[
+            Float[Tensor, "b 3 _ _"]
+        ],  # in [-1, 1], smallest first; slopes flow back into them
         real: Sequence[Float[Tensor, "as_many 3 _ _"]],  # as many, at the same sizes
-        aims: list[Tensor] | None = None,  # what `see` makes of the largest real ones, if it is known
+        aims: list[Tensor]
+        | None = None,  # what `see` makes of the largest real ones, if it is known
     ) -> Float[Tensor, " b"]:  # 0 for the same pictures
         "One number a pair; raises `UserError` if they are no pairs."
         if [p.shape for p in images] != [p.shape for p in real]:
-            raise UserError(f"pictures of {[tuple(p.shape) for p in images]} and {[tuple(p.shape) for p in real]} are no pairs; see pyramid")
+            raise UserError(
+                f"pictures of {[tuple(p.shape) for p in images]} and {[tuple(p.shape) for p in real]} are no pairs; see pyramid"
+            )
         if aims is None:
-            with torch.no_grad(): aims = self.features(real[-1])
-        def apart(these, those): return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in zip(these, those)]).mean(0)
-        return apart(self.features(images[-1]), aims) + self.pixels * apart(images, real)
+            with torch.no_grad():
+                aims = self.features(real[-1])
+
+        def apart(these, those):
+            return torch.stack(
+                [(a - b).square().flatten(1).mean(1) for a, b in zip(these, those)]
+            ).mean(0)
+
+        return apart(self.features(images[-1]), aims) + self.pixels * apart(
+            images, real
+        )
 
 # %% ../../nbs/24_gan_losses.ipynb #b5ed8cdc
-def _mean_softplus_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
+def _mean_softplus_difference(
+    a: Sequence[Tensor], b: Sequence[Tensor]
+) -> Float[Tensor, ""]:
     "How far each score of `a` is from being above its pair in `b`; raises `UserError` if they are no pairs."
+
     def compare(x, y):
         if x.shape != y.shape:
-            raise UserError(f"{len(x)} and {len(y)} scores are no pairs; score a real picture for each generated one")
+            raise UserError(
+                f"{len(x)} and {len(y)} scores are no pairs; score a real picture for each generated one"
+            )
         return nonsaturating_g_loss(x - y)
+
     return mean_over_heads(compare, a, b)
+
 
 def relativistic_d_loss(
     real: Sequence[Float[Tensor, "_"]],  # a tensor a head: scores of real pictures
-    fake: Sequence[Float[Tensor, "_"]],  # of generated ones, each under the same caption as the real one at its place
+    fake: Sequence[
+        Float[Tensor, "_"]
+    ],  # of generated ones, each under the same caption as the real one at its place
 ) -> Float[Tensor, ""]:
     "In each pair the real one should score higher, {eq}`eq-losses-relativistic` (Huang et al. 2024)."
     return _mean_softplus_difference(real, fake)
 
+
 def relativistic_g_loss(
     real: Sequence[Float[Tensor, "_"]],  # a tensor a head: scores of real pictures
-    fake: Sequence[Float[Tensor, "_"]],  # of generated ones, each under the same caption as the real one at its place
+    fake: Sequence[
+        Float[Tensor, "_"]
+    ],  # of generated ones, each under the same caption as the real one at its place
 ) -> Float[Tensor, ""]:
     "In each pair the generated one should score higher, {eq}`eq-losses-relativistic`."
     return _mean_softplus_difference(fake, real)
@@ -289,7 +433,11 @@ def relativistic_matching_loss(
 ) -> Float[Tensor, ""]:
     "A real picture under its caption should score above the same one, and the generated one, under a wrong caption."
     true = [s[logits.rows] for s in logits.real]
-    return (_mean_softplus_difference(true, logits.mismatched_real) + _mean_softplus_difference(true, logits.mismatched_fake)) / 2
+    return (
+        _mean_softplus_difference(true, logits.mismatched_real)
+        + _mean_softplus_difference(true, logits.mismatched_fake)
+    ) / 2
+
 
 def conditional_relativistic_d_loss(
     logits: PairLogits,
@@ -297,5 +445,8 @@ def conditional_relativistic_d_loss(
 ) -> Float[Tensor, ""]:
     "What `conditional_d` is to the logistic loss: real above generated, and right captions above wrong ones; raises `UserError`."
     _check_share(matching_weight)
-    if not matching_weight or not logits.mismatched_real: return relativistic_d_loss(logits.real, logits.fake)
-    return (1 - matching_weight) * relativistic_d_loss(logits.real, logits.fake) + matching_weight * relativistic_matching_loss(logits)
+    if not matching_weight or not logits.mismatched_real:
+        return relativistic_d_loss(logits.real, logits.fake)
+    return (1 - matching_weight) * relativistic_d_loss(
+        logits.real, logits.fake
+    ) + matching_weight * relativistic_matching_loss(logits)

@@ -23,17 +23,20 @@ def scaled_leaky_relu(
     "Leaky ReLU with slope 0.2 that keeps the mean square of standard normal numbers."
     return math.sqrt(2 / (1 + 0.2**2)) * F.leaky_relu(x, 0.2)
 
+
 class EqualLinear(nn.Module):
     "A linear layer, its weights standard normal and scaled in use (equalised learning rate; Karras et al. 2018)."
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # lengths of the vectors
+        c_in: int,
+        c_out: int,  # lengths of the vectors
         bias: float = 0.0,  # where every bias begins
         lr_mul: float = 1.0,  # how fast it learns against other layers; the output at the start is the same
     ):
         super().__init__()
-        if lr_mul <= 0: raise UserError(f"lr_mul must be more than 0, not {lr_mul}")
+        if lr_mul <= 0:
+            raise UserError(f"lr_mul must be more than 0, not {lr_mul}")
         self.weight = nn.Parameter(torch.randn(c_out, c_in) / lr_mul)
         self.bias = nn.Parameter(torch.full((c_out,), bias / lr_mul))
         self.scale, self.lr_mul = lr_mul / math.sqrt(c_in), lr_mul
@@ -48,7 +51,8 @@ class EqualConv2d(nn.Module):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels
+        c_in: int,
+        c_out: int,  # channels
         kernel: int = 3,  # an odd number of pixels; sides are kept if `stride` is 1
         stride: int = 1,
     ):
@@ -60,11 +64,19 @@ class EqualConv2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h2 w2"]:
         "(W / sqrt(c_in k^2)) * x + bias, zeros around the border."
-        return F.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.weight.shape[-1] // 2)
+        return F.conv2d(
+            x,
+            self.weight * self.scale,
+            self.bias,
+            self.stride,
+            self.weight.shape[-1] // 2,
+        )
+
 
 def _check_kernel(kernel: int) -> None:
     "Raise `UserError` unless a kernel has a middle."
-    if kernel < 1 or kernel % 2 == 0: raise UserError(f"kernel must be an odd number of pixels, not {kernel}")
+    if kernel < 1 or kernel % 2 == 0:
+        raise UserError(f"kernel must be an odd number of pixels, not {kernel}")
 
 # %% ../../nbs/20_modulated_conv.ipynb #1a99867b
 def _demodulation(
@@ -76,21 +88,36 @@ def _demodulation(
     energy = kernel.square().sum((-2, -1)).expand(len(style), -1, -1)
     return torch.rsqrt(torch.einsum("boi,bi->bo", energy, style.square()) + eps)
 
+
 def modulated_conv2d(
     x: Float[Tensor, "b i h w"],
-    kernel: Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"],  # one for all pictures, or one for each; k is odd
+    kernel: Float[Tensor, "o i k k"]
+    | Float[Tensor, "b o i k k"],  # one for all pictures, or one for each; k is odd
     style: Float[Tensor, "b i"],  # how loud each input channel is
     demodulate: bool = True,  # keep the size of the output steady
     eps: float = 1e-8,  # keeps a style of zeros from dividing by zero
 ) -> Float[Tensor, "b o h w"]:
     "Convolve each picture with its own modulated, demodulated kernel (Karras et al. 2020, eq. 1 to 3)."
     (b, i, h, w), (o, c, k, _) = x.shape, kernel.shape[-4:]
-    if i != c: raise UserError(f"the kernel is made for {c} channels, the features have {i}; they must agree")
+    if i != c:
+        raise UserError(
+            f"the kernel is made for {c} channels, the features have {i}; they must agree"
+        )
     d = _demodulation(kernel, style, eps) if demodulate else style.new_ones(b, o)
-    if kernel.ndim == 4 and o * k * k > h * w:  # the kernels would be larger than the maps: scale the maps
-        return F.conv2d(x * style[..., None, None], kernel, padding=k // 2) * d[..., None, None]
+    if (
+        kernel.ndim == 4 and o * k * k > h * w
+    ):  # the kernels would be larger than the maps: scale the maps
+        return (
+            F.conv2d(x * style[..., None, None], kernel, padding=k // 2)
+            * d[..., None, None]
+        )
     kernels = kernel * (d[:, :, None] * style[:, None])[..., None, None]
-    wide = F.conv2d(rearrange(x, "b i h w -> 1 (b i) h w"), kernels.flatten(0, 1), padding=k // 2, groups=b)
+    wide = F.conv2d(
+        rearrange(x, "b i h w -> 1 (b i) h w"),
+        kernels.flatten(0, 1),
+        padding=k // 2,
+        groups=b,
+    )
     return rearrange(wide, "1 (b o) h w -> b o h w", b=b)
 
 # %% ../../nbs/20_modulated_conv.ipynb #4e033ac1
@@ -99,14 +126,17 @@ class ModulatedConv2d(nn.Module):
 
     def __init__(
         self,
-        c_in: int, c_out: int,  # channels
+        c_in: int,
+        c_out: int,  # channels
         kernel: int,  # an odd number of pixels
         style_dim: int,  # length of w
         demodulate: bool = True,
     ):
         super().__init__()
         _check_kernel(kernel)
-        self.style = EqualLinear(style_dim, c_in, bias=1.0)  # at the start every channel is heard
+        self.style = EqualLinear(
+            style_dim, c_in, bias=1.0
+        )  # at the start every channel is heard
         self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.scale, self.demodulate = 1 / math.sqrt(c_in * kernel**2), demodulate
@@ -114,7 +144,9 @@ class ModulatedConv2d(nn.Module):
     def kernel(
         self,
         w: Float[Tensor, "b style_dim"],  # one style for each picture
-    ) -> Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"]:  # here one for all; the filter bank mixes one for each
+    ) -> (
+        Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"]
+    ):  # here one for all; the filter bank mixes one for each
         "The kernel before it is modulated."
         return self.weight * self.scale
 
@@ -124,7 +156,10 @@ class ModulatedConv2d(nn.Module):
         w: Float[Tensor, "b style_dim"],  # one style for each picture
     ) -> Float[Tensor, "b c_out h w"]:
         "Modulate, demodulate, convolve, add the bias."
-        return modulated_conv2d(x, self.kernel(w), self.style(w), self.demodulate) + self.bias[:, None, None]
+        return (
+            modulated_conv2d(x, self.kernel(w), self.style(w), self.demodulate)
+            + self.bias[:, None, None]
+        )
 
 # %% ../../nbs/20_modulated_conv.ipynb #4564932e
 class ToRGB(ModulatedConv2d):
