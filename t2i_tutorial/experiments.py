@@ -45,7 +45,14 @@ from .evaluation.metrics import distribution_distances
 from .evaluation.report import prompt_accuracy
 from .hub import TextToImage
 from .text import CachedTextEncoder, detailed_caption, full_caption
-from .training import TrainConfig, Trainer, apply_overrides, parse_overrides
+from t2i_tutorial.training import (
+    TrainConfig,
+    Trainer,
+    apply_overrides,
+    check_setting,
+    setting_names,
+    parse_overrides,
+)
 
 # %% ../nbs/16_experiments.ipynb #ce4c8262
 DEFAULT_TEXT_ENCODER = "critters-clip+token-embeddings"
@@ -74,28 +81,28 @@ class Preset:
 def get_preset(
     presets: Mapping[str, Preset],  # a family's, by name
     preset: str | Preset,  # one of their names, or a preset of your own
-    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["max_steps=200", "text_encoder=clip"]
+    overrides: "Mapping | Iterable[str]" = (),  # fields of training, model or preset, like ["train.max_steps=200", "unet.heads=8"]
 ) -> Preset:
     "A preset with some values replaced; raises `UserError` for an unknown name, with the nearest, and for a bad value."
     if isinstance(preset, str):
         preset = presets[check_choice("preset", preset, presets)]
     words = parse_overrides(overrides)
-    parts = {
-        part: getattr(preset, part) for part in ("model_config", "train_config")
-    }  # where both have a field, training's is meant
-    owner = {
-        f.name: part
-        for part, c in parts.items()
-        for f in fields(c)
-        if not is_dataclass(getattr(c, f.name))
-    }
-    owner |= {"num_images": None, "init_from": None}
+    own = {"num_images", "init_from"}
+    names = [
+        *setting_names(preset.model_config),
+        *setting_names(preset.train_config, "train."),
+        *sorted(own),
+    ]
     for name in words:
-        check_choice("setting", name, owner)
-    for part, config in parts.items():
-        own = {k: v for k, v in words.items() if owner[k] == part}
-        preset = replace(preset, **{part: apply_overrides(config, own)})
-    return apply_overrides(preset, {k: v for k, v in words.items() if owner[k] is None})
+        check_setting(name, names)
+    train = {k[6:]: v for k, v in words.items() if k.startswith("train.")}
+    model = {k: v for k, v in words.items() if k[:6] != "train." and k not in own}
+    preset = replace(
+        preset,
+        model_config=apply_overrides(preset.model_config, model),
+        train_config=apply_overrides(preset.train_config, train),
+    )
+    return apply_overrides(preset, {k: v for k, v in words.items() if k in own})
 
 # %% ../nbs/16_experiments.ipynb #c376ebbf
 def critters_dataset(

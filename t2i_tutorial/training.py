@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_VERSION', 'PICKLE_SUFFIXES', 'RESUME_MUTABLE_FIELDS', 'TinyDenoiser', 'TrainConfig', 'validate_field',
-           'parse_overrides', 'apply_overrides', 'lr_at_step', 'clip_grad_norm', 'check_finite', 'EMA', 'step_rng',
-           'get_rng_state', 'set_rng_state', 'evaluation_mode', 'atomic_directory', 'Checkpoint', 'save_checkpoint',
-           'load_checkpoint', 'list_checkpoints', 'find_checkpoint', 'prune_checkpoints', 'load_weights',
-           'flatten_optimizer_state', 'load_optimizer_state', 'InfiniteBatches', 'slice_batch', 'make_accelerator',
-           'all_reduce_gradients', 'TrainingInterrupted', 'defer_sigint', 'MetricLogger', 'plot_losses', 'Trainer']
+           'parse_overrides', 'setting_names', 'check_setting', 'apply_overrides', 'lr_at_step', 'clip_grad_norm',
+           'check_finite', 'EMA', 'step_rng', 'get_rng_state', 'set_rng_state', 'evaluation_mode', 'atomic_directory',
+           'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'list_checkpoints', 'find_checkpoint',
+           'prune_checkpoints', 'load_weights', 'flatten_optimizer_state', 'load_optimizer_state', 'InfiniteBatches',
+           'slice_batch', 'make_accelerator', 'all_reduce_gradients', 'TrainingInterrupted', 'defer_sigint',
+           'MetricLogger', 'plot_losses', 'Trainer']
 
 # %% ../nbs/14_training.ipynb #a2b534d2
 import hashlib
@@ -21,9 +22,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from math import cos, inf, isfinite, pi
 from pathlib import Path
@@ -166,6 +168,10 @@ def validate_field(
                 f"not {value!r}"
             )
         return tuple(validate_field(name, v, k) for v, k in zip(value, parts))
+    if get_origin(kind) is Sequence:
+        if not isinstance(value, (tuple, list)):
+            raise UserError(f"{name} must be values with commas between, not {value!r}")
+        return tuple(validate_field(name, v, get_args(kind)[0]) for v in value)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not isfinite(value)):
@@ -232,6 +238,9 @@ def _parse_value(text: str, kind):
             if len(words) == len(parts)
             else text
         )
+    if get_origin(kind) is Sequence:
+        words = text.strip("()[] ").rstrip(",").split(",")
+        return [_parse_value(w.strip(), get_args(kind)[0]) for w in words]
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
@@ -255,17 +264,53 @@ def parse_overrides(
     return {name.strip().replace("-", "_"): value for name, value in words.items()}
 
 
+def setting_names(
+    config,  # a dataclass, perhaps with dataclasses in it
+    prefix: str = "",
+) -> list[str]:  # for instance ["size", "unet.heads"]
+    "The dotted path of every field that is not a dataclass itself."
+    names = []
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            names += setting_names(value, f"{prefix}{f.name}.")
+        else:
+            names.append(prefix + f.name)
+    return names
+
+
+def check_setting(name: str, names: Sequence[str]) -> str:
+    "Return `name` if it is one of `names`; else raise `UserError` with the nearest."
+    if name in names:
+        return name
+    last = {n.rpartition(".")[2]: n for n in reversed(names)}
+    near = get_close_matches(name, names, 1) or [
+        last[k] for k in get_close_matches(name.rpartition(".")[2], last, 1)
+    ]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"unknown setting {name!r}{hint}; known: {', '.join(names)}")
+
+
 def apply_overrides(
     config,  # a frozen dataclass
-    overrides: "Mapping | Iterable[str]",  # {"lr": 1e-4}, or words like "lr=1e-4" as a command line has them
+    overrides: "Mapping | Iterable[str]",  # {"lr": 1e-4}, or words like "unet.heads=8"
 ):  # the same dataclass, these values replaced
-    "Replace some values by name; raises `UserError` for an unknown name, with the nearest, and for a wrong type."
-    kinds, new = {f.name: f.type for f in fields(config)}, {}
+    """Replace some values by name, also inside nested configurations.
+
+    Raises `UserError` for an unknown name, with the nearest, and for a wrong type.
+    """
+    kinds, new, nested = {f.name: f.type for f in fields(config)}, {}, {}
+    names = setting_names(config)
     for name, value in parse_overrides(overrides).items():
-        check_choice("setting", name, kinds)
+        head, _, rest = check_setting(name, names).partition(".")
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+            continue
         if isinstance(value, str):
             value = _parse_value(value, kinds[name])
         new[name] = validate_field(name, value, kinds[name])
+    for head, changes in nested.items():
+        new[head] = apply_overrides(getattr(config, head), changes)
     return replace(config, **new)
 
 # %% ../nbs/14_training.ipynb #56423431
