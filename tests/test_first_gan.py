@@ -89,7 +89,9 @@ def test_minimax_is_silent_where_the_generator_is_seen_through():
 
 def test_gradient_penalty_on_a_quadratic():
     a, x = torch.tensor(3.0, requires_grad=True), noise(32, 3, 4, 4)
-    penalty = G.r1_gradient_penalty(lambda x: a * x.square().sum((1, 2, 3)) / 2, x)
+    x.requires_grad_()
+    logits = a * x.square().sum((1, 2, 3)) / 2
+    penalty = G.zero_centered_gradient_penalty(logits.sum(), [x])
     size = x.square().sum((1, 2, 3)).mean()
     assert torch.allclose(penalty, 9 * size)
     (slope,) = torch.autograd.grad(penalty, a)
@@ -97,9 +99,17 @@ def test_gradient_penalty_on_a_quadratic():
 
 
 def test_gradient_penalty_leaves_its_input_alone():
-    x = noise(4, 2)
-    G.r1_gradient_penalty(lambda x: x.square().sum(1), x)
-    assert not x.requires_grad and x.grad is None
+    "The penalty stores no gradient, and a step leaves the caller's images as they are."
+    x = noise(4, 2).requires_grad_()
+    G.zero_centered_gradient_penalty(x.square().sum(), [x])
+    assert x.grad is None
+    torch.manual_seed(0)
+    g, d = G.ToyGenerator(channels=8), G.ToyDiscriminator(channels=8)
+    optimizer = torch.optim.Adam(d.parameters(), 2e-3)
+    real = noise(4, 3, 16, 16)
+    before = real.clone()
+    G.discriminator_step(g, d, optimizer, real, rng(), 1.0)
+    assert not real.requires_grad and real.grad is None and torch.equal(real, before)
 
 
 def test_r1_makes_the_score_flatter_at_real_pictures():
@@ -110,7 +120,8 @@ def test_r1_makes_the_score_flatter_at_real_pictures():
         optimiser = torch.optim.Adam(d.parameters(), 2e-3, betas=(0.0, 0.99))
         for _ in range(25):
             G.discriminator_step(g, d, optimiser, data, rng(), gamma)
-        steep.append(G.r1_gradient_penalty(d, data).item())
+        x = data.clone().requires_grad_()
+        steep.append(G.zero_centered_gradient_penalty(d(x).sum(), [x]).item())
     assert steep[1] < 0.5 * steep[0]
 
 

@@ -28,7 +28,7 @@ from t2i_tutorial.clip import (
     CritterDataset,
     ImageEncoder,
     augment_images,
-    clip_lr_at_step,
+    lr_at_step,
     git_commit,
     hardware_info,
 )
@@ -340,7 +340,7 @@ def _train_stage(
     )
     for step in progress_bar(range(config.max_steps), f"training {name}"):
         for group in optimiser.param_groups:
-            group["lr"] = clip_lr_at_step(step, config)
+            group["lr"] = lr_at_step(step, config.lr, config.max_steps, config.warmup_steps)
         index = torch.randint(len(pool), (config.batch_size,), generator=generator)
         images = from_uint8(pool.pixels[index])
         if config.augment_images:
