@@ -22,8 +22,16 @@ def length(path: Path) -> dict:
     "Title, subtitle, words, visible code cells and minutes of reading of a notebook."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = {"code": [], "markdown": []}
+    answer = False  # answers of exercises are folded
     for c in cells:
-        sources[c["cell_type"]].append("".join(c["source"]))
+        source = "".join(c["source"])
+        if c["cell_type"] == "markdown":
+            answer = source.rfind("{solution-start}") > source.rfind("{solution-end}")
+            source = re.sub(
+                r"\{solution-start\}.*?\{solution-end\}", "", source, flags=re.S
+            )
+        if c["cell_type"] == "markdown" or not answer:
+            sources[c["cell_type"]].append(source)
     text = "\n".join(sources["markdown"])
     visible = [s for s in sources["code"] if not any(d in s for d in NOT_READ)]
     words = len(re.findall(r"\w+", text))

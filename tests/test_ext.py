@@ -127,7 +127,7 @@ def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch
         found_docs = ["nbs/01_images", "nbs/90_notation"]
 
         def doc2path(self, d):
-            return str(ROOT / f"{d}.{'ipynb' if d.endswith('core') else 'md'}")
+            return str(ROOT / f"{d}.{'ipynb' if d.endswith('images') else 'md'}")
 
     app, env = App(), Env()
     app.env = env
