@@ -99,7 +99,10 @@ def test_pixel_centres_mirror_exactly():
 
 def test_exact_shapes_agree_with_a_search_over_their_edge():
     q, points = grid()
-    nearest = lambda line: torch.cdist(points, line).min(1).values.view_as(q.x)
+
+    def nearest(line):
+        return torch.cdist(points, line).min(1).values.view_as(q.x)
+
     angle = torch.linspace(0, 2 * math.pi, 8001, dtype=torch.float64)
     ring = torch.stack([0.1 + 0.6 * angle.cos(), 0.2 + 0.6 * angle.sin()], 1)
     corners = [(0.5, 0.3), (-0.5, 0.3), (-0.5, -0.3), (0.5, -0.3), (0.5, 0.3)]
