@@ -148,7 +148,7 @@ def test_bad_seed(seed, untyped):
 
 def test_streams_are_independent_and_stable_across_processes():
     code = (
-        "import torch; from t2i_tutorial.core import make_generator as g; "
+        "import torch; from t2i_tutorial.core import seeded_generator as g; "
         "print(torch.rand(2, generator=g(3, 'a', 1)).tolist())"
     )
     here = torch.rand(2, generator=core.seeded_generator(3, "a", 1)).tolist()
