@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Images', 'Times', 'Tokens', 'VOCABULARY', 'MAX_TOKENS', 'split_words', 'tokenize', 'detailed_caption', 'load_data',
-           'add_noise', 'euler_sample', 'ResBlock', 'NanoConfig', 'NanoDenoiser', 'flow_matching_loss', 'train_nano',
+           'add_noise', 'euler_sample', 'NanoConfig', 'ResBlock', 'NanoDenoiser', 'flow_matching_loss', 'train_nano',
            'guided_velocity', 'sample_nano', 'load_nano', 'main']
 
 # %% ../nbs/04_nano.ipynb #117f78a7
@@ -46,11 +46,11 @@ def tokenize(captions: list[str]) -> Tokens:
         row[: len(known) + 1] = torch.tensor([1, *known])
     return tokens
 
-# %% ../nbs/04_nano.ipynb #63a31744
+# %% ../nbs/04_nano.ipynb #16641a60
 def detailed_caption(c: critters.Critter) -> str:
     "A caption that states all seven attributes."
-    colours = f"{c.body} and {c.second} {c.species} with {c.eyes} eyes"
-    return f"a {c.size} {colours}, {c.action}, facing {c.facing}"
+    look = f"{c.size} {c.body} and {c.second} {c.species}"
+    return f"a {look} with {c.eyes} eyes, {c.action}, facing {c.facing}"
 
 
 def load_data(n: int, seed: int = 0, split: str = "train") -> tuple[Images, Tensor]:
@@ -73,7 +73,23 @@ def euler_sample(velocity: Callable, xt: Images, num_steps: int = 20) -> Images:
         xt = xt - velocity(xt, t) / num_steps
     return xt
 
-# %% ../nbs/04_nano.ipynb #41c57ec6
+# %% ../nbs/04_nano.ipynb #0b561634
+@dataclass(frozen=True)
+class NanoConfig:
+    "Settings of the network and of training; the defaults train in about a minute."
+
+    channels: int = 64  # of every feature map, and numbers in a word vector
+    num_images: int = 4096  # critters to train on
+    detailed_prob: float = 0.9  # how often the detailed caption is taken
+    cond_drop_prob: float = 0.1  # how often the empty caption is taken
+    logit_mean: float = 0.5  # training times are sigmoid(logit_mean + normal)
+    max_steps: int = 1000
+    batch_size: int = 32
+    lr: float = 3e-3
+    warmup_steps: int = 50
+    ema_decay: float = 0.99
+
+
 class ResBlock(nn.Module):
     "Two convolutions with FiLM in between, added to a skip connection."
 
@@ -91,22 +107,6 @@ class ResBlock(nn.Module):
         scale, shift = rearrange(self.film(cond), "b (k c) -> k b c 1 1", k=2)
         h = F.silu(self.norm2(h) * (1 + scale) + shift)
         return self.skip(x) + self.conv2(h)
-
-# %% ../nbs/04_nano.ipynb #9c0b6f7d
-@dataclass(frozen=True)
-class NanoConfig:
-    "Settings of the network and of training; the defaults train in about a minute."
-
-    channels: int = 64  # of every feature map, and numbers in a word vector
-    num_images: int = 4096  # critters to train on
-    detailed_prob: float = 0.9  # how often the detailed caption is taken
-    cond_drop_prob: float = 0.1  # how often the empty caption is taken
-    logit_mean: float = 0.5  # training times are sigmoid(logit_mean + normal)
-    max_steps: int = 1000
-    batch_size: int = 32
-    lr: float = 3e-3
-    warmup_steps: int = 50
-    ema_decay: float = 0.99
 
 # %% ../nbs/04_nano.ipynb #86894922
 class NanoDenoiser(nn.Module):
@@ -186,7 +186,7 @@ def train_nano(config: NanoConfig = NanoConfig(), seed: int = 0, callback=None):
             callback(step, ema)
     return ema, losses
 
-# %% ../nbs/04_nano.ipynb #892d8e73
+# %% ../nbs/04_nano.ipynb #891a7b37
 def guided_velocity(model, xt: Images, t: Times, tokens: Tokens, scale: float):
     "Classifier-free guidance, {eq}`eq-nano-cfg` (Ho & Salimans 2022, eq. 6)."
     null = tokenize([""]).expand_as(tokens)
@@ -203,7 +203,7 @@ def sample_nano(model, prompts: list[str], guidance_scale=2.5, num_steps=20, see
     velocity = lambda xt, t: guided_velocity(model, xt, t, tokens, guidance_scale)
     return euler_sample(velocity, noise, num_steps).clamp(-1, 1)
 
-# %% ../nbs/04_nano.ipynb #562dee3e
+
 def load_nano(path: Path | None = None) -> NanoDenoiser:
     "Read weights and settings from a file, by default those of the recorded run."
     path = path or Path(core.__file__).parent / "recorded/nano/model.safetensors"
@@ -212,7 +212,7 @@ def load_nano(path: Path | None = None) -> NanoDenoiser:
     model.load_state_dict(weights)
     return model
 
-# %% ../nbs/04_nano.ipynb #e5b062f2
+# %% ../nbs/04_nano.ipynb #df89e44e
 #| eval: false
 def main(arguments: list[str] | None = None) -> None:
     "The command line: `python -m t2i_tutorial.nano PROMPT`."
@@ -241,8 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
             model = load_nano() if args.recorded else train_nano(config, args.seed)[0]
             x = sample_nano(model, args.prompts, args.guidance_scale, seed=args.seed)
             core.to_pil(core.make_grid(x), enlarge=8).save(partial, "png")
-    except core.UserError as e:
-        parser.error(str(e))
+    except (core.UserError, KeyboardInterrupt) as e:
+        parser.error(str(e) or "stopped")
     print(args.output)
 
 
