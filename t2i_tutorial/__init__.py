@@ -28,6 +28,7 @@ _MODULES = (
     "experiments",
     "gan",
     "hub",
+    "nano",
     "shapes",
     "text",
     "training",
