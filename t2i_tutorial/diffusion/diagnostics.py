@@ -7,6 +7,7 @@ __all__ = ['IMAGEN_ABLATION_PRESET', 'LOSS_ABLATIONS', 'SAMPLER_STEPS', 'run_los
            'run_sampler_sweep']
 
 # %% ../../nbs/36_imagen_judged.ipynb #3b67ab4e
+#| code-fold: true
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..text import full_caption
 from ..training import TrainConfig
 
 # %% ../../nbs/36_imagen_judged.ipynb #9b9f25cf
+#| code-fold: true
 IMAGEN_ABLATION_PRESET = Preset(  # patches of 2 x 2: a fraction of cpu-32's cost
     ImagenConfig(
         size=32,

@@ -7,6 +7,7 @@ __all__ = ['CPU_UNET_CONFIG', 'IMAGEN_CPU_TRAIN_CONFIG', 'IMAGEN_GPU_TRAIN_CONFI
            'stratified_timesteps', 'Imagen', 'imagen_preset', 'init_imagen_from_smaller', 'train_imagen']
 
 # %% ../../nbs/35_imagen.ipynb #d268f3a3
+#| code-fold: true
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -199,6 +200,7 @@ class Imagen(TextToImage):
         return torch.cat(images).clamp(-1, 1)
 
 # %% ../../nbs/35_imagen.ipynb #744f6ebe
+#| code-fold: true
 CPU_UNET_CONFIG = UNetConfig(
     channels=(32, 64, 128), num_res_blocks=(1, 1, 2), down_attention=False, text_dim=256
 )
@@ -227,6 +229,7 @@ IMAGEN_GPU_TRAIN_CONFIG = TrainConfig(
 )
 
 # %% ../../nbs/35_imagen.ipynb #12986305
+#| code-fold: true
 IMAGEN_PRESETS = {
     "tiny": Preset(
         ImagenConfig(
@@ -270,6 +273,7 @@ IMAGEN_PRESETS = {
 }
 
 # %% ../../nbs/35_imagen.ipynb #97960c7d
+#| code-fold: true
 IMAGEN_PRESETS["gpu-64"] = Preset(
     ImagenConfig(
         size=64,
