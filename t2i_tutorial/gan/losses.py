@@ -22,7 +22,11 @@ from torch import Tensor
 
 from ..clip import CLIP
 from ..core import UserError
-from .basics import logistic_d_loss, nonsaturating_g_loss
+from t2i_tutorial.gan.basics import (
+    logistic_d_loss,
+    nonsaturating_g_loss,
+    zero_centered_gradient_penalty,  # noqa: F401 (used with these losses, from here)
+)
 from ..text import TextEmbedding
 
 # %% ../../nbs/24_gan_losses.ipynb #be898100
