@@ -143,7 +143,8 @@ class VisionAidedFeatures(nn.Module):
 #| code-fold: true
 def _check_discriminator_config(c: "DiscriminatorConfig") -> None:
     "Raise `UserError` if the fields do not fit together."
-    n, doubling = len(c.sizes), all(b == 2 * a for a, b in zip(c.sizes, c.sizes[1:]))
+    n = len(c.sizes)
+    doubling = all(b == 2 * a for a, b in zip(c.sizes, c.sizes[1:]))
     if not n or not doubling or c.sizes[0] < 2 or c.sizes[0] % 2:
         raise UserError(
             "sizes must be even, smallest first, each twice the one before, "
@@ -334,7 +335,7 @@ class Discriminator(nn.Module):
     ) -> list[Float[Tensor, "b _ _ _ _"]]:  # per head: image, size, channel, sides
         "The maps that the heads score, without text; `UserError` for wrong sizes."
         _check_images(self.config, images)
-        maps, h, b = [], None, len(images[0])
+        h, maps = None, []
         for s, image in zip(reversed(self.config.sizes), reversed(images)):
             name = str(s)
             if name in self.from_rgb:
@@ -342,7 +343,7 @@ class Discriminator(nn.Module):
                 h = x if h is None else torch.cat([h, x])  # (k b): size by size
             h = self.blocks[name](h)
             if name in self.unconditional_heads:
-                maps.append(rearrange(h, "(k b) c h w -> b k c h w", b=b))
+                maps.append(rearrange(h, "(k b) c h w -> b k c h w", b=len(image)))
         if self.vision_aided is not None:
             maps += [m[:, None] for m in self.vision_aided(images[-1])]
         return maps
@@ -360,7 +361,8 @@ class Discriminator(nn.Module):
         for maps, (name, head) in zip(
             features, self.unconditional_heads.items(), strict=True
         ):
-            k, stack = maps.shape[1], rearrange(maps, "b k c h w -> (k b) c h w")
+            k = maps.shape[1]
+            stack = rearrange(maps, "b k c h w -> (k b) c h w")
             scores = _mean_over_positions(head(stack))
             unconditional.extend(rearrange(scores, "(k b) -> k b", k=k))
             if style is not None:

@@ -277,10 +277,10 @@ class Generator(nn.Module):
         w = self.mapping(z, pooled)
         if truncation == 1:
             return w
-        b, k = len(z), len(self.truncation_z)
+        k = len(self.truncation_z)
         repeated = None if pooled is None else pooled.repeat_interleave(k, 0)
-        samples = self.mapping(self.truncation_z.repeat(b, 1), repeated)
-        w_mean = rearrange(samples, "(b k) d -> b k d", b=b).mean(1)
+        samples = self.mapping(self.truncation_z.repeat(len(z), 1), repeated)
+        w_mean = rearrange(samples, "(b k) d -> b k d", k=k).mean(1)
         return w_mean.lerp(w, truncation)
 
     def synthesise(
@@ -289,7 +289,8 @@ class Generator(nn.Module):
         text: TextEmbedding | None = None,  # from `encode_text`
     ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first; about [-1, 1], not clamped
         "Styles and tokens to images, {eq}`eq-pyramid`."
-        x, image, images = self.start.expand(len(w), -1, -1, -1), None, []
+        x = self.start.expand(len(w), -1, -1, -1)
+        image, images = None, []
         recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
         for block, to_rgb in zip(self.blocks, self.to_rgb):
             if recompute:

@@ -20,7 +20,7 @@ from ..core import UserError
 def scaled_leaky_relu(
     x: Float[Tensor, "..."],
 ) -> Float[Tensor, "..."]:
-    "Leaky ReLU with slope 0.2 that keeps the mean square of standard normal inputs."
+    "Leaky ReLU, negative slope 0.2, that keeps the mean square of normal inputs."
     return math.sqrt(2 / (1 + 0.2**2)) * F.leaky_relu(x, 0.2)
 
 
@@ -62,7 +62,8 @@ class EqualConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.scale = 1 / math.sqrt(c_in * kernel**2)
-        self.stride, self.padding = stride, kernel // 2
+        self.stride = stride
+        self.padding = kernel // 2
 
     def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h2 w2"]:
         "(W / sqrt(c_in k^2)) * x + bias, with zero padding."
