@@ -1,4 +1,4 @@
-"""Chapter 23: a critic that reads: every score by its own picture and its own text, at the start and after training."""
+"""Chapter 23: scores of the right pairs, text dependence of every head, gradients."""
 
 import json
 from dataclasses import asdict, replace
@@ -39,17 +39,17 @@ def texts(b, seed=0, dim=12):
     )
 
 
-def critic(config=SMALL, seed=0):
+def make_discriminator(config=SMALL, seed=0):
     torch.manual_seed(seed)
     return Discriminator(config)
 
 
-def pictures(b, config=SMALL, seed=0):
+def images(b, config=SMALL, seed=0):
     return [randn(b, 3, s, s, seed=seed).clamp(-1, 1) for s in config.sizes]
 
 
 def tables(D, levels, text):
-    "For each text head: its score of each picture (rows) with each text (columns)."
+    "For each text head: its score of each image (rows) with each text (columns)."
     with torch.no_grad():
         columns = [
             D(levels, text[[k] * len(levels[0])]).conditional
@@ -62,7 +62,7 @@ def tables(D, levels, text):
 
 
 def test_pyramid_takes_means_of_squares():
-    "GG-12: a peer takes the nearest pixel; a pixel that it skips has no influence. Here each has the same."
+    "GG-12: images are averaged over squares, so that every pixel has the same weight."
     x = randn(2, 3, 16, 16).requires_grad_()
     small, same = image_pyramid(x, (4, 16))
     assert torch.equal(same, x) and small.shape == (2, 3, 4, 4)
@@ -84,11 +84,11 @@ def test_pyramid_keeps_range_and_white():
 
 @pytest.mark.parametrize("size", [24, 64, 0])
 def test_pyramid_refuses_sizes_that_do_not_divide(size):
-    with pytest.raises(UserError, match=f"no squares for {size} pixels"):
+    with pytest.raises(UserError, match=f"cannot be averaged to {size} pixels"):
         image_pyramid(torch.zeros(1, 3, 32, 32), (8, size))
 
 
-# ---- in at every size, out at every stage
+# ---- multi-scale input and output
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
@@ -100,7 +100,7 @@ def test_there_are_L_L_plus_1_halves_scores(n):
         text_dim=12,
         style_dim=8,
     )
-    scores = critic(config)(pictures(2, config), texts(2))
+    scores = make_discriminator(config)(images(2, config), texts(2))
     assert (
         len(scores.conditional)
         == len(scores.unconditional)
@@ -110,7 +110,7 @@ def test_there_are_L_L_plus_1_halves_scores(n):
         == n * (n + 1) // 2
     )
     assert scores.head_names == config.head_names and all(
-        map < picture for picture, map in scores.head_names
+        map < image for image, map in scores.head_names
     )
     assert all(
         s.shape == (2,) for s in scores.conditional + scores.unconditional
@@ -118,12 +118,12 @@ def test_there_are_L_L_plus_1_halves_scores(n):
 
 
 def as_drawn(D, levels, text):
-    "One picture after the other through its own stages, without a stack."
+    "One image size after the other through its own blocks, without a stack."
     found = {}
-    for i, picture in zip(D.config.sizes, levels):
-        h = scaled_leaky_relu(D.from_rgb[str(i)](picture))
+    for i, image in zip(D.config.sizes, levels):
+        h = scaled_leaky_relu(D.from_rgb[str(i)](image))
         for j in reversed([s for s in D.config.sizes if s <= i]):
-            h = D.stages[str(j)](h)
+            h = D.blocks[str(j)](h)
             found[i, j // 2] = (
                 D.text_heads[str(j)](h, D.text_to_style(text)),
                 D.unconditional_heads[str(j)](h).mean((1, 2, 3)),
@@ -132,49 +132,51 @@ def as_drawn(D, levels, text):
 
 
 def test_stacked_equals_one_by_one():
-    "GG-1: a peer scores real pictures with other pictures' captions. Here each score is that of its own pair, computed alone."
+    "GG-1: each score is that of an image with its own caption, computed alone."
     config = DiscriminatorConfig(
         (4, 8, 16), (8, 8, 8), (False, True, False), text_dim=12, style_dim=8
     )
-    D, levels, text = critic(config), pictures(3, config), texts(3)
+    D, levels, text = make_discriminator(config), images(3, config), texts(3)
     with torch.no_grad():
         scores = D(levels, text)
         for k in range(3):
             alone = as_drawn(D, [p[k : k + 1] for p in levels], text[[k]])
-            for place, t, p in zip(
+            for name, t, p in zip(
                 scores.head_names, scores.conditional, scores.unconditional, strict=True
             ):
                 assert torch.allclose(
-                    t[k], alone[place][0][0], atol=1e-5
-                ) and torch.allclose(p[k], alone[place][1][0], atol=1e-5)
+                    t[k], alone[name][0][0], atol=1e-5
+                ) and torch.allclose(p[k], alone[name][1][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [SMALL, ONE], ids=["multi-scale", "one score"])
 def test_a_score_belongs_to_its_own_picture_and_caption(config):
-    "GG-1, JZ-1: another sample's caption or picture changes that sample's scores, and no other's."
-    D, levels, text = critic(config), pictures(3), texts(3)
-    said, shown = text.pooled.clone(), [p.clone() for p in levels]
-    said[1] = randn(12, seed=9)
-    for p in shown:
+    "GG-1, JZ-1: a caption or an image changes its own sample's scores only."
+    D, levels, text = make_discriminator(config), images(3), texts(3)
+    other_pooled, changed = text.pooled.clone(), [p.clone() for p in levels]
+    other_pooled[1] = randn(12, seed=9)
+    for p in changed:
         p[1] = randn(*p.shape[1:], seed=9)
     with torch.no_grad():
-        before, other_text, other_picture = (
+        before, other_text, other_image = (
             D(*a)
             for a in (
                 (levels, text),
-                (levels, replace(text, pooled=said)),
-                (shown, text),
+                (levels, replace(text, pooled=other_pooled)),
+                (changed, text),
             )
         )
-    for a, b, c in zip(before.text, other_text.text, other_picture.text):
+    for a, b, c in zip(
+        before.conditional, other_text.conditional, other_image.conditional
+    ):
         assert torch.allclose(a[[0, 2]], b[[0, 2]], atol=1e-5) and torch.allclose(
             a[[0, 2]], c[[0, 2]], atol=1e-5
         )
         assert (a[1] - b[1]).abs() > 1e-4 and (a[1] - c[1]).abs() > 1e-4
 
 
-def test_sizes_are_judged_on_their_own():
-    D, levels, text = critic(), pictures(2), texts(2)
+def test_sizes_are_scored_independently():
+    D, levels, text = make_discriminator(), images(2), texts(2)
     other = [levels[0], randn(2, 3, 16, 16, seed=4)]
     with torch.no_grad():
         a, b = D(levels, text), D(other, text)
@@ -182,23 +184,25 @@ def test_sizes_are_judged_on_their_own():
         assert torch.allclose(s, t, atol=1e-5) == (size == 8)
 
 
-# ---- borrowed eyes
+# ---- vision-aided heads
 
-LENT = replace(SMALL, vision_aided_model="critters-clip", vision_aided_channels=8)
+VISION_AIDED = replace(
+    SMALL, vision_aided_model="critters-clip", vision_aided_channels=8
+)
 
 
-def test_borrowed_eyes_are_lent():
-    "The tower is frozen, in no file and no optimiser; slopes pass through it to the picture, and it moves where the weights move."
-    D = critic(LENT)
+def test_vision_aided_encoder_is_frozen_and_in_no_file():
+    "Gradients pass through the frozen encoder to the image; it follows the weights."
+    D = make_discriminator(VISION_AIDED)
     assert not any(
         "clip" in name for name, _ in [*D.named_parameters(), *D.state_dict().items()]
     )
-    x = [p.requires_grad_() for p in pictures(2, LENT)]
-    lent = D.score(D.features(x), texts(2)).logits()[-3:]
-    slopes = torch.autograd.grad(sum(s.sum() for s in lent), x, allow_unused=True)
+    x = [p.requires_grad_() for p in images(2, VISION_AIDED)]
+    logits = D.score(D.features(x), texts(2)).logits()[-3:]
+    gradients = torch.autograd.grad(sum(s.sum() for s in logits), x, allow_unused=True)
     assert (
-        slopes[0] is None and (slopes[1].flatten(1).abs().amax(1) > 0).all()
-    )  # they see the largest picture
+        gradients[0] is None and (gradients[1].flatten(1).abs().amax(1) > 0).all()
+    )  # the largest image only
     assert all(
         p.grad is None and not p.requires_grad for p in D.vision_aided.clip.parameters()
     )
@@ -207,8 +211,13 @@ def test_borrowed_eyes_are_lent():
     )
 
 
-def test_borrowed_eyes_change_no_other_score():
-    D, plain, levels, text = critic(LENT), critic(SMALL), pictures(3), texts(3)
+def test_vision_aided_heads_change_no_other_score():
+    D, plain, levels, text = (
+        make_discriminator(VISION_AIDED),
+        make_discriminator(SMALL),
+        images(3),
+        texts(3),
+    )
     plain.load_state_dict(
         {k: v for k, v in D.state_dict().items() if "vision_aided" not in k}
     )
@@ -218,26 +227,26 @@ def test_borrowed_eyes_change_no_other_score():
         a.head_names
         == b.head_names
         + [("vision_aided", 1), ("vision_aided", 2), ("vision_aided", 3)]
-        == LENT.head_names
+        == VISION_AIDED.head_names
     )
     for s, t in zip(a.logits(), b.logits()):
         assert torch.equal(s, t)
 
 
-def test_a_style_is_as_good_as_its_text():
-    D, levels, text = critic(LENT), pictures(3), texts(3)
+def test_a_style_gives_the_same_scores_as_its_text():
+    D, levels, text = make_discriminator(VISION_AIDED), images(3), texts(3)
     with torch.no_grad():
         seen, style = D.features(levels), D.text_to_style(text)
         assert torch.equal(D.score(seen, style).mean(), D.score(seen, text).mean())
 
 
-# ---- does every head read?
+# ---- does every head depend on the text?
 
 
-def slopes(D, levels, text):
-    "For each text head the size of its slope in the pooled text, one number a sample."
+def text_gradients(D, levels, text):
+    "For each text head the norm of its gradient in the pooled text, per sample."
     pooled = text.pooled.clone().requires_grad_()
-    scores = D(levels, replace(text, pooled=pooled)).text
+    scores = D(levels, replace(text, pooled=pooled)).conditional
     return [
         torch.autograd.grad(s.sum(), pooled, retain_graph=True)[0].norm(dim=1)
         for s in scores
@@ -246,24 +255,22 @@ def slopes(D, levels, text):
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, ONE, replace(SMALL, head_layers=0), LENT],
-    ids=["multi-scale", "one score", "shallow", "borrowed eyes"],
+    [SMALL, ONE, replace(SMALL, head_layers=0), VISION_AIDED],
+    ids=["multi-scale", "one score", "shallow", "vision-aided"],
 )
-def test_every_head_reads_at_the_start(config):
-    "GG-3, PR-1: the score that a peer trains on does not depend on the text, another peer's critic has no text at all."
-    D, levels, text = critic(config), pictures(4), texts(4)
-    assert len(slopes(D, levels, text)) == len(config.head_names)
-    for s in slopes(D, levels, text):
+def test_every_head_depends_on_the_text_at_initialisation(config):
+    "GG-3, PR-1: every score that is trained on depends on the text."
+    D, levels, text = make_discriminator(config), images(4), texts(4)
+    assert len(text_gradients(D, levels, text)) == len(config.head_names)
+    for s in text_gradients(D, levels, text):
         assert (s > 1e-3).all()
     for t in tables(D, levels, text):
-        assert (
-            interaction_residual(t).abs().max() > 1e-3
-        )  # and compares it with the picture
+        assert interaction_residual(t).abs().max() > 1e-3  # image and text together
 
 
-def test_every_head_reads_after_a_short_training():
-    "GG-3, PR-1: no head may fall silent, and each must have learned which text belongs to which picture."
-    D, text, rng = critic(), texts(4), seeded_generator(0, "short")
+def test_every_head_depends_on_the_text_after_a_short_training():
+    "GG-3, PR-1: each head has learned which text belongs to which image."
+    D, text, rng = make_discriminator(), texts(4), seeded_generator(0, "short")
     colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
 
     def draw(i, generator):
@@ -275,7 +282,7 @@ def test_every_head_reads_after_a_short_training():
             SMALL.sizes,
         )
 
-    optimiser = torch.optim.Adam(D.parameters(), 0.01, betas=(0.5, 0.99))
+    optimizer = torch.optim.Adam(D.parameters(), 0.01, betas=(0.5, 0.99))
     for _ in range(40):
         i = torch.randperm(4, generator=rng).repeat(4)
         levels = draw(i, rng)
@@ -285,11 +292,11 @@ def test_every_head_reads_after_a_short_training():
                 D(levels, text[i]).logits(), D(levels, text[(i + 1) % 4]).logits()
             )
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     levels = draw(torch.arange(4), seeded_generator(1, "short"))
-    for s in slopes(D, levels, text):
+    for s in text_gradients(D, levels, text):
         assert (s > 1e-3).all()
     for t in tables(D, levels, text):
         assert (
@@ -298,10 +305,10 @@ def test_every_head_reads_after_a_short_training():
         )
 
 
-def test_interplay_sees_through_a_sum():
-    "GG-3: a score that adds picture and caption moves with the caption, and can never tell right pairs from wrong ones."
-    picture, caption, both = randn(5), randn(4, seed=1), randn(5, 4, seed=2)
-    added = picture[:, None] + caption[None]
+def test_interaction_residual_of_a_sum_is_zero():
+    "GG-3: a score f(image) + g(caption) cannot separate right pairs from wrong ones."
+    image, caption, both = randn(5), randn(4, seed=1), randn(5, 4, seed=2)
+    added = image[:, None] + caption[None]
     assert interaction_residual(added).abs().max() < 1e-5 and torch.allclose(
         interaction_residual(added + both), interaction_residual(both), atol=1e-5
     )
@@ -312,23 +319,28 @@ def test_interplay_sees_through_a_sum():
     )
 
 
-def test_the_plain_branch_never_hears_the_text():
-    D, levels = critic(), pictures(2)
+def test_the_unconditional_term_does_not_depend_on_the_text():
+    D, levels = make_discriminator(), images(2)
     with torch.no_grad():
         a, b = D(levels, texts(2)), D(levels, texts(2, seed=5))
     assert all(torch.equal(p, q) for p, q in zip(a.unconditional, b.unconditional))
     assert all(
-        torch.allclose(l, t + p) for l, t, p in zip(a.logits(), a.text, a.unconditional)
+        torch.allclose(both, t + p)
+        for both, t, p in zip(a.logits(), a.conditional, a.unconditional)
     )
     assert torch.allclose(a.mean(), sum(a.logits()) / 3, atol=1e-6)
 
 
-# ---- slopes for R1, sizes for a fair hearing
+# ---- gradients for R1, scales of scores
 
 
-def test_r1_reaches_every_picture():
-    "GG-11: a peer's penalty looks at one picture only. Here the score has a slope in each size, and that slope a slope in the weights."
-    D, levels, text = critic(), [p.requires_grad_() for p in pictures(2)], texts(2)
+def test_r1_reaches_every_image_size():
+    "GG-11: the score has a gradient in every image size, and R1 one in the weights."
+    D, levels, text = (
+        make_discriminator(),
+        [p.requires_grad_() for p in images(2)],
+        texts(2),
+    )
     grads = torch.autograd.grad(D(levels, text).mean().sum(), levels, create_graph=True)
     assert all((g.flatten(1).abs().amax(1) > 0).all() for g in grads)
     sum(g.square().sum() for g in grads).backward()
@@ -340,8 +352,8 @@ def test_r1_reaches_every_picture():
     assert {
         "from_rgb.8.weight",
         "from_rgb.16.weight",
-        "stages.8.places.qk",
-        "text.8.score.weight",
+        "blocks.8.self_attn.qk",
+        "text_heads.8.score.weight",
     } <= reached
 
 
@@ -353,43 +365,42 @@ def test_r1_reaches_every_picture():
         replace(SMALL, text_conditional=False),
         replace(ONE, text_conditional=False),
     ],
-    ids=["all", "one", "unread", "plain"],
+    ids=["all", "one", "unconditional", "one, unconditional"],
 )
 def test_every_parameter_learns_at_once(config):
-    "JZ-2: parameters that no gradient reaches; also no switch leaves any behind that is never used."
-    D = critic(config)
-    optimiser = torch.optim.Adam(D.parameters(), 0.01)
-    for step in (
-        1,
-        2,
-    ):  # the attention over words begins by adding nothing (one factor of two is zero): it learns from the second step on
-        optimiser.zero_grad()
+    "JZ-2: every parameter gets a gradient, with every switch."
+    D = make_discriminator(config)
+    optimizer = torch.optim.Adam(D.parameters(), 0.01)
+    for step in (1, 2):  # text layers start with a zero factor: from the second step on
+        optimizer.zero_grad()
         sum(
             F.softplus(-s).mean()
-            for s in D(pictures(2), texts(2) if config.text else None).logits()
+            for s in D(
+                images(2), texts(2) if config.text_conditional else None
+            ).logits()
         ).backward()
         still = [
             n for n, p in D.named_parameters() if p.grad is None or not p.grad.any()
         ]
         assert not [n for n in still if step == 2 or "text_layers" not in n], still
-        optimiser.step()
+        optimizer.step()
 
 
-def test_scores_have_one_size_at_every_width():
-    "GG-7: a peer's scale depends on the width of its layers."
+def test_scores_have_one_scale_at_every_width():
+    "GG-7: the scale of the scores does not depend on the width of the layers."
     sizes = []
     for c in (16, 64, 128):
         config = DiscriminatorConfig(
             (8, 16), (c, c), (True, False), text_dim=12, style_dim=c
         )
         with torch.no_grad():
-            scores = critic(config)(pictures(16), texts(16))
+            scores = make_discriminator(config)(images(16), texts(16))
         sizes.append(torch.stack(scores.logits()).square().mean().sqrt().item())
     assert max(sizes) < 4 * min(sizes) and 0.1 < min(sizes) and max(sizes) < 10, sizes
 
 
-def test_a_large_map_is_not_louder():
-    "Scores are means over places: the same map four times as large has the same score."
+def test_the_score_does_not_depend_on_the_size_of_the_map():
+    "Scores are means over positions: a map four times as large has the same score."
     torch.manual_seed(0)
     head, x, style = TextHead(8, 16), randn(2, 8, 3, 3), randn(2, 16)
     assert torch.allclose(
@@ -399,7 +410,7 @@ def test_a_large_map_is_not_louder():
     )
 
 
-def test_a_stage_halves_the_sides_and_keeps_the_size():
+def test_a_block_halves_the_sides_and_keeps_the_scale():
     torch.manual_seed(0)
     for heads in (0, 4):
         out = DiscriminatorBlock(16, 24, heads)(randn(4, 16, 8, 6))
@@ -409,14 +420,14 @@ def test_a_stage_halves_the_sides_and_keeps_the_size():
 # ---- what it is made of
 
 
-def test_a_critic_is_built_from_numbers_alone_and_holds_no_encoder():
-    "GG-6: a peer's `Discriminator(text_dim=...)` asks an encoder that is not there. GG-12: a peer stores its text model inside."
-    D = critic(
+def test_a_discriminator_is_built_from_its_config_and_holds_no_encoder():
+    "GG-6, GG-12: no text encoder is needed to build it, and none is stored in it."
+    D = make_discriminator(
         DiscriminatorConfig(
             SMALL.sizes, SMALL.channels, SMALL.attention, text_dim=20, style_dim=8
         )
     )
-    assert D(pictures(2), texts(2, dim=20)).mean().shape == (2,)
+    assert D(images(2), texts(2, dim=20)).mean().shape == (2,)
     assert {n.split(".")[0] for n, _ in D.named_parameters()} == {
         "from_rgb",
         "blocks",
@@ -424,17 +435,17 @@ def test_a_critic_is_built_from_numbers_alone_and_holds_no_encoder():
         "text_to_style",
         "text_heads",
     } and not list(D.buffers())
-    twin = critic(D.config, seed=1)
-    twin.load_state_dict(D.state_dict())
+    copy = make_discriminator(D.config, seed=1)
+    copy.load_state_dict(D.state_dict())
     with torch.no_grad():
         assert torch.equal(
-            twin(pictures(2), texts(2, dim=20)).mean(),
-            D(pictures(2), texts(2, dim=20)).mean(),
+            copy(images(2), texts(2, dim=20)).mean(),
+            D(images(2), texts(2, dim=20)).mean(),
         )
 
 
 def test_without_text():
-    D, levels = critic(replace(SMALL, text_conditional=False)), pictures(2)
+    D, levels = make_discriminator(replace(SMALL, text_conditional=False)), images(2)
     scores = D(levels)
     assert (
         scores.conditional == []
@@ -446,32 +457,32 @@ def test_without_text():
     assert not any(n.startswith("text_") for n, _ in D.named_parameters())
 
 
-def test_one_score_looks_at_the_largest_picture():
-    D, levels, text = critic(ONE), pictures(2), texts(2)
+def test_a_single_score_uses_the_largest_image_only():
+    D, levels, text = make_discriminator(ONE), images(2), texts(2)
     other = [randn(2, 3, 8, 8, seed=4), levels[1]]
     with torch.no_grad():
         a, b = D(levels, text), D(other, text)
     assert (
         a.head_names == [(16, 4)]
-        and len(a.text) == len(a.unconditional) == 1
+        and len(a.conditional) == len(a.unconditional) == 1
         and torch.equal(a.mean(), b.mean())
     )
 
 
 def test_what_does_not_fit_is_refused():
-    "PR-1: a critic that was meant to read must not go on without text, nor one without text ignore it."
-    D, levels = critic(), pictures(2)
-    with pytest.raises(UserError, match="this discriminator reads"):
+    "PR-1: a missing text is an error, and so is one that would be ignored."
+    D, levels = make_discriminator(), images(2)
+    with pytest.raises(UserError, match="this discriminator is conditioned on text"):
         D(levels)
-    with pytest.raises(UserError, match="was built without text"):
-        critic(replace(SMALL, text_conditional=False))(levels, texts(2))
+    with pytest.raises(UserError, match="this discriminator is unconditional"):
+        make_discriminator(replace(SMALL, text_conditional=False))(levels, texts(2))
     with pytest.raises(
-        UserError, match=r"give pictures of \(8, 16\) pixels, not \(16, 8\)"
+        UserError, match=r"give images of \(8, 16\) pixels, not \(16, 8\)"
     ):
         D(levels[::-1], texts(2))
     with pytest.raises(UserError, match=r"not \(16,\)"):
         D(levels[1:], texts(2))
-    with pytest.raises(UserError, match="2 pictures but 3 texts"):
+    with pytest.raises(UserError, match="2 images but 3 texts"):
         D(levels, texts(3))
 
 

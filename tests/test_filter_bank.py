@@ -1,4 +1,4 @@
-"""Chapter 21: the bank's identities in float64, its choice, and what watching it says."""
+"""Chapter 21: the filter bank against the plain layer and N convolutions; selection."""
 
 import math
 
@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i_tutorial.core import UserError, seed_everything, seeded_generator
+from t2i_tutorial.core import (
+    RESULTS_DIR,
+    UserError,
+    load_json,
+    seed_everything,
+    seeded_generator,
+)
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d, effective_num_kernels
 from t2i_tutorial.gan.modulation import ModulatedConv2d, modulated_conv2d
 
@@ -21,7 +27,7 @@ def make(bank, c_in=6, c_out=5, kernel=3, seed=0):
 
 
 def plain_with(layer, n):
-    "The plain layer of chapter 20 with kernel n of the bank, and the same style and bias."
+    "The layer of chapter 20 with kernel n of the bank, and the same style and bias."
     plain = ModulatedConv2d(
         layer.weight.shape[2], layer.weight.shape[1], layer.weight.shape[-1], 8
     ).double()
@@ -44,7 +50,7 @@ def test_a_bank_of_one_equals_the_plain_layer(side):
 
 
 @pytest.mark.parametrize("side", [2, 9])
-def test_a_certain_choice_equals_that_kernel(side):
+def test_a_weight_of_one_equals_that_kernel(side):
     layer, x, w = make(4), randn(3, 6, side, side).double(), randn(3, 8).double()
     layer.kernel_selector.weight.data.zero_()
     for n in range(4):
@@ -53,8 +59,8 @@ def test_a_certain_choice_equals_that_kernel(side):
 
 
 @pytest.mark.parametrize("side", [2, 9])
-def test_each_picture_chooses_for_itself(side):
-    "A softmax over the batch has the same shapes; here a batch of three is three batches of one, and others do not matter."
+def test_each_image_selects_for_itself(side):
+    "No softmax over the batch: a batch of three is three batches of one."
     layer, x, w = make(4), randn(3, 6, side, side).double(), 2 * randn(3, 8).double()
     alone = torch.cat([layer(x[i : i + 1], w[i : i + 1]) for i in range(3)])
     assert (layer(x, w) - alone).abs().max() < 1e-12
@@ -64,7 +70,7 @@ def test_each_picture_chooses_for_itself(side):
 
 
 def test_equals_n_convolutions_mixed_and_demodulated_last():
-    "The activation road, written out: mixed outputs over the expected size of the *mixed* kernel, in float64."
+    "Mixed outputs over the expected scale of the *mixed* kernel, in float64."
     layer, x, w = make(3), randn(2, 6, 7, 5).double(), 2 * randn(2, 8).double()
     layer.bias.data = randn(5).double()
     a, s, bank = (
@@ -91,7 +97,7 @@ def test_equals_n_convolutions_mixed_and_demodulated_last():
         assert (layer(x, w)[i : i + 1] - expected).abs().max() < 1e-12
 
 
-def test_demodulating_before_mixing_is_something_else():
+def test_demodulating_before_mixing_shrinks_the_output():
     layer, x, w = (
         make(8, 16, 16),
         randn(2, 16, 12, 12).double(),
@@ -104,11 +110,14 @@ def test_demodulating_before_mixing_is_something_else():
         layer.style(w),
         demodulate=False,
     )
-    size = lambda y: y[..., 1:-1, 1:-1].square().mean().sqrt().item()
-    assert abs(size(layer(x, w)) - 1) < 0.15 and size(early) < 0.6
+
+    def rms(y):
+        return y[..., 1:-1, 1:-1].square().mean().sqrt().item()
+
+    assert abs(rms(layer(x, w)) - 1) < 0.15 and rms(early) < 0.6
 
 
-def test_selection_is_positive_adds_up_to_one_and_depends_on_the_style():
+def test_kernel_weights_are_positive_sum_to_one_and_depend_on_the_style():
     layer, w = make(4), randn(64, 8).double()
     a = layer.kernel_weights(w)
     assert (
@@ -118,10 +127,10 @@ def test_selection_is_positive_adds_up_to_one_and_depends_on_the_style():
     )
     assert (
         a.std(0).min() > 0.05 and a.mean(0).min() > 0.1
-    )  # a style matters, and no kernel is left out at the start
+    )  # depends on the style; every kernel is used
 
 
-def test_gradients_reach_kernels_choice_and_style():
+def test_gradients_reach_kernels_selection_and_style():
     layer = make(4)
     layer(randn(3, 6, 5, 5).double(), randn(3, 8).double()).pow(2).sum().backward()
     for name, p in layer.named_parameters():
@@ -132,7 +141,7 @@ def test_gradients_reach_kernels_choice_and_style():
 
 
 def train(bank, steps=150):
-    "Blur for one style, edges for the other, as in the chapter, on random pictures."
+    "Blur for one style, edges for the other, as in the chapter, on random images."
     seed_everything(0)
     blur, edges = torch.ones(3, 3) / 3, torch.tensor([[-1.0, 0, 1]] * 3) / 6**0.5
     goals, words, x = (
@@ -141,7 +150,7 @@ def train(bank, steps=150):
         randn(2, 1, 12, 12),
     )
     layer = FilterBankConv2d(1, 1, 3, 8, bank)
-    optimiser = torch.optim.Adam(layer.parameters(), 0.05, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(layer.parameters(), 0.05, betas=(0.9, 0.99))
     expected = torch.cat([F.conv2d(x, g, padding=1) for g in goals])
     for _ in range(steps):
         loss = (
@@ -149,9 +158,9 @@ def train(bank, steps=150):
             .square()
             .mean()
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return loss.item(), effective_num_kernels(layer.kernel_weights(words).detach())
 
 
@@ -160,7 +169,7 @@ def test_a_bank_learns_two_tasks_that_one_kernel_cannot():
     assert four < 0.1 * one and use["all"] > use["each"] + 0.3
 
 
-def test_bank_use_counts_kernels():
+def test_effective_num_kernels_counts_kernels():
     even, decided = torch.full((5, 4), 0.25), torch.eye(4)
     assert effective_num_kernels(even) == pytest.approx({"each": 4, "all": 4}, abs=1e-4)
     assert effective_num_kernels(decided) == pytest.approx(
@@ -183,3 +192,16 @@ def test_parameters_are_counted_by_hand():
 def test_an_empty_bank_is_refused():
     with pytest.raises(UserError, match="at least one kernel, not 0"):
         FilterBankConv2d(4, 4, 3, 8, num_kernels=0)
+
+
+def test_the_recorded_benchmark_is_what_the_chapter_says():
+    "A bank is cheaper than N convolutions on large maps and dearer on the smallest."
+    banks = load_json(RESULTS_DIR / "gan-benchmarks.json")["banks"]
+    rows = {(r["side"], r["kernels"]): r for r in banks}
+
+    def ratio(key, side, n):
+        cost = rows[side, n][key]
+        return cost["bank"] / cost["n_convolutions"]
+
+    assert ratio("seconds", 4, 2) > 3 and ratio("peak_bytes", 4, 2) > 8
+    assert ratio("seconds", 32, 8) < 0.2 and ratio("peak_bytes", 32, 8) < 0.5

@@ -1,4 +1,4 @@
-"""Chapter 24: losses of scores; which picture meets which caption; R1 over all inputs; CLIP's bank; one against one."""
+"""Chapter 24: losses of scores, pairs of images and captions, R1, CLIP, features."""
 
 import math
 from collections import Counter
@@ -32,8 +32,8 @@ def texts(b, n=3, d=8):
     )
 
 
-class Critic(torch.nn.Module):
-    "Two pictures and a text to four scores: two that see pictures only, two that compare with the text."
+class TinyDiscriminator(torch.nn.Module):
+    "Two images and a text to four scores: two unconditional, two conditional."
 
     def __init__(self, d=8):
         super().__init__()
@@ -41,8 +41,8 @@ class Critic(torch.nn.Module):
         self.look = torch.nn.ModuleList(torch.nn.Linear(3, d) for _ in range(2))
         self.plain = torch.nn.ModuleList(torch.nn.Linear(d, 1) for _ in range(2))
 
-    def forward(self, pictures, text):
-        seen = [look(x.mean((2, 3))) for look, x in zip(self.look, pictures)]
+    def forward(self, images, text):
+        seen = [look(x.mean((2, 3))) for look, x in zip(self.look, images)]
         return [p(s.square())[:, 0] for p, s in zip(self.plain, seen)] + [
             (s * text.pooled).sum(1) for s in seen
         ]
@@ -56,18 +56,18 @@ def batch(b):
 
 
 @pytest.mark.parametrize("score", [-1e4, -100.0, 0.0, 100.0, 1e4])
-def test_every_loss_and_its_slope_is_finite_far_out(score):
-    "GG-4: a peer's matching loss is log(1 + exp(-x)) written out, infinite at x = -100."
+def test_every_loss_and_its_gradient_is_finite_for_extreme_scores(score):
+    "GG-4: no loss is infinite where log(1 + exp(-x)), written out, overflows."
     s = torch.full((3,), score, requires_grad=True)
     heads = [s, 2 * s]
-    judged = L.PairLogits(heads, heads, heads, heads)
+    logits = L.PairLogits(heads, heads, heads, heads)
     turned = [-h for h in heads]
     values = [
         L.multihead_logistic_d_loss(heads, heads),
         L.multihead_logistic_g_loss(heads),
         L.matching_aware_loss(heads, heads),
         L.matching_aware_loss(heads),
-        L.conditional_logistic_d_loss(judged),
+        L.conditional_logistic_d_loss(logits),
         L.relativistic_d_loss(heads, turned),
         L.relativistic_g_loss(heads, turned),
     ]
@@ -79,7 +79,7 @@ def test_every_loss_and_its_slope_is_finite_far_out(score):
 
 
 def test_losses_are_logistic_and_averaged_over_heads():
-    "GG-11: a peer takes the hinge where the paper has the logistic loss."
+    "GG-11: the logistic loss of the paper, and not the hinge."
     real, fake = [3 * noise(5), noise(5, name="b")], [noise(7), 3 * noise(7, name="b")]
     bce = F.binary_cross_entropy_with_logits
     d = (
@@ -95,7 +95,7 @@ def test_losses_are_logistic_and_averaged_over_heads():
 
 
 @pytest.mark.parametrize("heads", [1, 6, 15])
-def test_more_heads_are_no_larger_step(heads):
+def test_more_heads_give_no_larger_gradient(heads):
     s = noise(4).requires_grad_()
     (one,) = torch.autograd.grad(L.multihead_logistic_g_loss([s]), s)
     (many,) = torch.autograd.grad(L.multihead_logistic_g_loss([s] * heads), s)
@@ -120,7 +120,7 @@ def test_lists_that_cannot_be_compared():
 
 
 def test_r1_is_the_analytic_value_on_a_quadratic_over_all_inputs():
-    "GG-11: a peer penalises the picture only; pyramid inputs get no penalty."
+    "GG-11: every input of the pyramid is penalised, not the largest image only."
     a, x = torch.tensor([2.0, 5.0], requires_grad=True), L.detach_with_grad(batch(6))
     penalty = L.zero_centered_gradient_penalty(
         sum(ai / 2 * xi.square().sum() for ai, xi in zip(a, x)), x
@@ -133,28 +133,31 @@ def test_r1_is_the_analytic_value_on_a_quadratic_over_all_inputs():
 
 
 def test_r1_of_a_network_is_that_of_finite_differences():
-    critic, text, x = (
-        Critic().double(),
+    discriminate, text, x = (
+        TinyDiscriminator().double(),
         texts(2).to(torch.float64),
         L.detach_with_grad([p.double() for p in batch(2)]),
     )
-    score = lambda pictures: torch.stack(critic(pictures, text)).mean(0)
+
+    def score(images):
+        return torch.stack(discriminate(images, text)).mean(0)
+
+    def moved(k, e):
+        return [p + e.view_as(p) if j == k else p for j, p in enumerate(x)]
+
     penalty, step, slow = L.zero_centered_gradient_penalty(score(x).sum(), x), 1e-5, 0.0
     for k, level in enumerate(x):
         for i in range(level[0].numel()):
             e = torch.zeros_like(level).flatten(1)
             e[:, i] = step
-            moved = lambda s: [
-                p + s * e.view_as(p) if j == k else p for j, p in enumerate(x)
-            ]
             with torch.no_grad():
-                up, down = score(moved(1)), score(moved(-1))
+                up, down = score(moved(k, e)), score(moved(k, -e))
             slow += ((up - down) / (2 * step)).square().mean().item()
     assert penalty.item() == pytest.approx(slow, rel=1e-4)
 
 
 def test_r1_does_not_depend_on_the_size_of_the_batch():
-    critic, text, few = Critic(), texts(3), batch(3)
+    discriminate, text, few = TinyDiscriminator(), texts(3), batch(3)
 
     def penalty(times):
         x = L.detach_with_grad([p.repeat(times, 1, 1, 1) for p in few])
@@ -165,27 +168,27 @@ def test_r1_does_not_depend_on_the_size_of_the_batch():
             )
         )
         return L.zero_centered_gradient_penalty(
-            torch.stack(critic(x, t)).mean(0).sum(), x
+            torch.stack(discriminate(x, t)).mean(0).sum(), x
         ).item()
 
     assert penalty(4) == pytest.approx(penalty(1), rel=1e-4)
 
 
 def test_r1_refuses_inputs_that_were_not_scored():
-    "GG-11: a pyramid input that is forgotten is an error here, not a penalty of nothing."
+    "GG-11: an input that was not scored is an error, not a penalty of 0."
     x = L.detach_with_grad(batch(2))
-    with pytest.raises(UserError, match="does not depend on input 1"):
+    with pytest.raises(UserError, match="not depend on input 1"):
         L.zero_centered_gradient_penalty(x[0].sum(), x)
-    with pytest.raises(UserError, match="input 0 keeps no slope"):
+    with pytest.raises(UserError, match="input 0 keeps no gradient"):
         L.zero_centered_gradient_penalty(x[0].sum(), batch(2))
     with torch.no_grad():
         score = x[0].sum()
-    with pytest.raises(UserError, match="the score has no slope"):
+    with pytest.raises(UserError, match="the logits have no gradient"):
         L.zero_centered_gradient_penalty(score, x[:1])
 
 
-def test_r1_is_added_up_in_32_bits():
-    "Squares of small slopes vanish in 16 bits; their sum is taken in 32."
+def test_r1_is_summed_in_32_bits():
+    "Squares of small gradients underflow in 16 bits; they are summed in 32."
     x = L.detach_with_grad([torch.zeros(2, 3, 8, 8, dtype=torch.float16)])
     penalty = L.zero_centered_gradient_penalty((x[0] * 1e-4).sum(), x)
     assert penalty.dtype == torch.float32 and penalty.item() == pytest.approx(
@@ -193,9 +196,9 @@ def test_r1_is_added_up_in_32_bits():
     )
 
 
-def test_watched_leaves_the_originals_alone():
-    pictures = batch(2)
-    for old, new in zip(pictures, L.detach_with_grad(pictures)):
+def test_detach_with_grad_leaves_the_originals_alone():
+    images = batch(2)
+    for old, new in zip(images, L.detach_with_grad(images)):
         assert new.requires_grad and not old.requires_grad and torch.equal(old, new)
 
 
@@ -207,8 +210,8 @@ def test_lazy_penalty_weighs_gamma_half_on_average(every):
 
 
 def test_lazy_adam_is_corrected():
-    said = L.lazy_adam_kwargs(0.02, (0.0, 0.99), 16)
-    assert said == {
+    kwargs = L.lazy_adam_kwargs(0.02, (0.0, 0.99), 16)
+    assert kwargs == {
         "lr": pytest.approx(0.02 * 16 / 17),
         "betas": (0.0, pytest.approx(0.99 ** (16 / 17))),
     }
@@ -217,13 +220,16 @@ def test_lazy_adam_is_corrected():
             L.lazy_adam_kwargs(0.02, (0.0, 0.99), every)
 
 
-# ---- wrong captions
+# ---- mismatched captions
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=24), st.integers(0, 5))
-def test_derange_never_hands_out_an_equal_caption(captions, seed):
-    "GG-2: a wrong caption must be wrong, whatever repeats; each is used once; all are, unless one has the majority."
+def test_mismatched_captions_are_never_equal(captions, seed):
+    """GG-2: no image gets a caption equal to its own, and each caption is used once.
+
+    All are used, unless one caption has the majority.
+    """
     rows, wrong = (i.tolist() for i in L.mismatched_indices(captions, rng(seed)))
     assert all(captions[i] != captions[j] for i, j in zip(rows, wrong, strict=True))
     assert len(set(rows)) == len(rows) and sorted(rows) == sorted(wrong)
@@ -233,12 +239,12 @@ def test_derange_never_hands_out_an_equal_caption(captions, seed):
     )
 
 
-def test_derange_where_nothing_is_left_to_say():
+def test_no_mismatched_captions_if_all_are_equal():
     for captions in ([], ["a"], ["a"] * 5):
         assert len(L.mismatched_indices(captions, rng())[0]) == 0
 
 
-def test_derange_varies_and_repeats_with_its_stream():
+def test_mismatched_indices_depend_on_the_seed_only():
     captions = [f"caption {i}" for i in range(16)]
     pairs = [
         dict(zip(*(i.tolist() for i in L.mismatched_indices(captions, rng(s)))))
@@ -247,7 +253,7 @@ def test_derange_varies_and_repeats_with_its_stream():
     assert pairs[0] == pairs[1] != pairs[2]
 
 
-def test_derange_compares_what_is_stated_if_asked():
+def test_mismatched_indices_compare_any_keys():
     captions = [
         "a red dragon",
         "a drawing of a red dragon",
@@ -265,31 +271,31 @@ def test_derange_compares_what_is_stated_if_asked():
 
 
 class Recorder:
-    "Notes which picture met which text: pictures carry their number in every pixel, texts in every entry."
+    "Records pairs: images carry their number in every pixel, texts in every entry."
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, pictures, text):
-        for p in pictures:
-            assert torch.equal(p[:, 0, 0, 0], pictures[0][:, 0, 0, 0])
-        numbers = pictures[0][:, 0, 0, 0], text.pooled[:, 0], text.tokens[:, 0, 0]
+    def __call__(self, images, text):
+        for p in images:
+            assert torch.equal(p[:, 0, 0, 0], images[0][:, 0, 0, 0])
+        numbers = images[0][:, 0, 0, 0], text.pooled[:, 0], text.tokens[:, 0, 0]
         self.calls.append(list(zip(*(n.tolist() for n in numbers))))
-        return [pictures[0][:, 0, 0, 0]]
+        return [images[0][:, 0, 0, 0]]
 
 
 def numbered(b):
     n = torch.arange(b, dtype=torch.float)
-    pictures = [n.view(-1, 1, 1, 1).expand(b, 3, s, s) for s in (8, 4)]
+    images = [n.view(-1, 1, 1, 1).expand(b, 3, s, s) for s in (8, 4)]
     mask = torch.ones(b, 2, dtype=torch.bool)
     text = TextEmbedding(
         n.view(-1, 1, 1).expand(b, 2, 4), mask, n[:, None].expand(b, 4)
     )
-    return pictures, [100 + p for p in pictures], text
+    return images, [100 + p for p in images], text
 
 
-def test_real_and_generated_pictures_meet_their_own_captions():
-    "GG-1: a peer draws a second batch for the generator, and its captions are used for the real pictures."
+def test_real_and_generated_images_are_scored_under_their_own_captions():
+    "GG-1: real images are scored under the captions of their own batch."
     real, fake, text = numbered(8)
     seen = Recorder()
     L.score_pairs(seen, real, fake, text, list("abcdefgh"), rng())
@@ -298,8 +304,8 @@ def test_real_and_generated_pictures_meet_their_own_captions():
     ]
 
 
-def test_wrong_captions_are_the_exchanged_ones():
-    "GG-2: a peer builds the rotated list and hands over the other one. Tokens and pooled vector must move together."
+def test_mismatched_pairs_use_the_exchanged_captions():
+    "GG-2: the exchanged captions are those that are scored, tokens and pooled vector."
     real, fake, text = numbered(8)
     captions = list("aabbcdef")
     for seed in range(10):
@@ -317,22 +323,22 @@ def test_wrong_captions_are_the_exchanged_ones():
             )
 
 
-def test_a_majority_is_judged_as_far_as_it_goes_and_equal_captions_not_at_all():
+def test_pairs_of_a_majority_caption_and_of_equal_captions():
     real, fake, text = numbered(4)
-    judged = L.score_pairs(Recorder(), real, fake, text, list("aaab"), rng())
+    logits = L.score_pairs(Recorder(), real, fake, text, list("aaab"), rng())
     assert (
-        len(judged.real[0]) == 4
-        and len(judged.mismatched_real[0]) == len(judged.mismatched_fake[0]) == 2
+        len(logits.real[0]) == 4
+        and len(logits.mismatched_real[0]) == len(logits.mismatched_fake[0]) == 2
     )
-    judged = L.score_pairs(Recorder(), real, fake, text, list("aaaa"), rng())
-    assert judged.mismatched_real == [] and torch.equal(
-        L.conditional_logistic_d_loss(judged),
-        L.multihead_logistic_d_loss(judged.real, judged.fake),
+    logits = L.score_pairs(Recorder(), real, fake, text, list("aaaa"), rng())
+    assert logits.mismatched_real == [] and torch.equal(
+        L.conditional_logistic_d_loss(logits),
+        L.multihead_logistic_d_loss(logits.real, logits.fake),
     )
 
 
 def test_batches_that_do_not_belong_together_are_refused(untyped):
-    "GG-1: pictures of one batch and captions of another differ in number sooner or later; they are refused at once."
+    "GG-1: images and captions of different batches are refused if numbers differ."
     real, fake, text = numbered(4)
     for bad in (
         (real, [p[:3] for p in fake], text, list("abcd")),
@@ -346,20 +352,20 @@ def test_batches_that_do_not_belong_together_are_refused(untyped):
 # ---- matching-aware
 
 
-def test_what_is_true_weighs_as_much_as_what_is_false():
-    "PR-1: a peer's matching loss is the generated term three times and never touches a real picture."
+def test_positives_have_the_same_total_weight_as_negatives():
+    "PR-1: the matching loss has real and generated images under mismatched captions."
     kinds = [torch.zeros(4, requires_grad=True) for _ in range(4)]
     for match, parts in (
         (0.5, (-1, 0.5, 0.25, 0.25)),
         (0.2, (-1, 0.8, 0.1, 0.1)),
         (1.0, (-1, 0, 0.5, 0.5)),
     ):
-        slopes = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             L.conditional_logistic_d_loss(L.PairLogits(*([k] for k in kinds)), match),
             kinds,
             allow_unused=True,
         )
-        for s, part in zip(slopes, parts):  # the slope of softplus at 0 is 1/2
+        for s, part in zip(gradients, parts):  # softplus has derivative 1/2 at 0
             assert (0 if s is None else s.sum().item()) == pytest.approx(
                 part / 2, abs=1e-6
             )
@@ -374,44 +380,53 @@ def test_without_matching_it_is_the_logistic_loss():
 
 
 @pytest.mark.parametrize("match", [-0.1, 1.1, float("nan")])
-def test_senseless_shares_are_refused(match):
+def test_a_matching_weight_out_of_range_is_refused(match):
     heads = [noise(4)]
-    with pytest.raises(UserError, match="match must be from 0 to 1"):
+    with pytest.raises(UserError, match="matching_weight must be from 0 to 1"):
         L.conditional_logistic_d_loss(L.PairLogits(heads, heads, heads, heads), match)
 
 
-def test_matching_pulls_all_heads_that_read():
-    "GG-3, PR-1: the matching loss must reach the weights that compare picture and text; a text head has a slope in it."
-    critic, text = Critic(), texts(6)
-    slopes = L.text_gradient_per_head(critic, batch(6), text)
-    assert (slopes[:2] == 0).all() and (slopes[2:] > 1e-2).all()
-    judged = L.score_pairs(
-        critic, batch(6), [x.flip(0) for x in batch(6)], text, list("abcdef"), rng()
+def test_matching_loss_trains_all_conditional_heads():
+    "GG-3, PR-1: the matching loss reaches the weights that compare image and text."
+    discriminate, text = TinyDiscriminator(), texts(6)
+    gradients = L.text_gradient_per_head(discriminate, batch(6), text)
+    assert (gradients[:2] == 0).all() and (gradients[2:] > 1e-2).all()
+    logits = L.score_pairs(
+        discriminate,
+        batch(6),
+        [x.flip(0) for x in batch(6)],
+        text,
+        list("abcdef"),
+        rng(),
     )
     L.matching_aware_loss(
-        judged.mismatched_real[2:], judged.mismatched_fake[2:]
+        logits.mismatched_real[2:], logits.mismatched_fake[2:]
     ).backward()
-    assert all(look.weight.grad.abs().max() > 0 for look in critic.look)
+    assert all(look.weight.grad.abs().max() > 0 for look in discriminate.look)
 
 
-def test_a_deaf_discriminator_is_found_out():
-    "GG-3: the peer's score in this loss does not change with the caption. No slope, and no way below 2 log 2."
+def test_a_discriminator_that_ignores_the_text_is_detected():
+    "GG-3: a score without text has gradient 0 in it, and a loss of at least 2 log 2."
 
-    def deaf(pictures, text):
-        return [pictures[0].mean((1, 2, 3)), pictures[1].sum((1, 2, 3)).detach()]
+    def unconditional(images, text):
+        return [images[0].mean((1, 2, 3)), images[1].sum((1, 2, 3)).detach()]
 
-    assert L.text_gradient_per_head(deaf, batch(4), texts(4)).tolist() == [0, 0]
-    same = [3 * noise(64)]  # real pictures, right or wrong caption: one score
+    assert L.text_gradient_per_head(unconditional, batch(4), texts(4)).tolist() == [
+        0,
+        0,
+    ]
+    same = [3 * noise(64)]  # real images, right or wrong caption: one score
     assert L.conditional_logistic_d_loss(
         L.PairLogits(same, same, same, same), 1.0
     ) >= 2 * math.log(2)
 
 
-def test_text_slopes_sees_tokens_and_pooled_and_leaves_the_text_alone():
+def test_text_gradient_covers_tokens_and_pooled_and_leaves_the_text_alone():
     text = texts(3)
-    tokens_only = lambda pictures, t: [
-        (t.tokens.square() * t.mask[..., None]).sum((1, 2))
-    ]
+
+    def tokens_only(images, t):
+        return [(t.tokens.square() * t.mask[..., None]).sum((1, 2))]
+
     expected = 2 * text.tokens.abs().max().item()
     assert L.text_gradient_per_head(tokens_only, batch(3), text)[
         0
@@ -434,20 +449,21 @@ BANK = sorted({f"a {a} {s}" for a in critters.COLOURS for s in critters.SPECIES}
 
 
 def test_clip_loss_is_the_formula_in_float64(clip):
-    "PR-2, GG-8: both vectors projected, of length 1, from the same model; texts really encoded; written out slowly."
+    "PR-2, GG-8: both vectors are projected, normalised and from the same model."
     bank = WORDS + ["a yellow snail", "a black duck"]
     x = critters.render(FOUR, 32)
     with torch.no_grad():
-        vectors = clip.encode_image(x), clip.encode_text(bank), clip.scale
+        vectors = clip.encode_image(x), clip.encode_text(bank), clip.logit_scale
     seen, said, scale = (v.double() for v in vectors)
     for v in (seen, said):
         assert torch.allclose(v.norm(dim=1), torch.ones(len(v)).double(), atol=1e-5)
-    share = lambda i, k: (
-        (scale * seen[i] @ said[k]).exp()
-        / sum((scale * seen[i] @ t).exp() for t in said)
-    )
+
+    def probability(i, k):
+        logits = torch.stack([scale * seen[i] @ t for t in said])
+        return logits.exp()[k] / logits.exp().sum()
+
     for turn in (0, 1):  # right captions, and wrong ones, where the loss is far from 0
-        slow = sum(-share(i, (i + turn) % 4).log() for i in range(4)) / 4
+        slow = sum(-probability(i, (i + turn) % 4).log() for i in range(4)) / 4
         found = L.CLIPContrastiveLoss(clip, bank)(x, WORDS[turn:] + WORDS[:turn])
         assert found.item() == pytest.approx(slow.item(), abs=1e-3) and (
             slow > 1
@@ -464,18 +480,20 @@ def test_equal_captions_are_no_negatives(clip):
     assert torch.allclose(alone(x, WORDS[:1]), doubled(x, WORDS[:1]), atol=1e-6)
 
 
-def test_what_says_the_same_is_no_negative_if_asked(clip):
-    says = lambda c: tuple(sorted(critters.parse_caption(c).items()))
+def test_captions_with_an_equal_key_are_no_negatives(clip):
+    def key(c):
+        return tuple(sorted(critters.parse_caption(c).items()))
+
     x, again = critters.render(FOUR[:1], 32), "a drawing of a red dragon"
     plain, stated = (
         L.CLIPContrastiveLoss(clip, [again, "a blue fish"]),
-        L.CLIPContrastiveLoss(clip, [again, "a blue fish"], says),
+        L.CLIPContrastiveLoss(clip, [again, "a blue fish"], key),
     )
     assert stated(x, WORDS[:1]) < 0.1 < plain(x, WORDS[:1])
 
 
-def test_a_bank_sees_what_a_batch_of_two_does_not(clip):
-    "PR-2: with a batch of 2 the loss is a choice between two captions, which nearly any picture gets right."
+def test_many_negatives_detect_what_one_does_not(clip):
+    "PR-2: with a batch of 2 the loss has one negative, which is too easy."
     x = critters.render([critters.Critter("cat", "red", "yellow")], 32)
     two, many = (
         L.CLIPContrastiveLoss(clip, b)(x, ["a red dragon"]).item()
@@ -484,7 +502,7 @@ def test_a_bank_sees_what_a_batch_of_two_does_not(clip):
     assert many > two + 0.5
 
 
-def test_slopes_reach_the_pictures_and_nothing_else(clip):
+def test_clip_loss_gradients_reach_the_images_only(clip):
     loss, x = (
         L.CLIPContrastiveLoss(clip, WORDS),
         critters.render(FOUR, 32).requires_grad_(),
@@ -496,20 +514,20 @@ def test_slopes_reach_the_pictures_and_nothing_else(clip):
 
 
 def test_the_frozen_model_is_in_no_checkpoint(clip):
-    "GG-12: a peer stores CLIP in the generator, the discriminator and the average, so a checkpoint holds it three times."
+    "GG-12: a model with a CLIP loss has no CLIP weights in its state dict."
     model = torch.nn.Linear(2, 2)
-    model.judge = L.CLIPContrastiveLoss(clip, WORDS)
+    model.clip_loss = L.CLIPContrastiveLoss(clip, WORDS)
     assert (
         set(model.state_dict()) == {"weight", "bias"}
         and len(list(model.parameters())) == 2
     )
     assert (
-        model.judge.clip is not clip and clip.log_scale.requires_grad
-    )  # a copy was frozen, not yours
+        model.clip_loss.clip is not clip and clip.log_logit_scale.requires_grad
+    )  # a copy was frozen
 
 
-def test_larger_pictures_are_resized_without_aliasing(clip):
-    "GG-12: a peer resizes to CLIP's size with the nearest pixel; PR-2: another feeds [-1, 1] where [0, 1] is expected."
+def test_larger_images_are_resized_with_antialiasing(clip):
+    "GG-12, PR-2: images are resized with antialiasing, and have the trained range."
     x = critters.render(FOUR, 64)
     loss, wrong = L.CLIPContrastiveLoss(clip, BANK), WORDS[1:] + WORDS[:1]
     smooth = F.interpolate(
@@ -528,31 +546,32 @@ def test_larger_pictures_are_resized_without_aliasing(clip):
 def test_mistakes_with_the_bank(clip):
     with pytest.raises(UserError, match="bank of captions is empty"):
         L.CLIPContrastiveLoss(clip, [])
-    with pytest.raises(UserError, match="4 pictures but 1 captions"):
+    with pytest.raises(UserError, match="4 images but 1 captions"):
         L.CLIPContrastiveLoss(clip, WORDS)(critters.render(FOUR, 32), WORDS[:1])
 
 
-# ---- likeness
+# ---- perceptual loss
 
 
 def sizes_of(x):
     return [F.avg_pool2d(x, x.shape[-1] // s) for s in (8, 16, 32)]
 
 
-def test_likeness_is_its_formula_and_nothing_for_the_same_picture(clip):
+def test_perceptual_loss_is_its_formula_and_zero_for_equal_images(clip):
     a, b = (
         sizes_of(critters.render(FOUR, 32)),
         sizes_of(critters.render(FOUR[1:] + FOUR[:1], 32)),
     )
-    normal = lambda m: (
-        (m - m.mean((1, 2, 3), keepdim=True))
-        / (m.var((1, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
-    )
+
+    def normal(m):
+        variance = m.var((1, 2, 3), unbiased=False, keepdim=True)
+        return (m - m.mean((1, 2, 3), keepdim=True)) / (variance + 1e-5).sqrt()
+
     with torch.no_grad():
         slow = (
             sum(
                 (normal(m) - normal(n)).square().mean((1, 2, 3))
-                for m, n in zip(clip.maps(a[-1]), clip.maps(b[-1]))
+                for m, n in zip(clip.feature_maps(a[-1]), clip.feature_maps(b[-1]))
             )
             / 3
         )
@@ -566,7 +585,7 @@ def test_likeness_is_its_formula_and_nothing_for_the_same_picture(clip):
         assert L.PerceptualLoss(clip)(a, a).abs().max() == 0
 
 
-def test_likeness_pulls_each_picture_alone_and_teaches_no_tower(clip):
+def test_perceptual_gradients_stay_within_a_sample_and_spare_the_encoder(clip):
     loss, aim = L.PerceptualLoss(clip), sizes_of(critters.render(FOUR, 32))
     x = [(0.1 * noise(*p.shape, name=str(p.shape))).requires_grad_() for p in aim]
     loss(x, aim)[1].backward()
@@ -574,11 +593,11 @@ def test_likeness_pulls_each_picture_alone_and_teaches_no_tower(clip):
         assert p.grad[1].abs().max() > 0 and p.grad[[0, 2, 3]].abs().max() == 0
     assert (
         all(p.grad is None and not p.requires_grad for p in loss.clip.parameters())
-        and clip.log_scale.requires_grad
+        and clip.log_logit_scale.requires_grad
     )
 
 
-def test_mistakes_with_likeness(clip):
+def test_mistakes_with_the_perceptual_loss(clip):
     a = sizes_of(critters.render(FOUR, 32))
     with pytest.raises(UserError, match="are no pairs"):
         L.PerceptualLoss(clip)(a, [p[:2] for p in a])
@@ -588,10 +607,10 @@ def test_mistakes_with_likeness(clip):
         L.PerceptualLoss(clip, -1.0)
 
 
-# ---- one against one
+# ---- relativistic
 
 
-def test_relativistic_is_the_formula_and_the_sides_mirror_each_other():
+def test_relativistic_is_the_formula_and_g_mirrors_d():
     real, fake = (
         [noise(6), 2 * noise(6, name="b")],
         [noise(6, name="c"), noise(6, name="d")],
@@ -610,7 +629,7 @@ def test_relativistic_is_the_formula_and_the_sides_mirror_each_other():
     )
 
 
-def test_what_is_thought_of_the_caption_as_such_cancels_out():
+def test_a_term_of_the_caption_alone_cancels():
     real, fake, of_caption = noise(32), noise(32, name="b"), 5 * noise(32, name="c")
     paired, plain = (
         L.relativistic_d_loss([real + of_caption], [fake + of_caption]),
@@ -629,9 +648,9 @@ def test_scores_that_are_no_pairs_are_refused():
 
 
 @pytest.mark.parametrize("gamma, settles", [(0.0, False), (0.5, True)])
-def test_the_smallest_gan_comes_to_rest_with_r1_and_r2_only(gamma, settles):
-    "Real 0, generated theta, score psi x, steps in turn; the slope of both penalties together is 2 gamma psi."
-    theta, psi, rate = 1.0, 0.0, 0.1
+def test_the_smallest_gan_converges_with_r1_and_r2_only(gamma, settles):
+    "Real 0, generated theta, score psi x; the penalties' gradient is 2 gamma psi."
+    theta, psi, lr = 1.0, 0.0, 0.1
     for _ in range(300):
         p, t = torch.tensor(psi, requires_grad=True), torch.tensor([theta])
         x = L.detach_with_grad([torch.zeros(1), t])
@@ -640,10 +659,10 @@ def test_the_smallest_gan_comes_to_rest_with_r1_and_r2_only(gamma, settles):
             L.zero_centered_gradient_penalty((p * x[0]).sum(), x[:1])
             + L.zero_centered_gradient_penalty((p * x[1]).sum(), x[1:])
         )
-        psi -= rate * torch.autograd.grad(loss, p)[0].item()
+        psi -= lr * torch.autograd.grad(loss, p)[0].item()
         t.requires_grad_()
         theta -= (
-            rate
+            lr
             * torch.autograd.grad(
                 L.relativistic_g_loss([psi * torch.zeros(1)], [psi * t]), t
             )[0].item()
@@ -651,18 +670,18 @@ def test_the_smallest_gan_comes_to_rest_with_r1_and_r2_only(gamma, settles):
     assert math.hypot(theta, psi) < 0.01 if settles else math.hypot(theta, psi) > 0.3
 
 
-# ---- wrong captions that are nearly right
+# ---- hard negatives
 
 
-def test_the_nearest_wrong_caption_shares_most_words_and_is_never_equal():
-    said = [
+def test_hard_negatives_share_most_words_and_are_never_equal():
+    captions = [
         "a red and blue cat, sleeping",
         "a blue and red cat, sleeping",
         "a green fish",
         "a red and blue cat, sleeping",
         "a green fish, swimming",
     ]
-    assert L.hard_negative_indices(said).tolist() == [1, 0, 4, 1, 2]
+    assert L.hard_negative_indices(captions).tolist() == [1, 0, 4, 1, 2]
     assert L.hard_negative_indices(["x"] * 3).tolist() == [
         0,
         1,
@@ -673,9 +692,9 @@ def test_the_nearest_wrong_caption_shares_most_words_and_is_never_equal():
 
 
 @pytest.mark.parametrize("near", [0.0, 0.5, 1.0])
-def test_near_captions_are_wrong_too(near):
-    "GG-2: whatever the share of nearly right captions, none is equal to the picture's own."
-    said = [
+def test_hard_negatives_are_mismatched_too(near):
+    "GG-2: with any share of hard negatives, none is equal to the image's own caption."
+    captions = [
         "a red cat",
         "a red cat",
         "a red fish",
@@ -692,71 +711,69 @@ def test_near_captions_are_wrong_too(near):
         [],
     )
 
-    def discriminate(pictures, t):
+    def discriminate(images, t):
         met.append(
-            (pictures[0][:, 0].long().tolist(), (t.pooled[:, 0] / 2).long().tolist())
+            (images[0][:, 0].long().tolist(), (t.pooled[:, 0] / 2).long().tolist())
         )
         return [torch.zeros(len(t.pooled))]
 
-    places = [torch.arange(6.0)[:, None]]
-    judged = L.score_pairs(
+    positions = [torch.arange(6.0)[:, None]]
+    logits = L.score_pairs(
         discriminate,
-        places,
-        places,
+        positions,
+        positions,
         text,
-        said,
+        captions,
         seeded_generator(0, "near"),
         hard_negative_fraction=near,
     )
-    assert met[2] == met[3] and met[2][0] == judged.rows.tolist()
-    assert all(said[i] != said[j] for i, j in zip(*met[2]))
-    nearest = L.hard_negative_indices(said).tolist()
+    assert met[2] == met[3] and met[2][0] == logits.rows.tolist()
+    assert all(captions[i] != captions[j] for i, j in zip(*met[2]))
+    nearest = L.hard_negative_indices(captions).tolist()
     share = sum(nearest[i] == j for i, j in zip(*met[2])) / len(met[2][0])
     assert share == 1.0 if near == 1.0 else share < 1.0
 
 
-def test_pairs_under_one_picture_cancel_what_is_thought_of_it():
-    "The relativistic matching loss sees how far a real picture under its caption is above what has a wrong one."
-    picture, rows = torch.tensor([100.0, -50.0, 3.0]), torch.tensor([2, 0])
-    judged = L.PairLogits(
-        [picture + 2], [picture], [picture[rows]], [picture[rows] + 3], rows
-    )
+def test_a_term_of_the_image_alone_cancels_in_the_matching_loss():
+    "A real image under its own caption against images under mismatched ones."
+    image, rows = torch.tensor([100.0, -50.0, 3.0]), torch.tensor([2, 0])
+    logits = L.PairLogits([image + 2], [image], [image[rows]], [image[rows] + 3], rows)
     expected = (
         torch.nn.functional.softplus(torch.tensor(-2.0))
         + torch.nn.functional.softplus(torch.tensor(1.0))
     ) / 2
-    assert torch.allclose(L.relativistic_matching_loss(judged), expected)
+    assert torch.allclose(L.relativistic_matching_loss(logits), expected)
 
 
-def test_generated_pictures_never_teach_what_a_caption_means():
-    "Their scores under their own captions have no slope in the matching loss, or the critic would learn its generator's private signs."
+def test_generated_images_are_never_the_higher_side_of_a_matching_pair():
+    "Scores of generated images under their own captions have no gradient in it."
     fake = torch.randn(4, generator=seeded_generator(0, "private")).requires_grad_()
     scores = [
         torch.randn(4, generator=seeded_generator(k, "others")).requires_grad_()
         for k in range(3)
     ]
-    judged = L.PairLogits(
+    logits = L.PairLogits(
         [scores[0]], [fake], [scores[1]], [scores[2]], torch.arange(4)
     )
-    slopes = torch.autograd.grad(
-        L.relativistic_matching_loss(judged), [fake, *scores], allow_unused=True
+    gradients = torch.autograd.grad(
+        L.relativistic_matching_loss(logits), [fake, *scores], allow_unused=True
     )
-    assert slopes[0] is None and all((s != 0).all() for s in slopes[1:])
+    assert gradients[0] is None and all((s != 0).all() for s in gradients[1:])
 
 
 @pytest.mark.parametrize("match", [0.0, 0.3, 1.0])
-def test_the_paired_loss_is_a_mixture(match):
+def test_the_conditional_relativistic_loss_is_a_mixture(match):
     real, fake, wrong_real, wrong_fake = (
         [torch.randn(4, generator=seeded_generator(k, "mix"))] for k in range(4)
     )
-    judged = L.PairLogits(real, fake, wrong_real, wrong_fake, torch.arange(4))
+    logits = L.PairLogits(real, fake, wrong_real, wrong_fake, torch.arange(4))
     expected = (1 - match) * L.relativistic_d_loss(
         real, fake
-    ) + match * L.relativistic_matching_loss(judged)
-    assert torch.allclose(L.conditional_relativistic_d_loss(judged, match), expected)
+    ) + match * L.relativistic_matching_loss(logits)
+    assert torch.allclose(L.conditional_relativistic_d_loss(logits, match), expected)
     assert torch.equal(
         L.conditional_relativistic_d_loss(L.PairLogits(real, fake, [], []), match),
         L.relativistic_d_loss(real, fake),
     )
-    with pytest.raises(UserError, match="match must be from 0 to 1, not 1.5"):
-        L.conditional_relativistic_d_loss(judged, 1.5)
+    with pytest.raises(UserError, match="matching_weight must be from 0 to 1, not 1.5"):
+        L.conditional_relativistic_d_loss(logits, 1.5)

@@ -1,4 +1,4 @@
-"""Chapter 22: the generator's shapes and promises, what text and chance may do, truncation and walks."""
+"""Chapter 22: the generator's shapes, use of text and noise, truncation, slerp."""
 
 import json
 from dataclasses import asdict, replace
@@ -52,7 +52,7 @@ def texts(b=3, n=5, d=24, seed=0):
 
 
 def make(config=SMALL, awake=False, seed=0):
-    "A generator; awake: with random numbers wherever it begins with zeros."
+    "A generator; awake: with random numbers in place of parameters that start at 0."
     seed_everything(seed)
     g = Generator(config)
     if awake:
@@ -77,7 +77,7 @@ def test_a_pyramid_smallest_first(smallest, sizes):
     ]
 
 
-def test_each_picture_is_the_smaller_one_doubled_plus_colours():
+def test_each_image_is_the_smaller_one_upsampled_plus_colours():
     g, z, text, added = (
         make(replace(SMALL, min_output_size=4)),
         randn(3, 16),
@@ -94,7 +94,7 @@ def test_each_picture_is_the_smaller_one_doubled_plus_colours():
     )
 
 
-def test_double_is_the_1331_filter():
+def test_upsampling_is_the_1331_filter():
     x, taps = randn(2, 3, 9, 9), torch.tensor([1.0, 3, 3, 1]) / 4
     filtered = F.conv_transpose2d(
         x, (taps[:, None] * taps).expand(3, 1, 4, 4), stride=2, padding=1, groups=3
@@ -106,18 +106,18 @@ def test_double_is_the_1331_filter():
 
 
 def test_blocks_go_in_the_papers_order():
-    "GG-11: a peer's generator attends by dot product unless told otherwise; places here attend by distance."
+    "GG-11: self-attention is the L2 form, as in the paper, and not the dot product."
     seed_everything(0)
     block, order = SynthesisBlock(1, SMALL), []
     for name, part in (
         ("conv 0", block.convs[0]),
         ("conv 1", block.convs[1]),
-        ("places", block.self_attn),
-        ("words", block.cross_attn),
+        ("self-attention", block.self_attn),
+        ("cross-attention", block.cross_attn),
     ):
         part.register_forward_hook(lambda *_, name=name: order.append(name))
     block(randn(3, 16, 4, 4), randn(3, 32), texts())
-    assert order == ["conv 0", "conv 1", "places", "words"]
+    assert order == ["conv 0", "conv 1", "self-attention", "cross-attention"]
     assert isinstance(block.self_attn, L2SelfAttention2d)
     first = SynthesisBlock(0, SMALL)
     assert len(first.convs) == 1 and first(randn(3, 16, 4, 4), randn(3, 32)).shape == (
@@ -135,14 +135,16 @@ def test_without_text():
         g(randn(2, 16))[-1].shape == (2, 3, 16, 16)
         and g(randn(2, 16), truncation=0.5)[-1].isfinite().all()
     )
-    with pytest.raises(UserError, match="knows no text; leave it out"):
+    with pytest.raises(UserError, match="is unconditional; leave the text out"):
         g(randn(3, 16), texts())
-    with pytest.raises(UserError, match="listens to text; give one for each picture"):
+    with pytest.raises(
+        UserError, match="is conditioned on text; give one for each image"
+    ):
         make()(randn(3, 16))
 
 
 def test_samples_are_independent():
-    "JZ-1: in company, with longer captions and other chance around it, a picture is what it is alone."
+    "JZ-1: an image does not depend on the other captions and noise of the batch."
     g, z, text = make(awake=True), randn(3, 16), texts()
     together = g(z, text, 0.7)
     for i in range(3):
@@ -156,9 +158,9 @@ def test_samples_are_independent():
 
 
 def test_padding_has_no_influence():
-    "MI-4, PR-2: a peer averages over padding. Neither content nor length of it may matter."
+    "MI-4, PR-2: neither content nor length of the padding has an influence."
     g, z, text = make(awake=True), randn(3, 16), texts()
-    rubbish = TextEmbedding(
+    padded = TextEmbedding(
         F.pad(
             text.tokens.masked_fill(~text.mask[..., None], 1e3),
             (0, 0, 0, 4),
@@ -167,21 +169,21 @@ def test_padding_has_no_influence():
         F.pad(text.mask, (0, 4)),
         text.pooled,
     )
-    assert far(g(z, rubbish), g(z, text)) < 1e-4
+    assert far(g(z, padded), g(z, text)) < 1e-4
 
 
-def test_text_and_chance_change_the_picture():
+def test_text_and_noise_change_the_image():
     g, z, text = make(awake=True), randn(3, 16), texts()
     words = TextEmbedding(texts(seed=1).tokens, text.mask, text.pooled)
     pooled = TextEmbedding(text.tokens, text.mask, texts(seed=1).pooled)
     for other in (g(z, words), g(z, pooled), g(randn(3, 16, seed=1), text)):
         assert far(other, g(z, text)) > 0.05
-    fresh = make()  # at the start the pooled text alone is heard, and it is heard
+    fresh = make()  # at initialisation only the pooled text has an effect
     assert far(fresh(z, pooled), fresh(z, text)) > 0.05
 
 
-def test_caption_and_chance_enter_at_one_size():
-    "GG-7: the size of w must not depend on width; nor may a caption of length 1 be drowned by a z of length sqrt(d)."
+def test_caption_and_noise_enter_at_one_scale():
+    "GG-7: the scale of w does not depend on the width, and both inputs have an effect."
     for width in (32, 128, 512):
         seed_everything(0)
         mapping, z, pooled = (
@@ -197,8 +199,8 @@ def test_caption_and_chance_enter_at_one_size():
         assert 0.5 < w.square().mean().sqrt() < 2 and 0.2 < by_caption / by_z < 5, width
 
 
-def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
-    slow, fast = (MappingNetwork(16, None, 8, 2, rate) for rate in (0.01, 1.0))
+def test_lr_mul_slows_the_mapping_network_and_not_its_initial_output():
+    slow, fast = (MappingNetwork(16, None, 8, 2, lr_mul) for lr_mul in (0.01, 1.0))
     for a, b in zip(slow.layers, fast.layers):
         b.weight.data.copy_(a.weight.data * 0.01)
     z = randn(4, 16)
@@ -210,8 +212,8 @@ def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
         50 < fast.layers[0].weight.grad.norm() / slow.layers[0].weight.grad.norm() < 200
     )
     assert all(
-        abs(l.lr_mul - 0.5) < 1e-9
-        for l in Generator(replace(SMALL, mapping_lr_mul=0.5)).mapping.layers
+        abs(layer.lr_mul - 0.5) < 1e-9
+        for layer in Generator(replace(SMALL, mapping_lr_mul=0.5)).mapping.layers
     )
     for bad in (0.0, 1.5):
         with pytest.raises(
@@ -220,7 +222,7 @@ def test_the_mapping_network_learns_at_its_rate_and_begins_the_same():
             replace(SMALL, mapping_lr_mul=bad)
 
 
-def test_unit_size():
+def test_normalize_2nd_moment():
     x = 7 * randn(5, 33)
     assert torch.allclose(
         normalize_2nd_moment(x).square().mean(1), torch.ones(5), atol=1e-5
@@ -231,14 +233,14 @@ def test_unit_size():
 
 
 def test_every_parameter_learns_by_the_second_step():
-    "JZ-2: two factors at zero are dead for ever. MI-1: parts that no gradient reaches."
+    "JZ-2, MI-1: no parameter is left without a gradient, as two zero factors would be."
     seed_everything(0)
     g, z, text = Generator(SMALL), randn(3, 16), texts()
-    optimiser = torch.optim.SGD(g.parameters(), 0.1)
+    optimizer = torch.optim.SGD(g.parameters(), 0.1)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum((p - 1).square().mean() for p in g(z, text)).backward()
-        optimiser.step()
+        optimizer.step()
     assert [
         n for n, p in g.named_parameters() if p.grad is None or not p.grad.any()
     ] == []
@@ -262,16 +264,16 @@ def test_checkpointing_changes_memory_and_nothing_else():
             _ = g(randn(3, 16), texts())
         return sum(seen.values())
 
-    again = replace(SMALL, gradient_checkpointing=True)
-    assert far(gradients(SMALL), gradients(again)) < 1e-6 and kept(again) < 0.7 * kept(
-        SMALL
-    )
+    recomputed = replace(SMALL, gradient_checkpointing=True)
+    assert far(gradients(SMALL), gradients(recomputed)) < 1e-6 and kept(
+        recomputed
+    ) < 0.7 * kept(SMALL)
 
 
 def test_truncation_moves_towards_the_mean_of_the_same_caption():
     g, z, text = make(awake=True), randn(4, 16), texts()[[0, 0, 1, 1]]
-    heard = g.encode_text(text)
-    w, half, mean = (g.map_style(z, heard, psi) for psi in (1.0, 0.5, 0.0))
+    encoded = g.encode_text(text)
+    w, half, mean = (g.map_style(z, encoded, psi) for psi in (1.0, 0.5, 0.0))
     assert torch.allclose(mean[0], mean[1], atol=1e-5) and torch.allclose(
         mean[2], mean[3], atol=1e-5
     )
@@ -283,7 +285,7 @@ def test_truncation_moves_towards_the_mean_of_the_same_caption():
     ).mean()  # it is that mean, by 64 draws
 
 
-def test_truncation_of_one_is_exact_and_fixed_chance_is_no_weight():
+def test_truncation_of_one_is_exact_and_its_noise_is_in_no_checkpoint():
     g, z, text = make(), randn(3, 16), texts()
     assert (
         far(
@@ -298,30 +300,30 @@ def test_truncation_of_one_is_exact_and_fixed_chance_is_no_weight():
     )
 
 
-def test_selections_name_every_bank():
+def test_kernel_weights_name_every_bank():
     g = make()
-    shares = kernel_weights_by_layer(g, randn(5, 32))
-    assert {k: v.shape[1] for k, v in shares.items()} == {
+    weights = kernel_weights_by_layer(g, randn(5, 32))
+    assert {k: v.shape[1] for k, v in weights.items()} == {
         "8 px, 0": 2,
         "8 px, 1": 2,
         "16 px, 0": 4,
         "16 px, 1": 4,
     }
-    assert all(torch.allclose(v.sum(1), torch.ones(5)) for v in shares.values())
+    assert all(torch.allclose(v.sum(1), torch.ones(5)) for v in weights.values())
 
 
-def test_text_layers_begin_by_changing_only_the_size():
-    ear, text = TextAttentionLayers(24, 2), texts()
-    heard = ear(text)
+def test_text_layers_only_normalise_at_initialisation():
+    layers, text = TextAttentionLayers(24, 2), texts()
+    out = layers(text)
     assert torch.allclose(
-        heard.pooled, F.layer_norm(text.pooled, (24,)), atol=1e-5
-    ) and torch.equal(heard.mask, text.mask)
+        out.pooled, F.layer_norm(text.pooled, (24,)), atol=1e-5
+    ) and torch.equal(out.mask, text.mask)
     assert torch.allclose(
-        heard.tokens[text.mask], F.layer_norm(text.tokens, (24,))[text.mask], atol=1e-5
+        out.tokens[text.mask], F.layer_norm(text.tokens, (24,))[text.mask], atol=1e-5
     )
 
 
-def test_arc_has_equal_angles_and_meets_its_ends():
+def test_slerp_has_equal_angles_and_meets_its_ends():
     a, b = randn(32), 2 * randn(32, seed=1)
     points = slerp(a, b, 9)
     assert torch.allclose(points[[0, -1]], torch.stack([a, b]), atol=1e-4)
@@ -331,6 +333,15 @@ def test_arc_has_equal_angles_and_meets_its_ends():
         points.norm(dim=1), torch.linspace(a.norm(), b.norm(), 9), atol=1e-3
     )
     assert torch.allclose(slerp(a, a, 5), a.expand(5, -1), atol=1e-2)
+
+
+def test_the_line_between_two_z_passes_the_same_inputs_as_slerp():
+    "The mapping network divides by the root mean square, so only directions count."
+    a = randn(32)
+    b = F.normalize(randn(32, seed=1), dim=0) * a.norm()
+    middle = torch.stack([a.lerp(b, 0.5), slerp(a, b, 3)[1]])
+    line, arc = normalize_2nd_moment(middle)
+    assert torch.allclose(line, arc, atol=1e-4)
 
 
 def test_same_seed_same_bits():
@@ -367,7 +378,7 @@ def test_a_config_that_makes_no_sense_is_refused(wrong, message):
 
 
 def test_default_fits_its_budget():
-    "At 16 bits a weight the 32-pixel generator must leave most of 12 MB to the discriminator."
+    "At 16 bits a weight the 32-pixel generator takes a third of 12 MB at most."
     assert (
         GeneratorConfig().sizes == (8, 16, 32)
         and 2 * sum(p.numel() for p in Generator().parameters()) < 4e6
