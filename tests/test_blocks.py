@@ -1,4 +1,4 @@
-"""Chapter 31: time, the residual block, down and up, against diffusers, slow formulae and each other."""
+"""Chapter 31: timestep embedding, residual block, down- and upsampling, against diffusers, slow formulae and each other."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_sinusoids_come_in_pairs(dim):
         timestep_embedding(torch.tensor([1]), dim)
 
 
-def test_time_embedding_tells_neighbours_apart():
+def test_timestep_embedding_distinguishes_neighbours():
     e = TimestepEmbedding(32)(torch.tensor([500, 501, 500]))
     assert (
         e.shape == (3, 32)
@@ -143,14 +143,14 @@ def test_block_equals_diffusers(c_in, c_out):
     assert torch.allclose(block(x, F.silu(condition)), theirs(x, condition), atol=1e-5)
 
 
-def test_block_begins_by_passing_on():
+def test_block_begins_as_the_identity():
     x, condition = randn(2, 16, 4, 4), randn(2, 12)
     assert torch.equal(ResidualBlock(16, 16, 12)(x, condition), x)
     wider = ResidualBlock(16, 24, 12)
     assert torch.equal(wider(x, condition), wider.skip(x))
 
 
-def test_block_obeys_its_condition_and_samples_are_independent():
+def test_block_depends_on_its_condition_and_samples_are_independent():
     block, x, condition = (
         awake(ResidualBlock(16, 16, 12)),
         randn(3, 16, 4, 4),
@@ -202,7 +202,7 @@ def test_gradients_reach_every_parameter_of_the_block():
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_space_to_depth_and_back_lose_nothing(factor):
+def test_pixel_unshuffle_and_back_lose_nothing(factor):
     x = randn(2, 3, 8, 12)
     deep = pixel_unshuffle(x, factor)
     assert torch.equal(

@@ -200,7 +200,9 @@ def flops_by_level(
 
     levels = {}
     for i, n in enumerate(config.num_res_blocks):
-        levels[f"level {i}"] = [f"{p}.{i}.{k}" for p in ("down", "up") for k in range(n)]
+        levels[f"level {i}"] = [
+            f"{p}.{i}.{k}" for p in ("down", "up") for k in range(n)
+        ]
         if i > 0:
             levels[f"level {i}"] += [f"downsample.{i - 1}", f"upsample.{i - 1}"]
     levels["level 0"] += ["conv_in", "conv_out"]
