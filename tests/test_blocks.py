@@ -1,4 +1,5 @@
-"""Chapter 31: timestep embedding, residual block, down- and upsampling, against diffusers, slow formulae and each other."""
+"""Chapter 31: timestep embedding, residual block, down- and upsampling, against
+diffusers, slow formulae and each other."""
 
 import math
 
@@ -182,7 +183,8 @@ def test_a_scale_of_minus_one_shuts_the_channels_off():
 
 
 def test_gradients_reach_every_parameter_of_the_block():
-    "JZ-2: film and the last convolution begin at zero, but not as two factors of one product: 1 + 0 lets the signal through."
+    """JZ-2: film and the last convolution begin at zero, but not as two factors of
+    one product: 1 + 0 lets the signal through."""
     block, x, condition, rows = (
         ResidualBlock(16, 24, 12),
         randn(2, 16, 4, 4),
@@ -245,7 +247,8 @@ def test_down_is_a_convolution_with_stride_2():
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_up_begins_without_a_checkerboard(factor):
-    "A fresh layer copies each place; the same layer with its random start prints a pattern."
+    """A fresh layer copies each place; the same layer with its random start prints a
+    pattern."""
     up, x = Upsample(16, 8, factor), randn(2, 16, 5, 5)
     y = up(x)
     assert torch.equal(

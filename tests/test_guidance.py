@@ -1,4 +1,5 @@
-"""Chapter 33: guidance identities, thresholds, the settings, both predictions of one network."""
+"""Chapter 33: guidance identities, thresholds, the settings, both predictions of one
+network."""
 
 from dataclasses import replace
 
@@ -72,7 +73,8 @@ def denoise(net, text, null_text, xt, t=400, prediction_type="v", **how):
 @pytest.mark.parametrize("prediction_type", ["v", "x0", "eps"])
 @pytest.mark.parametrize("b", [1, 2, 3])
 def test_identities_for_batches_of_one_two_and_three(b, prediction_type, null_text):
-    "Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked, silently wrong for two images."
+    """Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked,
+    silently wrong for two images."""
     net, text, xt, t = TextSum(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
     with torch.no_grad():
         c, u = (
@@ -81,10 +83,26 @@ def test_identities_for_batches_of_one_two_and_three(b, prediction_type, null_te
         )
     assert (c - u).abs().min() > 1e-3
     assert torch.equal(
-        denoise(net, text, null_text, xt, prediction_type=prediction_type, guidance_scale=1.0), c
+        denoise(
+            net,
+            text,
+            null_text,
+            xt,
+            prediction_type=prediction_type,
+            guidance_scale=1.0,
+        ),
+        c,
     )
     assert torch.equal(
-        denoise(net, text, null_text, xt, prediction_type=prediction_type, guidance_scale=0.0), u
+        denoise(
+            net,
+            text,
+            null_text,
+            xt,
+            prediction_type=prediction_type,
+            guidance_scale=0.0,
+        ),
+        u,
     )
     for w in (0.5, 3.0, 8.0):
         out = denoise(
@@ -179,7 +197,8 @@ def test_one_answer_costs_one_pass(null_text):
 
 @pytest.mark.parametrize("uses", ["tokens", "pooled"])
 def test_null_text_reaches_tokens_and_pooled(uses, null_text):
-    "Fault MI-4 and its kin: a network that uses only one of the two must still distinguish text from null text."
+    """Fault MI-4 and its kin: a network that uses only one of the two must still
+    distinguish text from null text."""
     net, text, xt = TextSum((uses,)), texts(3), noise(3, 3, 4, 4)
     plain, without = (
         denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 0.0)
@@ -291,7 +310,8 @@ def test_rendered_creature_on_white():
 
 
 def test_large_batches_have_a_percentile():
-    "torch.quantile refused more than 16 million values for years; a batch of large images has more."
+    """torch.quantile refused more than 16 million values for years; a batch of large
+    images has more."""
     x = torch.zeros(23, 3, 512, 512)
     x[3] = 2.0
     assert x.numel() > 2**24 and G.dynamic_threshold(x)[3].min() == 1

@@ -116,7 +116,8 @@ def test_shift_divides_the_snr_by_the_number_of_pixels(size, reference):
 
 
 def test_averaged_large_images_are_as_noisy_as_small_ones():
-    "What `shift_snr` is for: the mean of 2 x 2 pixels at 64 px has the SNR of one pixel at 32 px."
+    """What `shift_snr` is for: the mean of 2 x 2 pixels at 64 px has the SNR of one
+    pixel at 32 px."""
     t = torch.tensor([600])
     small, large = (
         N.make_noise_schedule(zero_terminal_snr=False),
@@ -276,7 +277,8 @@ def test_a_leaking_table_turns_white_into_grey_and_zero_terminal_snr_mends_it():
 
 
 def test_float32_would_lose_digits_of_sigma():
-    "Relative error of 1 - alpha_bar and of alpha_bar if the linear table ran in float32."
+    """Relative error of 1 - alpha_bar and of alpha_bar if the linear table ran in
+    float32."""
     single = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
     exact = N.linear_alpha_bar()
     lost = ((1 - single).double() / (1 - exact) - 1).abs()
@@ -383,7 +385,8 @@ def test_the_three_targets_weigh_the_same_error_alike(name, loss_weighting):
 
 
 def test_min_snr_is_what_the_paper_says():
-    "min(SNR, 5) in x0, over SNR for eps, over SNR + 1 for v, with the SNR of diffusers."
+    """min(SNR, 5) in x0, over SNR for eps, over SNR + 1 for v, with the SNR of
+    diffusers."""
     s, t = N.make_noise_schedule(zero_terminal_snr=False), torch.arange(0, 1000, 7)
     theirs = diffusers.DDPMScheduler()
     theirs.alphas_cumprod = s.alpha_bar
@@ -396,7 +399,8 @@ def test_min_snr_is_what_the_paper_says():
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
 def test_weights_at_both_ends_of_a_zero_terminal_schedule(gamma):
-    "Plain min-SNR with v forgets the timestep at which sampling begins; SNR + 1 keeps it."
+    """Plain min-SNR with v forgets the timestep at which sampling begins; SNR + 1
+    keeps it."""
     s, last = N.make_noise_schedule(), torch.tensor([999])
     assert (
         N.loss_weight(last, s, "v", "min-snr", gamma) == 0

@@ -1,4 +1,5 @@
-"""Chapter 34: steps, the loop, exact moments on a Gaussian, and parity with diffusers."""
+"""Chapter 34: steps, the loop, exact moments on a Gaussian, and parity with
+diffusers."""
 
 import math
 
@@ -41,7 +42,8 @@ def gaussian(schedule):
 
 
 def moments(schedule, sampler, steps, eta=0.0):
-    "Exact mean and spread of the samples: a run is affine in each noise, so one unit of each is enough."
+    """Exact mean and spread of the samples: a run is affine in each noise, so one
+    unit of each is enough."""
     units = iter(
         torch.eye(steps + 2, dtype=torch.float64)[1:]
     )  # call k: a 1 in row k, never one in row 0
@@ -85,7 +87,8 @@ def test_timesteps_fall_from_the_last_and_equal_diffusers(steps):
     [("dpmpp-2m", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)],
 )
 def test_all_steps_recover_mean_and_spread(sampler, eta, name, ends):
-    "MI-13: a peer has ancestral DDPM only. On a Gaussian every sampler must recover both moments."
+    """MI-13: a peer has ancestral DDPM only. On a Gaussian every sampler must
+    recover both moments."""
     mean, spread = moments(
         make_noise_schedule(name, zero_terminal_snr=ends), sampler, 1000, eta
     )
@@ -120,14 +123,16 @@ def test_error_falls_with_steps(sampler):
 
 
 def test_second_order_pays():
-    "At 20 steps the error of DPM-Solver++(2M) is less than a tenth of DDIM's, and DDIM's less than DDPM's."
+    """At 20 steps the error of DPM-Solver++(2M) is less than a tenth of DDIM's, and
+    DDIM's less than DDPM's."""
     s = make_noise_schedule()
     dpm, ddim, ddpm = (abs(moments(s, k, 20)[1] - SPREAD) for k in S.SAMPLERS)
     assert dpm < ddim / 10 and ddim < ddpm
 
 
 def test_order_of_convergence():
-    "Ten times the steps: DDIM's error falls by ten (first order), DPM-Solver++(2M)'s by far more, on timesteps inside the schedule."
+    """Ten times the steps: DDIM's error falls by ten (first order), DPM-
+    Solver++(2M)'s by far more, on timesteps inside the schedule."""
     s = make_noise_schedule("linear", num_timesteps=4000, zero_terminal_snr=False)
     times = lambda n: [round(3200 - k * 2800 / n) for k in range(n + 1)]
 
@@ -169,7 +174,8 @@ def test_ddim_is_eulers_method_for_the_probability_flow_ode():
 
 
 def test_the_ode_keeps_the_marginals():
-    "For a Gaussian, small DDIM steps give mean and spread of noisy data at every level."
+    """For a Gaussian, small DDIM steps give mean and spread of noisy data at every
+    level."""
     s, x = make_noise_schedule(), torch.tensor([0.0, 1.0], dtype=torch.float64)
     for t in range(999, 0, -1):
         x0 = gaussian(s)(x, t)
@@ -275,7 +281,8 @@ def test_one_step_is_the_prediction_and_a_constant_prediction_is_reached(sampler
     )
 
 
-# ---- parity, in float64, so that 1e-5 tells a formula from a rounding (diffusers' DPM-Solver++ goes through float32 all the same)
+# ---- parity, in float64, so that 1e-5 tells a formula from a rounding (diffusers' DPM-
+# Solver++ goes through float32 all the same)
 
 
 def run_theirs(scheduler, schedule, predict, steps, shape, **more):
@@ -308,7 +315,8 @@ def run_ours(schedule, predict, target, steps, shape, sampler, eta=0.0):
 
 
 def predictor(target, schedule):
-    "A denoiser that is wrong, but sane, in the terms of a target: x0 is a squashed x_t."
+    """A denoiser that is wrong, but sane, in the terms of a target: x0 is a squashed
+    x_t."""
 
     def predict(x, t):
         t = torch.full((len(x),), t)
@@ -351,7 +359,8 @@ def test_ddpm_equals_diffusers(name, ends, target, steps):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])
 def test_ddim_equals_diffusers(name, ends, target, steps, eta):
-    """Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing timesteps of other counts do not keep.
+    """Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing
+    timesteps of other counts do not keep.
 
     From an SNR of 0 its eta stays a little below 1, where rounding can make it take the root of a negative number.
     """
@@ -388,7 +397,8 @@ def dpm_of_diffusers(target):
 )  # alpha 5e-5: float32 fails
 @pytest.mark.parametrize("steps", [1, 2, 5, 14, 20, 30, 100])
 def test_dpm_equals_diffusers(name, ends, target, steps):
-    """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR must be finite; the same table goes to both here.
+    """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR
+    must be finite; the same table goes to both here.
 
     It computes in float32: from eps, a single step divides its rounding by an alpha below 0.01, hence the wider bound there.
     """
@@ -404,7 +414,8 @@ def test_dpm_equals_diffusers(name, ends, target, steps):
 
 
 def test_dpm_at_an_snr_of_exactly_zero():
-    "Where diffusers has NaN, ours is finite, and close to what diffusers gives with 2**-24 in place of 0."
+    """Where diffusers has NaN, ours is finite, and close to what diffusers gives
+    with 2**-24 in place of 0."""
     s, predict = make_noise_schedule(), predictor("v", make_noise_schedule())
     ours = run_ours(s, predict, "v", 50, (4, 3, 8, 8), "dpmpp-2m")
     assert run_theirs(dpm_of_diffusers("v"), s, predict, 50, (4, 3, 8, 8)).isnan().any()
@@ -431,7 +442,9 @@ def test_every_step_is_yielded():
     assert [t for t, _, _ in walk] == S.sampling_timesteps(1000, 12) and all(
         x.shape == x0.shape == (5,) for _, x0, x in walk
     )
-    assert torch.equal(walk[-1][1], walk[-1][2])  # the last step ends at its own prediction
+    assert torch.equal(
+        walk[-1][1], walk[-1][2]
+    )  # the last step ends at its own prediction
     again = S.run_sampler(
         gaussian(s),
         lambda: torch.randn(5, generator=generator(4), dtype=torch.float64),

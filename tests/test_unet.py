@@ -1,4 +1,5 @@
-"""Chapter 32: the U-Net's sizes, its wiring, its text conditioning, and what must have no effect."""
+"""Chapter 32: the U-Net's sizes, its wiring, its text conditioning, and what must
+have no effect."""
 
 import json
 from dataclasses import asdict, replace
@@ -135,7 +136,8 @@ def by_hand(c: UNetConfig) -> int:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_builds_what_its_config_says(name):
-    "MI-3: a peer's named classes build 1.6 billion parameters where 0.1 million were meant."
+    """MI-3: a peer's named classes build 1.6 billion parameters where 0.1 million
+    were meant."""
     assert sum(p.numel() for p in UNet(CONFIGS[name]).parameters()) == by_hand(
         CONFIGS[name]
     )
@@ -152,7 +154,8 @@ def test_parameter_counts_do_not_drift():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_table_of_costs_adds_up(name):
-    "Parameters and work of the parts are those of the whole, counted on a real network."
+    """Parameters and work of the parts are those of the whole, counted on a real
+    network."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config, size = CONFIGS[name], 32
@@ -313,7 +316,8 @@ def moved(unet, inputs, text):
 
 
 def test_text_comes_in_by_tokens_and_by_the_pooled_vector(unet, inputs):
-    "MI-14: in the shipped peer the text enters only by a diluted pooled vector. Each way is tested alone."
+    """MI-14: in the shipped peer the text enters only by a diluted pooled vector.
+    Each way is tested alone."""
     text = inputs[2]
     assert (
         moved(
@@ -391,7 +395,8 @@ def test_gradients_reach_every_parameter(name):
 
 
 def test_clipping_clips_and_modes_reach_all(inputs):
-    "MI-1: a peer hides its U-Nets in a plain list, so clipping sees no parameters and train(False) stops short."
+    """MI-1: a peer hides its U-Nets in a plain list, so clipping sees no parameters
+    and train(False) stops short."""
     u = awake(UNet(SMALL))
     before = len(list(u.parameters()))
     u(*inputs).square().sum().backward()
@@ -418,7 +423,8 @@ def test_same_seed_same_network(inputs):
 
 
 def test_gradient_steps_overfit_two_images():
-    "The smallest training there is: the loss must fall, and the other text must give the other image."
+    """The smallest training there is: the loss must fall, and the other text must
+    give the other image."""
     torch.manual_seed(0)
     u, text, t = UNet(SMALL), some_text(), torch.tensor([900, 900])
     goal = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 16, 16)

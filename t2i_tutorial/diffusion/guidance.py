@@ -77,8 +77,8 @@ def rescale_cfg(
     guidance_rescale: float = 0.7,  # phi; 0: nothing is changed, 1: wholly
 ) -> Float[Tensor, "b ..."]:
     "Move the standard deviation back to that of `cond` (Lin et al. 2024, eq. 15, 16)."
-    factor = _std(cond) / _std(guided).clamp(min=1e-8)
-    return guided * (guidance_rescale * factor + (1 - guidance_rescale))
+    phi = guidance_rescale
+    return guided * (phi * _std(cond) / _std(guided).clamp(min=1e-8) + (1 - phi))
 
 # %% ../../nbs/33_guidance.ipynb #00bbf65b
 THRESHOLDING_MODES = ("none", "static", "dynamic")
@@ -104,16 +104,8 @@ class GuidanceConfig:
     def __post_init__(self):
         check_choice("thresholding", self.thresholding, THRESHOLDING_MODES)
         checks = (
-            (
-                "guidance_scale",
-                lambda x: isfinite(x) and x >= 0,
-                "a number of at least 0",
-            ),
-            (
-                "dynamic_threshold_percentile",
-                lambda x: 0 < x <= 1,
-                "more than 0 and at most 1",
-            ),
+            ("guidance_scale", lambda x: isfinite(x) and x >= 0, "a number of at least 0"),
+            ("dynamic_threshold_percentile", lambda x: 0 < x <= 1, "more than 0 and at most 1"),
             ("guidance_rescale", lambda x: 0 <= x <= 1, "from 0 to 1"),
         )
         for name, fits, wanted in checks:
