@@ -105,7 +105,9 @@ def test_block_equals_its_formula():
             + layer.bias[:, None, None]
         )
 
-    silu = lambda z: z / (1 + (-z).exp())
+    def silu(z):
+        return z / (1 + (-z).exp())
+
     h = block.conv1(silu(norm(block.norm1, x)))
     scale, shift = (condition @ block.film.weight.T + block.film.bias)[
         ..., None, None

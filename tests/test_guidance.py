@@ -323,7 +323,10 @@ def test_large_batches_have_a_percentile():
 @pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
 def test_rescale_moves_the_spread(phi):
     c, g = noise(3, 3, 8, 8, name="c"), 4 * noise(3, 3, 8, 8, name="g")
-    std = lambda x: x.flatten(1).std(dim=1)
+
+    def std(x):
+        return x.flatten(1).std(dim=1)
+
     out = G.rescale_cfg(g, c, phi)
     assert torch.allclose(std(out), phi * std(c) + (1 - phi) * std(g), rtol=1e-4)
     assert torch.allclose(

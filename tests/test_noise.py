@@ -94,7 +94,7 @@ def test_linear_ends_equally_noisy_for_any_length():
 
 
 def test_zero_terminal_keeps_the_first_and_is_exactly_zero_at_the_end():
-    for name, make in N.NOISE_SCHEDULES.items():
+    for make in N.NOISE_SCHEDULES.values():
         before, after = make(), N.rescale_zero_terminal_snr(make())
         assert (
             after[-1] == 0

@@ -2,6 +2,7 @@
 diffusers."""
 
 import math
+from functools import partial
 
 import diffusers
 import pytest
@@ -104,7 +105,7 @@ def test_moments_by_monte_carlo():
         g = generator(1)
         x = S.run_sampler(
             gaussian(s),
-            lambda: torch.randn(100_000, generator=g, dtype=torch.float64),
+            partial(torch.randn, 100_000, generator=g, dtype=torch.float64),
             s,
             15,
             sampler,
@@ -126,15 +127,17 @@ def test_second_order_pays():
     """At 20 steps the error of DPM-Solver++(2M) is less than a tenth of DDIM's, and
     DDIM's less than DDPM's."""
     s = make_noise_schedule()
-    dpm, ddim, ddpm = (abs(moments(s, k, 20)[1] - SPREAD) for k in S.SAMPLERS)
-    assert dpm < ddim / 10 and ddim < ddpm
+    dpmpp, ddim, ddpm = (abs(moments(s, k, 20)[1] - SPREAD) for k in S.SAMPLERS)
+    assert dpmpp < ddim / 10 and ddim < ddpm
 
 
 def test_order_of_convergence():
     """Ten times the steps: DDIM's error falls by ten (first order), DPM-
     Solver++(2M)'s by far more, on timesteps inside the schedule."""
     s = make_noise_schedule("linear", num_timesteps=4000, zero_terminal_snr=False)
-    times = lambda n: [round(3200 - k * 2800 / n) for k in range(n + 1)]
+
+    def times(n):
+        return [round(3200 - k * 2800 / n) for k in range(n + 1)]
 
     def end(n, memory):
         x, last, d = torch.tensor([0.0, 1.0], dtype=torch.float64), None, gaussian(s)
@@ -212,7 +215,7 @@ def test_eta_one_equals_ddpm(ends):
         out.append(
             S.run_sampler(
                 lambda x, t: torch.tanh(2 * x),
-                lambda: torch.randn(64, generator=g, dtype=torch.float64),
+                partial(torch.randn, 64, generator=g, dtype=torch.float64),
                 s,
                 1000,
                 sampler,
@@ -289,21 +292,21 @@ def run_theirs(scheduler, schedule, predict, steps, shape, **more):
     g = generator(3)
     scheduler.alphas_cumprod = schedule.alpha_bar
     scheduler.set_timesteps(steps)
-    if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
-        step = lambda *a: scheduler.step(*a).prev_sample
-    else:
-        step = lambda *a: scheduler.step(*a, generator=g, **more).prev_sample
+    if not isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
+        more["generator"] = g
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     for t in scheduler.timesteps:
-        x = step(predict(x, int(t)), t, x)
+        x = scheduler.step(predict(x, int(t)), t, x, **more).prev_sample
     return x
 
 
 def run_ours(schedule, predict, target, steps, shape, sampler, eta=0.0):
     g = generator(3)
-    denoise = lambda x, t: x0_from_prediction(
-        target, predict(x, t), x, torch.full((len(x),), t), schedule
-    )
+
+    def denoise(x, t):
+        times = torch.full((len(x),), t)
+        return x0_from_prediction(target, predict(x, t), x, times, schedule)
+
     return S.run_sampler(
         denoise,
         lambda: torch.randn(shape, generator=g, dtype=torch.float64),
@@ -362,7 +365,8 @@ def test_ddim_equals_diffusers(name, ends, target, steps, eta):
     """Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing
     timesteps of other counts do not keep.
 
-    From an SNR of 0 its eta stays a little below 1, where rounding can make it take the root of a negative number.
+    From an SNR of 0 its eta stays a little below 1, where rounding can make it take
+    the root of a negative number.
     """
     s = make_noise_schedule(name, zero_terminal_snr=ends)
     if ends:
@@ -400,7 +404,8 @@ def test_dpm_equals_diffusers(name, ends, target, steps):
     """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR
     must be finite; the same table goes to both here.
 
-    It computes in float32: from eps, a single step divides its rounding by an alpha below 0.01, hence the wider bound there.
+    It computes in float32: from eps, a single step divides its rounding by an alpha
+    below 0.01, hence the wider bound there.
     """
     s = make_noise_schedule(name, zero_terminal_snr=ends)
     if ends:

@@ -181,7 +181,9 @@ def test_the_table_of_costs_adds_up(name):
 
 
 def test_work_follows_the_pixels_and_patch_size_saves_it():
-    whole = lambda c, size: sum(r["flops"] for r in flops_by_level(c, size).values())
+    def whole(c, size):
+        return sum(r["flops"] for r in flops_by_level(c, size).values())
+
     assert 3.9 < whole(LEAN, 64) / whole(LEAN, 32) < 5 and whole(
         replace(LEAN, patch_size=2), 64
     ) < 1.1 * whole(LEAN, 32)

@@ -104,8 +104,16 @@ class GuidanceConfig:
     def __post_init__(self):
         check_choice("thresholding", self.thresholding, THRESHOLDING_MODES)
         checks = (
-            ("guidance_scale", lambda x: isfinite(x) and x >= 0, "a number of at least 0"),
-            ("dynamic_threshold_percentile", lambda x: 0 < x <= 1, "more than 0 and at most 1"),
+            (
+                "guidance_scale",
+                lambda x: isfinite(x) and x >= 0,
+                "a number of at least 0",
+            ),
+            (
+                "dynamic_threshold_percentile",
+                lambda x: 0 < x <= 1,
+                "more than 0 and at most 1",
+            ),
             ("guidance_rescale", lambda x: 0 <= x <= 1, "from 0 to 1"),
         )
         for name, fits, wanted in checks:
