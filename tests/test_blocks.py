@@ -1,4 +1,5 @@
-"""Chapter 31: time, the residual block, down and up, against diffusers, slow formulae and each other."""
+"""Chapter 31: timestep embedding, residual block, down- and upsampling, against
+diffusers, slow formulae and each other."""
 
 import math
 
@@ -73,7 +74,7 @@ def test_sinusoids_come_in_pairs(dim):
         timestep_embedding(torch.tensor([1]), dim)
 
 
-def test_time_embedding_tells_neighbours_apart():
+def test_timestep_embedding_distinguishes_neighbours():
     e = TimestepEmbedding(32)(torch.tensor([500, 501, 500]))
     assert (
         e.shape == (3, 32)
@@ -104,7 +105,9 @@ def test_block_equals_its_formula():
             + layer.bias[:, None, None]
         )
 
-    silu = lambda z: z / (1 + (-z).exp())
+    def silu(z):
+        return z / (1 + (-z).exp())
+
     h = block.conv1(silu(norm(block.norm1, x)))
     scale, shift = (condition @ block.film.weight.T + block.film.bias)[
         ..., None, None
@@ -143,14 +146,14 @@ def test_block_equals_diffusers(c_in, c_out):
     assert torch.allclose(block(x, F.silu(condition)), theirs(x, condition), atol=1e-5)
 
 
-def test_block_begins_by_passing_on():
+def test_block_begins_as_the_identity():
     x, condition = randn(2, 16, 4, 4), randn(2, 12)
     assert torch.equal(ResidualBlock(16, 16, 12)(x, condition), x)
     wider = ResidualBlock(16, 24, 12)
     assert torch.equal(wider(x, condition), wider.skip(x))
 
 
-def test_block_obeys_its_condition_and_samples_are_independent():
+def test_block_depends_on_its_condition_and_samples_are_independent():
     block, x, condition = (
         awake(ResidualBlock(16, 16, 12)),
         randn(3, 16, 4, 4),
@@ -182,7 +185,8 @@ def test_a_scale_of_minus_one_shuts_the_channels_off():
 
 
 def test_gradients_reach_every_parameter_of_the_block():
-    "JZ-2: film and the last convolution begin at zero, but not as two factors of one product: 1 + 0 lets the signal through."
+    """JZ-2: film and the last convolution begin at zero, but not as two factors of
+    one product: 1 + 0 lets the signal through."""
     block, x, condition, rows = (
         ResidualBlock(16, 24, 12),
         randn(2, 16, 4, 4),
@@ -202,7 +206,7 @@ def test_gradients_reach_every_parameter_of_the_block():
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_space_to_depth_and_back_lose_nothing(factor):
+def test_pixel_unshuffle_and_back_lose_nothing(factor):
     x = randn(2, 3, 8, 12)
     deep = pixel_unshuffle(x, factor)
     assert torch.equal(
@@ -245,7 +249,8 @@ def test_down_is_a_convolution_with_stride_2():
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_up_begins_without_a_checkerboard(factor):
-    "A fresh layer copies each place; the same layer with its random start prints a pattern."
+    """A fresh layer copies each place; the same layer with its random start prints a
+    pattern."""
     up, x = Upsample(16, 8, factor), randn(2, 16, 5, 5)
     y = up(x)
     assert torch.equal(

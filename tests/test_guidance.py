@@ -1,4 +1,5 @@
-"""Chapter 33: guidance identities, thresholds, the settings, both branches of one network."""
+"""Chapter 33: guidance identities, thresholds, the settings, both predictions of one
+network."""
 
 from dataclasses import replace
 
@@ -33,21 +34,21 @@ def texts(b, n=5, d=8):
     )
 
 
-class Listener(torch.nn.Module):
-    "Answers with what it hears of the text: through the tokens, the pooled vector, or both."
+class TextSum(torch.nn.Module):
+    "The sum of the text's numbers: of the tokens, the pooled vector, or both."
 
-    def __init__(self, hears=("tokens", "pooled")):
+    def __init__(self, uses=("tokens", "pooled")):
         super().__init__()
-        self.hears, self.calls = hears, []
+        self.uses, self.calls = uses, []
 
     def forward(self, xt, t, text):
         self.calls.append(len(xt))
         out = 0.1 * xt + t.view(-1, 1, 1, 1) / 1000
-        if "tokens" in self.hears:
+        if "tokens" in self.uses:
             out = out + (text.tokens * text.mask[..., None]).sum((1, 2)).view(
                 -1, 1, 1, 1
             )
-        if "pooled" in self.hears:
+        if "pooled" in self.uses:
             out = out + text.pooled.sum(1).view(-1, 1, 1, 1)
         return out
 
@@ -62,7 +63,7 @@ def denoise(net, text, null_text, xt, t=400, prediction_type="v", **how):
     how = {"thresholding": "none"} | how
     with torch.no_grad():
         return G.guided_denoiser(
-            net, text, null_text, SCHEDULE, target, G.GuidanceConfig(**how)
+            net, text, null_text, SCHEDULE, prediction_type, G.GuidanceConfig(**how)
         )(xt, t)
 
 
@@ -71,30 +72,47 @@ def denoise(net, text, null_text, xt, t=400, prediction_type="v", **how):
 
 @pytest.mark.parametrize("prediction_type", ["v", "x0", "eps"])
 @pytest.mark.parametrize("b", [1, 2, 3])
-def test_identities_for_batches_of_one_two_and_three(b, target, null_text):
-    "Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked, silently wrong for two pictures."
-    net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
+def test_identities_for_batches_of_one_two_and_three(b, prediction_type, null_text):
+    """Fault DD-1: with scale 1 a peer returns one tensor where two are unpacked,
+    silently wrong for two images."""
+    net, text, xt, t = TextSum(), texts(b), noise(b, 3, 4, 4), torch.full((b,), 400)
     with torch.no_grad():
         c, u = (
-            x0_from_prediction(target, net(xt, t, e), xt, t, SCHEDULE)
-            for e in (text, null_text.like(text))
+            x0_from_prediction(prediction_type, net(xt, t, e), xt, t, SCHEDULE)
+            for e in (text, null_text.expand_as(text))
         )
     assert (c - u).abs().min() > 1e-3
     assert torch.equal(
-        denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=1.0), c
+        denoise(
+            net,
+            text,
+            null_text,
+            xt,
+            prediction_type=prediction_type,
+            guidance_scale=1.0,
+        ),
+        c,
     )
     assert torch.equal(
-        denoise(net, text, null_text, xt, prediction_type=target, guidance_scale=0.0), u
+        denoise(
+            net,
+            text,
+            null_text,
+            xt,
+            prediction_type=prediction_type,
+            guidance_scale=0.0,
+        ),
+        u,
     )
     for w in (0.5, 3.0, 8.0):
         out = denoise(
-            net, text, null_text, xt, prediction_type=target, guidance_scale=w
+            net, text, null_text, xt, prediction_type=prediction_type, guidance_scale=w
         )
         assert out.shape == xt.shape and torch.allclose(out, u + w * (c - u), atol=1e-4)
 
 
-def test_each_picture_is_guided_by_its_own_text(null_text):
-    net, text, xt = Listener(), texts(3), noise(3, 3, 4, 4)
+def test_each_image_is_guided_by_its_own_text(null_text):
+    net, text, xt = TextSum(), texts(3), noise(3, 3, 4, 4)
     whole = denoise(net, text, null_text, xt, guidance_scale=3.0)
     for i in range(3):
         assert torch.allclose(
@@ -105,7 +123,8 @@ def test_each_picture_is_guided_by_its_own_text(null_text):
 
 
 @pytest.mark.parametrize("prediction_type", ["v", "eps"])
-def test_guiding_the_target_equals_guiding_the_picture(target):
+def test_guiding_the_target_equals_guiding_the_image(prediction_type):
+    target = prediction_type
     xt, t = noise(2, 3, 4, 4), torch.tensor([200, 700])
     a, b = noise(2, 3, 4, 4, name="a"), noise(2, 3, 4, 4, name="b")
     late = x0_from_prediction(target, G.apply_cfg(a, b, 3.0), xt, t, SCHEDULE)
@@ -140,8 +159,8 @@ def test_scale_is_that_of_ho_and_salimans_plus_one():
 
 @pytest.mark.parametrize("b", [1, 2, 3])
 def test_one_pass_equals_two(b, null_text):
-    net, text, xt, t = Listener(), texts(b), noise(b, 3, 4, 4), torch.arange(b) * 100
-    null = null_text.like(text)
+    net, text, xt, t = TextSum(), texts(b), noise(b, 3, 4, 4), torch.arange(b) * 100
+    null = null_text.expand_as(text)
     with torch.no_grad():
         c, u = G.predict_cond_uncond(net, xt, t, text, null)
         assert net.calls == [2 * b]
@@ -171,15 +190,16 @@ def test_one_pass_equals_two_in_the_real_unet():
 
 def test_one_answer_costs_one_pass(null_text):
     for scale, calls in ((0.0, [2]), (1.0, [2]), (3.0, [4])):
-        net = Listener()
+        net = TextSum()
         denoise(net, texts(2), null_text, noise(2, 3, 4, 4), guidance_scale=scale)
         assert net.calls == calls
 
 
-@pytest.mark.parametrize("hears", ["tokens", "pooled"])
-def test_null_text_reaches_tokens_and_pooled(hears, null_text):
-    "Fault MI-4 and its kin: a network that hears only one of the two must still tell text from no text, and one null text from none other."
-    net, text, xt = Listener((hears,)), texts(3), noise(3, 3, 4, 4)
+@pytest.mark.parametrize("uses", ["tokens", "pooled"])
+def test_null_text_reaches_tokens_and_pooled(uses, null_text):
+    """Fault MI-4 and its kin: a network that uses only one of the two must still
+    distinguish text from null text."""
+    net, text, xt = TextSum((uses,)), texts(3), noise(3, 3, 4, 4)
     plain, without = (
         denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 0.0)
     )
@@ -250,7 +270,7 @@ def test_thresholds_equal_those_of_diffusers(p):
     assert torch.equal(theirs(), G.static_threshold(x))
 
 
-def test_a_picture_in_range_is_left_alone_and_each_has_its_own_limit():
+def test_an_image_in_range_is_left_alone_and_each_has_its_own_limit():
     x = torch.stack([noise(3, 8, 8).clamp(-1, 1), 4 * noise(3, 8, 8)])
     out = G.dynamic_threshold(x)
     assert (
@@ -264,7 +284,7 @@ def test_a_picture_in_range_is_left_alone_and_each_has_its_own_limit():
 
 
 def test_white_pages_turn_grey_at_high_percentiles():
-    "The constructed picture: 60 % white at 1.0, 2 % overshooting to 1.6."
+    "The constructed image: 60 % white at 1.0, 2 % overshooting to 1.6."
     x = torch.full((3 * 32 * 32,), -0.5)
     x[: int(0.6 * len(x))], x[-int(0.02 * len(x)) :] = 1.0, 1.6
     white = {
@@ -290,7 +310,8 @@ def test_rendered_creature_on_white():
 
 
 def test_large_batches_have_a_percentile():
-    "torch.quantile refused more than 16 million values for years; a batch of large pictures has more."
+    """torch.quantile refused more than 16 million values for years; a batch of large
+    images has more."""
     x = torch.zeros(23, 3, 512, 512)
     x[3] = 2.0
     assert x.numel() > 2**24 and G.dynamic_threshold(x)[3].min() == 1
@@ -302,12 +323,15 @@ def test_large_batches_have_a_percentile():
 @pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
 def test_rescale_moves_the_spread(phi):
     c, g = noise(3, 3, 8, 8, name="c"), 4 * noise(3, 3, 8, 8, name="g")
-    std = lambda x: x.flatten(1).std(dim=1)
+
+    def std(x):
+        return x.flatten(1).std(dim=1)
+
     out = G.rescale_cfg(g, c, phi)
     assert torch.allclose(std(out), phi * std(c) + (1 - phi) * std(g), rtol=1e-4)
     assert torch.allclose(
         out / g, (out / g).flatten(1)[:, :1, None, None], rtol=1e-3
-    )  # one factor a picture
+    )  # one factor an image
 
 
 def test_rescale_of_a_flat_guess_is_finite():
@@ -319,7 +343,7 @@ def test_rescale_of_a_flat_guess_is_finite():
 
 
 def test_rescale_is_applied_before_the_threshold(null_text):
-    net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
+    net, text, xt = TextSum(), texts(2), noise(2, 3, 4, 4)
     c, x = (denoise(net, text, null_text, xt, guidance_scale=w) for w in (1.0, 5.0))
     out = denoise(
         net,
@@ -341,12 +365,12 @@ def test_rescale_is_applied_before_the_threshold(null_text):
     [
         (
             {"guidance_scale": -0.1},
-            "text scale must be a number of at least 0, not -0.1",
+            "guidance_scale must be a number of at least 0, not -0.1",
         ),
         ({"guidance_scale": float("nan")}, "not nan"),
         ({"guidance_scale": float("inf")}, "not inf"),
-        ({"guidance_scale": "3"}, "text scale must be"),
-        ({"guidance_scale": True}, "text scale must be"),
+        ({"guidance_scale": "3"}, "guidance_scale must be"),
+        ({"guidance_scale": True}, "guidance_scale must be"),
         (
             {"dynamic_threshold_percentile": 0},
             "dynamic_threshold_percentile must be more than 0",
@@ -382,7 +406,7 @@ def test_interval_guides_inside_and_is_plain_outside(null_text):
         1,
         1,
     ]
-    net, text, xt = Listener(), texts(2), noise(2, 3, 4, 4)
+    net, text, xt = TextSum(), texts(2), noise(2, 3, 4, 4)
     for t, scale in ((100, 1.0), (450, 4.0), (900, 1.0)):
         assert torch.equal(
             denoise(
@@ -399,7 +423,7 @@ def test_interval_guides_inside_and_is_plain_outside(null_text):
 
 
 def test_thresholds_are_applied_by_name(null_text):
-    net, text, xt = Listener(), texts(2), 3 * noise(2, 3, 4, 4)
+    net, text, xt = TextSum(), texts(2), 3 * noise(2, 3, 4, 4)
     raw = denoise(net, text, null_text, xt, guidance_scale=3.0)
     assert raw.abs().max() > 1.5
     assert torch.equal(

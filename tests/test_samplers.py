@@ -1,6 +1,8 @@
-"""Chapter 34: steps, the walk, exact moments on a Gaussian, and parity with diffusers."""
+"""Chapter 34: steps, the loop, exact moments on a Gaussian, and parity with
+diffusers."""
 
 import math
+from functools import partial
 
 import diffusers
 import pytest
@@ -41,7 +43,8 @@ def gaussian(schedule):
 
 
 def moments(schedule, sampler, steps, eta=0.0):
-    "Exact mean and spread of what a sampler draws: the walk is linear in each noise, so one unit of each is enough."
+    """Exact mean and spread of the samples: a run is affine in each noise, so one
+    unit of each is enough."""
     units = iter(
         torch.eye(steps + 2, dtype=torch.float64)[1:]
     )  # call k: a 1 in row k, never one in row 0
@@ -82,10 +85,11 @@ def test_timesteps_fall_from_the_last_and_equal_diffusers(steps):
 )
 @pytest.mark.parametrize(
     "sampler, eta",
-    [("dpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)],
+    [("dpmpp-2m", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)],
 )
 def test_all_steps_recover_mean_and_spread(sampler, eta, name, ends):
-    "MI-13: a peer has ancestral DDPM only. On a Gaussian every sampler must recover both moments."
+    """MI-13: a peer has ancestral DDPM only. On a Gaussian every sampler must
+    recover both moments."""
     mean, spread = moments(
         make_noise_schedule(name, zero_terminal_snr=ends), sampler, 1000, eta
     )
@@ -101,7 +105,7 @@ def test_moments_by_monte_carlo():
         g = generator(1)
         x = S.run_sampler(
             gaussian(s),
-            lambda: torch.randn(100_000, generator=g, dtype=torch.float64),
+            partial(torch.randn, 100_000, generator=g, dtype=torch.float64),
             s,
             15,
             sampler,
@@ -119,17 +123,21 @@ def test_error_falls_with_steps(sampler):
     assert all(b < a for a, b in zip(error, error[1:])) and error[-1] < error[0] / 20
 
 
-def test_memory_pays():
-    "At 20 steps the error of DPM-Solver++(2M) is less than a tenth of DDIM's, and DDIM's less than DDPM's."
+def test_second_order_pays():
+    """At 20 steps the error of DPM-Solver++(2M) is less than a tenth of DDIM's, and
+    DDIM's less than DDPM's."""
     s = make_noise_schedule()
-    dpm, ddim, ddpm = (abs(moments(s, k, 20)[1] - SPREAD) for k in S.SAMPLERS)
-    assert dpm < ddim / 10 and ddim < ddpm
+    dpmpp, ddim, ddpm = (abs(moments(s, k, 20)[1] - SPREAD) for k in S.SAMPLERS)
+    assert dpmpp < ddim / 10 and ddim < ddpm
 
 
 def test_order_of_convergence():
-    "Ten times the steps: DDIM's error falls by ten (first order), DPM-Solver++(2M)'s by far more, on timesteps inside the schedule."
+    """Ten times the steps: DDIM's error falls by ten (first order), DPM-
+    Solver++(2M)'s by far more, on timesteps inside the schedule."""
     s = make_noise_schedule("linear", num_timesteps=4000, zero_terminal_snr=False)
-    times = lambda n: [round(3200 - k * 2800 / n) for k in range(n + 1)]
+
+    def times(n):
+        return [round(3200 - k * 2800 / n) for k in range(n + 1)]
 
     def end(n, memory):
         x, last, d = torch.tensor([0.0, 1.0], dtype=torch.float64), None, gaussian(s)
@@ -153,6 +161,48 @@ def test_order_of_convergence():
     )
 
 
+# ---- the probability-flow ODE
+
+
+def test_ddim_is_eulers_method_for_the_probability_flow_ode():
+    "In x / alpha and sigma / alpha a step is the step size times the predicted noise."
+    s = make_noise_schedule()
+    for t, u in ((998, 900), (700, 600), (100, 40), (30, -1)):
+        current, after = S._amplitudes(s, t), S._amplitudes(s, u)
+        x, x0 = randn(32), randn(32, seed=1)
+        (a, sigma), (a2, sigma2) = current, after
+        euler = x / a + (sigma2 / a2 - sigma / a) * (x - a * x0) / sigma
+        ours = S.ddim_step(x, x0, current, after) / a2
+        assert torch.allclose(ours, euler, rtol=1e-9, atol=1e-9)
+
+
+def test_the_ode_keeps_the_marginals():
+    """For a Gaussian, small DDIM steps give mean and spread of noisy data at every
+    level."""
+    s, x = make_noise_schedule(), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for t in range(999, 0, -1):
+        x0 = gaussian(s)(x, t)
+        x = S.ddim_step(x, x0, S._amplitudes(s, t), S._amplitudes(s, t - 1))
+        a, sigma = S._amplitudes(s, t - 1)
+        assert x[0].item() == pytest.approx(a * MEAN, abs=4e-3)
+        spread = math.sqrt(a**2 * SPREAD**2 + sigma**2)
+        assert x.diff().item() == pytest.approx(spread, rel=0.01)
+
+
+@pytest.mark.parametrize("t", [50, 500, 990])
+def test_v_is_the_preconditioning_of_karras_with_unit_data(t):
+    "c_skip x + c_out F is x0 for F = -v, and c_in x is our x_t (Karras et al. 2022)."
+    s, x0, eps = make_noise_schedule(), randn(8), randn(8, seed=1)
+    times = torch.full((8,), t)
+    xt, _ = add_noise(x0, times, s, eps)
+    v = prediction_target("v", x0, eps, times, s)
+    a, sigma = S._amplitudes(s, t)
+    x, level = xt / a, sigma / a
+    c_skip, c_out = 1 / (level**2 + 1), level / (level**2 + 1) ** 0.5
+    assert torch.allclose(c_skip * x + c_out * -v, x0, atol=1e-9)
+    assert torch.allclose(x / (level**2 + 1) ** 0.5, xt, atol=1e-9)
+
+
 # ---- identities
 
 
@@ -165,7 +215,7 @@ def test_eta_one_equals_ddpm(ends):
         out.append(
             S.run_sampler(
                 lambda x, t: torch.tanh(2 * x),
-                lambda: torch.randn(64, generator=g, dtype=torch.float64),
+                partial(torch.randn, 64, generator=g, dtype=torch.float64),
                 s,
                 1000,
                 sampler,
@@ -185,7 +235,7 @@ def test_eta_one_is_finite_from_pure_noise():
         )
 
 
-def test_dpm_without_memory_is_ddim():
+def test_dpmpp_without_a_previous_prediction_is_ddim():
     s = make_noise_schedule()
     for t, u in ((999, 900), (700, 600), (100, 40), (30, -1)):
         now, then, x, x0 = (
@@ -201,8 +251,8 @@ def test_dpm_without_memory_is_ddim():
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("t, u", [(999, 800), (800, 300), (300, 0)])
-def test_a_true_guess_keeps_the_marginal(t, u, eta):
-    "If the guess is the truth, x_s is distributed as the forward jump to s says."
+def test_a_true_prediction_keeps_the_marginal(t, u, eta):
+    "If the prediction is the truth, x_s is distributed as the forward process says."
     s, x0 = make_noise_schedule(), torch.full((200_000,), 0.7, dtype=torch.float64)
     xt, _ = add_noise(x0, torch.full((200_000,), t), s, randn(200_000))
     now, then = S._amplitudes(s, t), S._amplitudes(s, u)
@@ -217,7 +267,7 @@ def test_a_true_guess_keeps_the_marginal(t, u, eta):
 
 
 @pytest.mark.parametrize("sampler", S.SAMPLERS)
-def test_one_step_is_the_guess_and_a_constant_guess_is_reached(sampler):
+def test_one_step_is_the_prediction_and_a_constant_prediction_is_reached(sampler):
     s, goal = make_noise_schedule(), randn(2, 3, 4, 4)
     assert torch.equal(
         S.run_sampler(
@@ -234,28 +284,29 @@ def test_one_step_is_the_guess_and_a_constant_guess_is_reached(sampler):
     )
 
 
-# ---- parity, in float64, so that 1e-5 tells a formula from a rounding (diffusers' DPM-Solver++ goes through float32 all the same)
+# ---- parity, in float64, so that 1e-5 tells a formula from a rounding (diffusers' DPM-
+# Solver++ goes through float32 all the same)
 
 
 def run_theirs(scheduler, schedule, predict, steps, shape, **more):
     g = generator(3)
     scheduler.alphas_cumprod = schedule.alpha_bar
     scheduler.set_timesteps(steps)
-    if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
-        step = lambda *a: scheduler.step(*a).prev_sample
-    else:
-        step = lambda *a: scheduler.step(*a, generator=g, **more).prev_sample
+    if not isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
+        more["generator"] = g
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     for t in scheduler.timesteps:
-        x = step(predict(x, int(t)), t, x)
+        x = scheduler.step(predict(x, int(t)), t, x, **more).prev_sample
     return x
 
 
 def run_ours(schedule, predict, target, steps, shape, sampler, eta=0.0):
     g = generator(3)
-    denoise = lambda x, t: x0_from_prediction(
-        target, predict(x, t), x, torch.full((len(x),), t), schedule
-    )
+
+    def denoise(x, t):
+        times = torch.full((len(x),), t)
+        return x0_from_prediction(target, predict(x, t), x, times, schedule)
+
     return S.run_sampler(
         denoise,
         lambda: torch.randn(shape, generator=g, dtype=torch.float64),
@@ -267,14 +318,15 @@ def run_ours(schedule, predict, target, steps, shape, sampler, eta=0.0):
 
 
 def predictor(target, schedule):
-    "A denoiser that is wrong, but sane, in the terms of a target: the picture is a squashed x_t."
+    """A denoiser that is wrong, but sane, in the terms of a target: x0 is a squashed
+    x_t."""
 
     def predict(x, t):
         t = torch.full((len(x),), t)
         x0 = torch.tanh(1.5 * x)
         if target == "x0":
             return x0
-        alpha, sigma = schedule.at(t, x)
+        alpha, sigma = schedule.alpha_sigma(t, x)
         return prediction_target(target, x0, (x - alpha * x0) / sigma, t, schedule)
 
     return predict
@@ -310,9 +362,11 @@ def test_ddpm_equals_diffusers(name, ends, target, steps):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])
 def test_ddim_equals_diffusers(name, ends, target, steps, eta):
-    """Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing timesteps of other counts do not keep.
+    """Steps divide 1,000: diffusers' DDIM takes whole strides, which trailing
+    timesteps of other counts do not keep.
 
-    From an SNR of 0 its eta stays a little below 1, where rounding can make it take the root of a negative number.
+    From an SNR of 0 its eta stays a little below 1, where rounding can make it take
+    the root of a negative number.
     """
     s = make_noise_schedule(name, zero_terminal_snr=ends)
     if ends:
@@ -347,9 +401,11 @@ def dpm_of_diffusers(target):
 )  # alpha 5e-5: float32 fails
 @pytest.mark.parametrize("steps", [1, 2, 5, 14, 20, 30, 100])
 def test_dpm_equals_diffusers(name, ends, target, steps):
-    """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR must be finite; the same table goes to both here.
+    """diffusers puts 2**-24 where a zero-terminal table ends in 0, since its log-SNR
+    must be finite; the same table goes to both here.
 
-    It computes in float32: from eps, a single step divides its rounding by an alpha below 0.01, hence the wider bound there.
+    It computes in float32: from eps, a single step divides its rounding by an alpha
+    below 0.01, hence the wider bound there.
     """
     s = make_noise_schedule(name, zero_terminal_snr=ends)
     if ends:
@@ -358,14 +414,15 @@ def test_dpm_equals_diffusers(name, ends, target, steps):
         dpm_of_diffusers(target), s, predictor(target, s), steps, (4, 3, 8, 8)
     )
     assert (
-        a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "dpm")
+        a - run_ours(s, predictor(target, s), target, steps, (4, 3, 8, 8), "dpmpp-2m")
     ).abs().max() < (1e-4 if (target, steps) == ("eps", 1) else 1e-5)
 
 
 def test_dpm_at_an_snr_of_exactly_zero():
-    "Where diffusers has NaN, ours is finite, and close to what diffusers gives with 2**-24 in place of 0."
+    """Where diffusers has NaN, ours is finite, and close to what diffusers gives
+    with 2**-24 in place of 0."""
     s, predict = make_noise_schedule(), predictor("v", make_noise_schedule())
-    ours = run_ours(s, predict, "v", 50, (4, 3, 8, 8), "dpm")
+    ours = run_ours(s, predict, "v", 50, (4, 3, 8, 8), "dpmpp-2m")
     assert run_theirs(dpm_of_diffusers("v"), s, predict, 50, (4, 3, 8, 8)).isnan().any()
     near = run_theirs(
         dpm_of_diffusers("v"),
@@ -377,10 +434,10 @@ def test_dpm_at_an_snr_of_exactly_zero():
     assert ours.isfinite().all() and (ours - near).abs().max() < 0.02
 
 
-# ---- the walk
+# ---- the loop
 
 
-def test_every_step_is_handed_out():
+def test_every_step_is_yielded():
     s, g = make_noise_schedule(), generator(4)
     walk = list(
         S.iter_sampling(
@@ -390,7 +447,9 @@ def test_every_step_is_handed_out():
     assert [t for t, _, _ in walk] == S.sampling_timesteps(1000, 12) and all(
         x.shape == x0.shape == (5,) for _, x0, x in walk
     )
-    assert torch.equal(walk[-1][1], walk[-1][2])  # the last step ends at its own guess
+    assert torch.equal(
+        walk[-1][1], walk[-1][2]
+    )  # the last step ends at its own prediction
     again = S.run_sampler(
         gaussian(s),
         lambda: torch.randn(5, generator=generator(4), dtype=torch.float64),
@@ -401,8 +460,8 @@ def test_every_step_is_handed_out():
     assert torch.equal(again, walk[-1][2])
 
 
-@pytest.mark.parametrize("sampler, draws", [("dpm", 1), ("ddim", 1), ("ddpm", 9)])
-def test_noise_is_drawn_and_the_denoiser_asked_as_often_as_said(sampler, draws):
+@pytest.mark.parametrize("sampler, draws", [("dpmpp-2m", 1), ("ddim", 1), ("ddpm", 9)])
+def test_noise_is_drawn_and_the_denoiser_called_as_often_as_said(sampler, draws):
     s, asked, drawn = make_noise_schedule(), [], []
 
     def noise():
@@ -420,9 +479,10 @@ def test_noise_is_drawn_and_the_denoiser_asked_as_often_as_said(sampler, draws):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (dict(sampler="dpm++"), "did you mean 'dpm'"),
-        (dict(steps=0), "from 1 to 1000, not 0"),
-        (dict(steps=1001), "not 1001"),
+        (dict(sampler="dpm++"), "choose from: dpmpp-2m, ddim, ddpm"),
+        (dict(sampler="dpmpp_2m"), "did you mean 'dpmpp-2m'"),
+        (dict(num_steps=0), "from 1 to 1000, not 0"),
+        (dict(num_steps=1001), "not 1001"),
         (dict(sampler="ddim", eta=1.5), "eta must be a number from 0 to 1, not 1.5"),
         (dict(sampler="ddim", eta=math.nan), "not nan"),
     ],
@@ -437,5 +497,5 @@ def test_a_mistake_is_one_line(more, message):
 
 @pytest.mark.parametrize("steps", [True, 2.5, "20"])
 def test_steps_must_be_a_whole_number(untyped, steps):
-    with pytest.raises(UserError, match="steps must be a whole number"):
+    with pytest.raises(UserError, match="num_steps must be a whole number"):
         S.sampling_timesteps(1000, steps)

@@ -1,4 +1,5 @@
-"""Chapter 32: the U-Net's sizes, its wiring, its two doors for text, and what must not come in."""
+"""Chapter 32: the U-Net's sizes, its wiring, its text conditioning, and what must
+have no effect."""
 
 import json
 from dataclasses import asdict, replace
@@ -135,7 +136,8 @@ def by_hand(c: UNetConfig) -> int:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_builds_what_its_config_says(name):
-    "MI-3: a peer's named classes build 1.6 billion parameters where 0.1 million were meant."
+    """MI-3: a peer's named classes build 1.6 billion parameters where 0.1 million
+    were meant."""
     assert sum(p.numel() for p in UNet(CONFIGS[name]).parameters()) == by_hand(
         CONFIGS[name]
     )
@@ -152,7 +154,8 @@ def test_parameter_counts_do_not_drift():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_table_of_costs_adds_up(name):
-    "Parameters and work of the parts are those of the whole, counted on a real network."
+    """Parameters and work of the parts are those of the whole, counted on a real
+    network."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config, size = CONFIGS[name], 32
@@ -177,8 +180,10 @@ def test_the_table_of_costs_adds_up(name):
     ]
 
 
-def test_work_follows_the_pixels_and_the_stem_saves_it():
-    whole = lambda c, size: sum(r["flops"] for r in flops_by_level(c, size).values())
+def test_work_follows_the_pixels_and_patch_size_saves_it():
+    def whole(c, size):
+        return sum(r["flops"] for r in flops_by_level(c, size).values())
+
     assert 3.9 < whole(LEAN, 64) / whole(LEAN, 32) < 5 and whole(
         replace(LEAN, patch_size=2), 64
     ) < 1.1 * whole(LEAN, 32)
@@ -195,7 +200,7 @@ def test_work_follows_the_pixels_and_the_stem_saves_it():
             dict(channels=(), num_res_blocks=(), self_attention=(), cross_attention=()),
             "at least one level",
         ),
-        (dict(patch=0), "patch must be at least 1, not 0"),
+        (dict(patch_size=0), "patch_size must be at least 1, not 0"),
         (dict(channels=(-8, 64, 128)), "not -8"),
         (dict(heads=0), "heads must be at least 1"),
     ],
@@ -213,7 +218,7 @@ def test_config_survives_json(name):
 @pytest.mark.parametrize(
     "name, side", [("default", 32), ("small", 16), ("patch", 32), ("four levels", 24)]
 )
-def test_prediction_has_the_shape_of_the_picture(name, side):
+def test_prediction_has_the_shape_of_the_image(name, side):
     config = CONFIGS[name]
     text = some_text(d=config.text_dim)
     y = awake(UNet(config))(randn(2, 3, side, side), torch.tensor([0, 999]), text)
@@ -229,7 +234,7 @@ def test_sides_that_cannot_be_halved_are_refused(unet, inputs, side):
 # ---- wiring
 
 
-def test_each_block_on_the_way_up_reads_its_twin(unet, inputs):
+def test_each_block_on_the_way_up_gets_its_skip_connection(unet, inputs):
     "The last one down is the first one up, scaled by 1 / sqrt(2)."
     gave, read = [], []
     hooks = [
@@ -250,12 +255,12 @@ def test_each_block_on_the_way_up_reads_its_twin(unet, inputs):
         assert torch.equal(r[:, r.shape[1] // 2 :], g * 2**-0.5)
 
 
-def test_equals_a_walk_by_hand():
+def test_equals_a_forward_pass_by_hand():
     "A U-Net of one level, put together line by line in float64."
     config = replace(
         SMALL,
         channels=(16,),
-        blocks=(1,),
+        num_res_blocks=(1,),
         self_attention=(True,),
         cross_attention=(True,),
     )
@@ -287,7 +292,7 @@ def test_equals_a_walk_by_hand():
     assert torch.allclose(u(x, t, text), expected, atol=1e-9)
 
 
-def test_begins_with_no_opinion(inputs):
+def test_output_is_zero_at_first(inputs):
     assert not UNet(SMALL)(*inputs).any()
 
 
@@ -313,7 +318,8 @@ def moved(unet, inputs, text):
 
 
 def test_text_comes_in_by_tokens_and_by_the_pooled_vector(unet, inputs):
-    "MI-14: the shipped peer hears the text only through a diluted pooled vector. Each door is tested alone."
+    """MI-14: in the shipped peer the text enters only by a diluted pooled vector.
+    Each way is tested alone."""
     text = inputs[2]
     assert (
         moved(
@@ -359,7 +365,7 @@ def test_a_short_text_alone_is_as_in_a_batch(unet, inputs):
 
 
 def test_samples_are_independent(unet, inputs):
-    "JZ-1: another picture, time or text in the batch changes nothing for this one."
+    "JZ-1: another image, timestep or text in the batch changes nothing for this one."
     x, t, text = inputs
     other = unet(torch.cat([x[:1], x[1:] + 1]), torch.tensor([10, 3]), text[[0, 0]])
     assert torch.allclose(
@@ -386,12 +392,13 @@ def test_gradients_reach_every_parameter(name):
         reached.append(
             {n for n, p in u.named_parameters() if p.grad is not None and p.grad.any()}
         )
-    assert reached[0] == {"out.2.weight", "out.2.bias"}
+    assert reached[0] == {"conv_out.2.weight", "conv_out.2.bias"}
     assert not {n for n, _ in u.named_parameters()} - reached[-1]
 
 
 def test_clipping_clips_and_modes_reach_all(inputs):
-    "MI-1: a peer hides its U-Nets in a plain list, so clipping sees no parameters and train(False) stops short."
+    """MI-1: a peer hides its U-Nets in a plain list, so clipping sees no parameters
+    and train(False) stops short."""
     u = awake(UNet(SMALL))
     before = len(list(u.parameters()))
     u(*inputs).square().sum().backward()
@@ -417,8 +424,9 @@ def test_same_seed_same_network(inputs):
     assert torch.equal(u(*inputs), u(*inputs))
 
 
-def test_gradient_steps_learn_a_picture_by_heart():
-    "The smallest training there is: the loss must fall, and the other text must give the other picture."
+def test_gradient_steps_overfit_two_images():
+    """The smallest training there is: the loss must fall, and the other text must
+    give the other image."""
     torch.manual_seed(0)
     u, text, t = UNet(SMALL), some_text(), torch.tensor([900, 900])
     goal = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 16, 16)

@@ -20,61 +20,57 @@ from ..core import UserError
 # %% ../../nbs/31_unet_blocks.ipynb #7cb3dd0a
 def timestep_embedding(
     t: Int[Tensor, " b"] | Float[Tensor, " b"],  # timesteps
-    dim: int,  # an even number of waves
-    max_period: float = 10_000.0,  # period of the slowest wave, over 2 pi, in timesteps (reached as dim grows)
+    dim: int,  # number of features, even
+    max_period: float = 10_000.0,  # the lowest frequency is near 1 / max_period
 ) -> Float[Tensor, "b dim"]:  # in [-1, 1]
-    "A timestep as the hands of many clocks, {eq}`eq-sinusoids` (Vaswani et al. 2017); raises `UserError` for an odd `dim`."
+    """Sinusoidal features of a timestep, {eq}`eq-sinusoids` (Vaswani et al. 2017).
+
+    Raises `UserError` for an odd `dim`.
+    """
     if dim < 2 or dim % 2:
         raise UserError(
             f"sinusoids come in pairs: dim must be an even number, not {dim}"
         )
-    speed = torch.exp(
-        -math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2)
-    )
-    angle = t.float()[:, None] * speed
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
+    k = torch.arange(dim // 2, device=t.device)
+    frequencies = torch.exp(-math.log(max_period) * k / (dim // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
-# %% ../../nbs/31_unet_blocks.ipynb #3658b73f
+# %% ../../nbs/31_unet_blocks.ipynb #115b94b5
 class TimestepEmbedding(nn.Module):
-    "A timestep as a vector that the blocks can use: waves, then two linear layers."
+    "A timestep as a vector: sinusoidal features, then two linear layers."
 
     def __init__(
         self,
         dim: int,  # length of the vector
-        num_frequencies: int = 64,  # an even number
+        num_frequencies: int = 64,  # number of sinusoidal features, even
     ):
         super().__init__()
-        self.num_frequencies, self.mlp = (
-            num_frequencies,
-            nn.Sequential(
-                nn.Linear(num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
-            ),
+        self.num_frequencies = num_frequencies
+        self.mlp = nn.Sequential(
+            nn.Linear(num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
         )
 
     def forward(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         "Timesteps to vectors."
         return self.mlp(timestep_embedding(t, self.num_frequencies))
 
-# %% ../../nbs/31_unet_blocks.ipynb #9b336c24
+# %% ../../nbs/31_unet_blocks.ipynb #56ca8ef5
 class ResidualBlock(nn.Module):
-    "Two convolutions; time and text scale and shift what lies between them (FiLM, Perez et al. 2018)."
+    "Two convolutions with FiLM by timestep and text between them (Perez et al. 2018)."
 
     def __init__(
         self,
-        c_in: int,
-        c_out: int,  # channels, multiples of 8
-        cond_dim: int,  # length of the vector of time and text
+        c_in: int,  # input channels, a multiple of 8
+        c_out: int,  # output channels, a multiple of 8
+        cond_dim: int,  # length of the vector of timestep and text
     ):
         super().__init__()
-        self.norm1, self.conv1 = (
-            nn.GroupNorm(8, c_in),
-            nn.Conv2d(c_in, c_out, 3, padding=1),
-        )
+        self.norm1 = nn.GroupNorm(8, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(cond_dim, 2 * c_out)
-        self.norm2, self.conv2 = (
-            nn.GroupNorm(8, c_out),
-            nn.Conv2d(c_out, c_out, 3, padding=1),
-        )
+        self.norm2 = nn.GroupNorm(8, c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         for layer in (self.film, self.conv2):
             nn.init.zeros_(layer.weight)
@@ -83,68 +79,67 @@ class ResidualBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b c_in h w"],
-        cond: Float[Tensor, "b d"],  # time and text, summed
+        cond: Float[Tensor, "b d"],  # timestep and text, summed
     ) -> Float[Tensor, "b c_out h w"]:
-        "x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)), see {eq}`eq-film`."
+        "x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)), {eq}`eq-film`."
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = rearrange(self.film(cond), "b (two c) -> two b c 1 1", two=2)
         h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
         return self.skip(x) + h
 
-# %% ../../nbs/31_unet_blocks.ipynb #7c0b45ec
+# %% ../../nbs/31_unet_blocks.ipynb #c90ac0c1
 def pixel_unshuffle(
     x: Float[Tensor, "b c h w"],  # sides are multiples of `factor`
     factor: int,  # side of a square
-) -> Float[Tensor, "b c2 h2 w2"]:  # c2 = c * factor^2, h2 = h / factor, w2 = w / factor
-    "Squares of pixels become channels and nothing is lost: `b c (h p) (w q) -> b (c p q) h w` (Shi et al. 2016)."
+) -> Float[Tensor, "b c2 h2 w2"]:  # (b, c * factor^2, h / factor, w / factor)
+    "Squares of pixels become channels: `b c (h p) (w q) -> b (c p q) h w`."
     return F.pixel_unshuffle(x, factor) if factor > 1 else x
 
 
 def pixel_shuffle(
     x: Float[Tensor, "b c h w"],  # channels are a multiple of factor^2
     factor: int,  # side of a square
-) -> Float[Tensor, "b c2 h2 w2"]:  # c2 = c / factor^2, h2 = h * factor, w2 = w * factor
-    "The way back from `space_to_depth`."
+) -> Float[Tensor, "b c2 h2 w2"]:  # (b, c / factor^2, h * factor, w * factor)
+    "Channels become squares of pixels, the inverse of `pixel_unshuffle`."
     return F.pixel_shuffle(x, factor) if factor > 1 else x
 
-# %% ../../nbs/31_unet_blocks.ipynb #53d9b83b
+# %% ../../nbs/31_unet_blocks.ipynb #083e8792
 class Downsample(nn.Module):
-    "Half the sides: four neighbours become the channels of one place, then a 1x1 convolution."
+    "Half the sides: four neighbours become channels, then a 1x1 convolution."
 
     def __init__(
         self,
-        c_in: int,
-        c_out: int,  # channels
+        c_in: int,  # input channels
+        c_out: int,  # output channels
         factor: int = 2,  # by which the sides shrink
     ):
         super().__init__()
-        self.factor, self.conv = factor, nn.Conv2d(c_in * factor**2, c_out, 1)
+        self.factor = factor
+        self.conv = nn.Conv2d(c_in * factor**2, c_out, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        "Move neighbours into channels, then mix the channels of each place."
+        "Move neighbours into channels, then mix the channels of each position."
         return self.conv(pixel_unshuffle(x, self.factor))
 
-# %% ../../nbs/31_unet_blocks.ipynb #627b05d5
+# %% ../../nbs/31_unet_blocks.ipynb #7c0b45ec
 class Upsample(nn.Module):
-    "Twice the sides: a 1x1 convolution makes the channels of four neighbours, begun as four copies of one."
+    "Twice the sides: a 1x1 convolution computes four neighbours, at first all equal."
 
     def __init__(
         self,
-        c_in: int,
-        c_out: int,  # channels
+        c_in: int,  # input channels
+        c_out: int,  # output channels
         factor: int = 2,  # by which the sides grow
     ):
         super().__init__()
-        self.factor, self.conv = factor, nn.Conv2d(c_in, c_out * factor**2, 1)
+        self.factor = factor
+        self.conv = nn.Conv2d(c_in, c_out * factor**2, 1)
         f = factor**2
-        with (
-            torch.no_grad()
-        ):  # no checkerboard at the start: every neighbour gets the same weights
-            self.conv.weight.copy_(
-                repeat(self.conv.weight[::f].clone(), "c i 1 1 -> (c f) i 1 1", f=f)
-            )
-            self.conv.bias.copy_(repeat(self.conv.bias[::f].clone(), "c -> (c f)", f=f))
+        with torch.no_grad():  # no checkerboard: the same weights for all neighbours
+            weight = repeat(self.conv.weight[::f], "c i 1 1 -> (c f) i 1 1", f=f)
+            self.conv.weight.copy_(weight.clone())
+            self.conv.bias.copy_(repeat(self.conv.bias[::f], "c -> (c f)", f=f).clone())
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        "Mix the channels of each place, then lay them out as neighbours."
+        "Mix the channels of each position, then arrange them as neighbours."
         return pixel_shuffle(self.conv(x), self.factor)
