@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BUNDLED_CLIPS', 'CLIP_PRESETS', 'ZERO_SHOT_TEMPLATES', 'duplicate_mask', 'contrastive_loss', 'ConvResidualBlock',
            'ImageEncoder', 'TransformerBlock', 'TextTransformer', 'CLIPConfig', 'CLIP', 'CLIPTextEncoder',
-           'CritterDataset', 'augment_images', 'CLIPTrainConfig', 'clip_lr_at_step', 'sample_batch', 'supports_bf16',
-           'clip_train_step', 'train_clip', 'make_clip_config', 'zero_shot_prompts', 'zero_shot_accuracy',
-           'embed_images', 'retrieval_recall', 'caption_matches', 'attribute_binding_accuracy', 'evaluate_clip',
-           'hardware_info', 'git_commit', 'save_clip_run']
+           'CritterDataset', 'augment_images', 'CLIPTrainConfig', 'lr_at_step', 'clip_lr_at_step', 'sample_batch',
+           'supports_bf16', 'clip_train_step', 'train_clip', 'make_clip_config', 'zero_shot_prompts',
+           'zero_shot_accuracy', 'embed_images', 'retrieval_recall', 'caption_matches', 'attribute_binding_accuracy',
+           'evaluate_clip', 'hardware_info', 'git_commit', 'save_clip_run']
 
 # %% ../nbs/09_clip.ipynb #bddc8f92
 import math
@@ -462,6 +462,25 @@ CLIP_PRESETS = {
         warmup_steps=10,
     ),
 }
+
+
+def lr_at_step(
+    step: int,  # updates already made
+    lr: float,  # after the warm-up
+    max_steps: int,
+    warmup_steps: int = 0,
+    lr_schedule: str = "cosine",  # or "constant", "linear"
+) -> float:
+    "The learning rate of the next update."
+    n = step + 1
+    if n < warmup_steps:
+        return lr * n / warmup_steps
+    done = (n - warmup_steps) / (max_steps + 1 - warmup_steps)
+    if lr_schedule == "constant":
+        return lr
+    if lr_schedule == "linear":
+        return lr * (1 - done)
+    return lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def clip_lr_at_step(step: int, config: CLIPTrainConfig) -> float:
