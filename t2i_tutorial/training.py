@@ -106,7 +106,8 @@ def check_finite(
     for name, value in zip(terms, values):
         if isfinite(value):
             continue
-        where, grads = "", {n: p.grad for n, p in parameters.items()}
+        where = ""
+        grads = {n: p.grad for n, p in parameters.items()}
         bad = [n for n, g in grads.items() if g is not None and not g.isfinite().all()]
         if bad and name.endswith("grad_norm"):
             count = f"{len(bad)} of {len(parameters)} parameters"
@@ -197,7 +198,8 @@ def evaluation_mode(
 
     Afterwards weights, the modes of all modules and random generators are as before.
     """
-    modes, rng_state = [(m, m.training) for m in model.modules()], get_rng_state()
+    modes = [(m, m.training) for m in model.modules()]
+    rng_state = get_rng_state()
     try:
         model.eval()
         with torch.no_grad(), ema.average_parameters() if ema else nullcontext():
@@ -259,7 +261,7 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0  # None does not clip
     ema_decay: float | None = 0.999  # of the averaged weights; None keeps no average
     mixed_precision: str = "no"  # "no" or "bf16"
-    gradient_accumulation_steps: int = 1  # parts of a batch, over all processes
+    gradient_accumulation_steps: int = 1  # micro-batches of a batch
     seed: int = 0  # of everything random
     save_every: int = 500  # updates between checkpoints; the last is always saved
     max_checkpoints: int = 2  # checkpoints to keep, beside the best one
@@ -338,7 +340,8 @@ def _check_ranges(c: TrainConfig) -> None:
     for name, options in _ALLOWED_VALUES.items():
         check_choice(name, getattr(c, name), options)
     for f in fields(c):
-        value, least = getattr(c, f.name), int(f.name in _AT_LEAST_ONE)
+        value = getattr(c, f.name)
+        least = int(f.name in _AT_LEAST_ONE)
         if isinstance(value, (int, float)) and value < least:
             raise UserError(f"{f.name} must be at least {least}, not {value}")
     for name in ("lr", "max_grad_norm"):
@@ -356,7 +359,7 @@ def _check_ranges(c: TrainConfig) -> None:
     if c.batch_size % c.gradient_accumulation_steps:
         raise UserError(
             f"a batch of {c.batch_size} cannot be cut into "
-            f"{c.gradient_accumulation_steps} equal parts; make batch_size "
+            f"{c.gradient_accumulation_steps} equal micro-batches; make batch_size "
             "a multiple of gradient_accumulation_steps"
         )
     if c.seed >= 2**32:
@@ -437,8 +440,9 @@ def apply_overrides(
 
     Raises `UserError` for an unknown name, with the nearest, and for a wrong type.
     """
-    kinds, new, nested = {f.name: f.type for f in fields(config)}, {}, {}
+    kinds = {f.name: f.type for f in fields(config)}
     names = setting_names(config)
+    new, nested = {}, {}
     for name, value in parse_overrides(overrides).items():
         head, _, rest = check_setting(name, names).partition(".")
         if rest:
@@ -536,12 +540,12 @@ def all_reduce_gradients(
 
 def mean_terms(
     accelerator,
-    terms: list[dict[str, Tensor]],  # of the parts that this process computed
+    terms: list[dict[str, Tensor]],  # of this process's micro-batches
 ) -> dict[str, Tensor]:
-    "The mean of each named term over the parts of a batch and over all processes."
+    "The mean of each named term over all micro-batches and processes."
     mean: dict[str, Tensor] = {}
-    for part in terms:
-        for name, term in part.items():
+    for losses in terms:
+        for name, term in losses.items():
             mean[name] = mean.get(name, 0) + term.detach().float() / len(terms)
     if accelerator.num_processes == 1:
         return mean
@@ -768,7 +772,11 @@ class Trainer:
         self.folder = self.checkpointer.folder
         self.logger = MetricLogger(self.folder)
         self.step = 0  # updates made
-        self.started = False
+        self.started = False  # what follows is made by `fit`
+        self.accelerator = None
+        self.parameters: dict[str, dict[str, Tensor]] = {}  # phase -> name -> parameter
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.ema: EMA | None = None
 
     def fit(
         self,
@@ -778,19 +786,24 @@ class Trainer:
 
         Raises `UserError` if a number is not finite, `TrainingInterrupted` on Ctrl-C.
         """
+        model = self.model
         config = self.config
         with self._session(resume) as bar, defer_sigint() as pressed:
             batches = iter(self.batches)
             while self.step < config.max_steps:
-                batch, record = next(batches), {"step": self.step + 1}
+                batch = next(batches)
+                record = {"step": self.step + 1}
                 for phase, optimizer in self.optimizers.items():
-                    parameters, terms = self.parameters[phase], []
+                    parameters = self.parameters[phase]
                     self._focus(phase)  # gradients for its own parameters only
                     optimizer.zero_grad()
-                    for part, rng in self._parts(batch, phase):
+                    terms = []
+                    for microbatch, rng in self._microbatches(batch, phase):
                         with self.accelerator.autocast():
-                            losses = self.model.training_losses(part, rng, phase=phase)
-                        self.accelerator.backward(losses["loss"] / self.num_parts)
+                            losses = model.training_losses(microbatch, rng, phase=phase)
+                        self.accelerator.backward(
+                            losses["loss"] / self.num_microbatches
+                        )
                         terms.append(losses)
                     all_reduce_gradients(self.accelerator, parameters.values())
                     norm = clip_grad_norm(parameters.values(), config.max_grad_norm)
@@ -828,18 +841,19 @@ class Trainer:
                 p.requires_grad_(phase in (None, name))
 
     @property
-    def num_parts(self) -> int:
-        "How many parts of a batch this process computes."
+    def num_microbatches(self) -> int:
+        "How many micro-batches of a batch this process computes."
         return self.config.gradient_accumulation_steps // self.accelerator.num_processes
 
-    def _parts(self, batch, phase: str) -> Iterator:
-        "The parts of a batch that this process computes, each with its own generator."
-        c, a = self.config, self.accelerator
-        size = c.batch_size // c.gradient_accumulation_steps
-        for k in range(a.process_index, c.gradient_accumulation_steps, a.num_processes):
-            part = slice_batch(batch, slice(k * size, (k + 1) * size))
-            rng = step_rng(c.seed, "step", self.step, phase, k)
-            yield _to(part, self.accelerator.device), rng
+    def _microbatches(self, batch, phase: str) -> Iterator:
+        "What this process computes of a batch, each part with its own generator."
+        a = self.accelerator
+        count = self.config.gradient_accumulation_steps
+        size = self.config.batch_size // count
+        for k in range(a.process_index, count, a.num_processes):
+            microbatch = slice_batch(batch, slice(k * size, (k + 1) * size))
+            rng = step_rng(self.config.seed, "step", self.step, phase, k)
+            yield _to(microbatch, a.device), rng
 
     def _check(self, phase: str, terms: list, norm: Tensor) -> dict[str, float]:
         "The numbers of an update, with the phase's name if there are several phases."
@@ -850,7 +864,8 @@ class Trainer:
 
     def _set_lr(self, phase: str) -> dict[str, float]:
         "Set the learning rate of the next update; returns it for the log."
-        c, groups = self.config, self.optimizers[phase].param_groups
+        c = self.config
+        groups = self.optimizers[phase].param_groups
         for group in groups:
             group["lr"] = lr_at_step(
                 self.step, group["base_lr"], c.max_steps, c.warmup_steps, c.lr_schedule
@@ -864,11 +879,12 @@ class Trainer:
         "The mean loss on fixed batches with fixed noise and averaged weights."
         if self.validation is None:
             return None
-        size, losses = min(self.config.batch_size, len(self.validation)), []
+        size = min(self.config.batch_size, len(self.validation))
         phase = getattr(self.model, "validation_phase", self.phases[-1])
         batches = self.validation.batches(
             size, seed=0, epoch=0, start=0, drop_last=True
         )
+        losses = []
         with evaluation_mode(self.model, self.ema), self.accelerator.autocast():
             for k, batch in enumerate(islice(batches, self.config.val_batches)):
                 rng = step_rng(self.config.seed, "validation", k)
@@ -941,12 +957,14 @@ class Trainer:
 
     def load(self, path: str | os.PathLike) -> None:
         "Restore a checkpoint; raises `UserError` for one of another training."
-        saved, weights = load_checkpoint(path), self.model.state_dict()
+        saved = load_checkpoint(path)
+        state = saved.state
         config = TrainConfig.from_overrides(saved.config)
         _check_same_config(str(path), config, self.config)
-        kind, state = saved.state["model"], saved.state
-        check_same_tensors(str(path), kind, weights, saved.tensors["model"])
-        self.model.load_state_dict(saved.tensors["model"])
+        weights = saved.tensors["model"]
+        expected = self.model.state_dict()
+        check_same_tensors(str(path), state["model"], expected, weights)
+        self.model.load_state_dict(weights)
         for phase, optimizer in self.optimizers.items():
             tensors = {
                 name.removeprefix(f"{phase}/"): tensor
@@ -959,8 +977,10 @@ class Trainer:
                 self.ema.average[name].copy_(tensor)
             self.ema.num_updates = state["ema_updates"]
         self.step = state["step"]
-        self.batches.epoch, self.batches.batch = state["epoch"], state["batch"]
-        self.checkpointer.best, self.checkpointer.latest = state["best"], Path(path)
+        self.batches.epoch = state["epoch"]
+        self.batches.batch = state["batch"]
+        self.checkpointer.best = state["best"]
+        self.checkpointer.latest = Path(path)
         set_rng_state(saved.tensors["rng"], state["rng"])
 
     def checkpoint_to_resume(self, resume: bool | str | os.PathLike) -> Path | None:
@@ -1007,10 +1027,10 @@ class Trainer:
     def _check_start(self) -> None:
         "Raise `UserError` if a batch cannot be shared out, or captions are missing."
         n = self.accelerator.num_processes
-        parts = self.config.gradient_accumulation_steps
-        if parts % n:
+        count = self.config.gradient_accumulation_steps
+        if count % n:
             raise UserError(
-                f"{parts} parts of a batch cannot be shared out to {n} processes; "
+                f"{count} micro-batches cannot be shared out to {n} processes; "
                 f"set gradient_accumulation_steps to a multiple of {n}"
             )
         if not getattr(self.model, "needs_captions", False):
@@ -1033,12 +1053,13 @@ class Trainer:
         options = getattr(self.model, "optimizer_kwargs", lambda phase: {})
         c = self.config
         plain = {"lr": c.lr, "betas": c.betas, "weight_decay": c.weight_decay}
-        self.optimizers, averaged = {}, {}
+        self.optimizers = {}
         for phase, group in self.parameters.items():
             optimizer = torch.optim.AdamW(group.values(), **plain | options(phase))
             for g in optimizer.param_groups:
                 g["base_lr"] = g["lr"]
             self.optimizers[phase] = optimizer
+        averaged = {}
         for phase in getattr(self.model, "ema_phases", self.phases):
             averaged |= self.parameters[phase]
         self.ema = None if c.ema_decay is None else EMA(averaged, c.ema_decay)
