@@ -15,50 +15,70 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+NOT_READ = ("#| hide", "#| code-fold", "#| echo: false", "#| default_exp")
 
 
-def measure(path: Path) -> dict:
-    "Title, words and code cells of a notebook, and the seconds that it takes to run from top to bottom."
+def length(path: Path) -> dict:
+    "Title, subtitle, words, visible code cells and minutes of reading of a notebook."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    text = "\n".join(
-        "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
-    )
-    start = time.time()
-    subprocess.run(
-        [str(BIN / "nbdev_test"), "--path", str(path)],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    sources = {"code": [], "markdown": []}
+    answer = False  # answers of exercises are folded
+    for c in cells:
+        source = "".join(c["source"])
+        if c["cell_type"] == "markdown":
+            answer = source.rfind("{solution-start}") > source.rfind("{solution-end}")
+            source = re.sub(
+                r"\{solution-start\}.*?\{solution-end\}", "", source, flags=re.S
+            )
+        if c["cell_type"] == "markdown" or not answer:
+            sources[c["cell_type"]].append(source)
+    text = "\n".join(sources["markdown"])
+    visible = [s for s in sources["code"] if not any(d in s for d in NOT_READ)]
+    words = len(re.findall(r"\w+", text))
     return {
         "file": path.stem,
         "title": re.search(r"^# (.+)$", text, re.M)[1],
-        "words": len(re.findall(r"\w+", text)),
-        "code_cells": sum(c["cell_type"] == "code" for c in cells),
-        "seconds": round(time.time() - start, 1),
+        "subtitle": re.search(r"^> (.+)$", text, re.M)[1],
+        "words": words,
+        "code_cells": len(visible),
+        "reading_minutes": round(words / 200 + 0.75 * len(visible), 1),
     }
+
+
+def measure(path: Path) -> dict:
+    "`length`, and the seconds that the notebook takes to run from top to bottom."
+    start = time.time()
+    command = [str(BIN / "nbdev_test"), "--path", str(path)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return length(path) | {"seconds": round(time.time() - start, 1)}
+
+
+def parts() -> dict[str, str]:
+    "Chapter -> part, in the order of the table of contents."
+    found, part = {}, None
+    for line in (ROOT / "_toc.yml").read_text(encoding="utf-8").splitlines():
+        if caption := re.search(r"caption: \"?([^\"]+)\"?$", line):
+            part = caption[1]
+        if file := re.search(r"file: nbs/(\d\w+)$", line):
+            found[file[1]] = part
+    return found
 
 
 def main() -> None:
     from t2i_tutorial.core import save_json
 
-    listed = re.findall(
-        r"file: nbs/(\d\w+)$", (ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M
-    )  # no drafts
-    chapters = [
-        measure(p)
-        for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-        if p.stem in listed
-    ]
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU used, Python {platform.python_version()}"
-    save_json(
-        ROOT / "t2i_tutorial" / "results" / "chapter_times.json",
-        {
-            "recorded": date.today().isoformat(),
-            "machine": machine,
-            "chapters": chapters,
-        },
-    )
+    chapters = []
+    for name, part in parts().items():
+        path = ROOT / "nbs" / f"{name}.ipynb"
+        if path.exists() and part != "Reference":
+            chapters.append({"part": part} | measure(path))
+    hardware = f"{os.cpu_count()} cores, {platform.machine()}, no GPU used, "
+    record = {
+        "recorded": date.today().isoformat(),
+        "hardware": hardware + f"Python {platform.python_version()}",
+        "chapters": chapters,
+    }
+    save_json(ROOT / "t2i_tutorial" / "results" / "chapter_times.json", record)
 
 
 if __name__ == "__main__":

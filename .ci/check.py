@@ -1,4 +1,6 @@
-"""`make test`: export and clean leave no difference, every notebook runs, the book builds, pytest (with the browser checks) passes."""
+"""`make test`: ruff finds nothing, export and clean leave no difference, every notebook
+runs, the book builds, pytest (with the browser checks) passes.
+"""
 
 import hashlib
 import os
@@ -9,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+CHECKED = ("nbs", "t2i_tutorial", "tests", "_ext", ".ci", "benchmarks", "setup.py")
+BY_HAND = ("t2i_tutorial/__init__.py", "t2i_tutorial/cli.py")  # the rest is exported
 ENVIRONMENT = os.environ | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     "HF_HUB_OFFLINE": "1",
@@ -18,7 +22,10 @@ ENVIRONMENT = os.environ | {
 
 
 def run(title: str, *command: str, **environment: str) -> None:
-    "Run one step, perhaps with more environment variables; stop with its name if it fails."
+    """Run one step, perhaps with more environment variables.
+
+    Stop with its name if it fails.
+    """
     start = time.time()
     print(f"== {title}", flush=True)
     code = subprocess.run(
@@ -39,13 +46,16 @@ def sources() -> dict[str, str]:
 
 
 def main() -> None:
+    run("ruff: lint", "ruff", "check", *CHECKED)
+    run("ruff: format", "ruff", "format", "--check", *CHECKED, *BY_HAND)
     before = sources()
     run("export", "nbdev_export")
     run("clean", "nbdev_clean")
     after = sources()
     if changed := sorted(k for k in before | after if before.get(k) != after.get(k)):
         sys.exit(
-            f"make: test failed: export and clean changed {', '.join(changed)}; they are put right now, look at the difference and commit it"
+            f"make: test failed: export and clean changed {', '.join(changed)}; they "
+            "are put right now, look at the difference and commit it"
         )
     # two at a time, one thread each: more threads than cores would wait for each other
     run(

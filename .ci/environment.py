@@ -1,7 +1,8 @@
-"""Make .venv and install the tested versions into it. Called by make; needs nothing but Python.
+"""Make .venv and install the tested versions into it.
 
-Every way in which this can fail ends in one line that says what to do. It is written so that even a very old Python can
-read it as far as the line that refuses it.
+Called by make; needs nothing but Python. Every way in which this can fail ends in one
+line that says what to do. It is written so that even a very old Python can read it as
+far as the line that refuses it.
 """
 
 import hashlib
@@ -23,7 +24,10 @@ def stop(message):
 
 
 def wanted():
-    "What the environment must correspond to: the files that define it, the Python, and the place (a venv cannot be moved)."
+    """What the environment must correspond to.
+
+    The files that define it, the Python, and the folder (a venv cannot be moved).
+    """
     digest = hashlib.sha256(repr((sys.version, ROOT)).encode())
     for name in INPUTS:
         with open(os.path.join(ROOT, name), "rb") as f:
@@ -46,10 +50,11 @@ def create():
     "A fresh, empty environment."
     try:
         import ensurepip  # noqa: F401
-        import venv
+        import venv  # noqa: F401
     except ImportError:
         stop(
-            "this Python cannot make virtual environments; install them (on Debian and Ubuntu: sudo apt install python3-venv) and run make again"
+            "this Python cannot make virtual environments; install them (on Debian "
+            "and Ubuntu: sudo apt install python3-venv) and run make again"
         )
     if os.path.exists(VENV):
         shutil.rmtree(VENV)
@@ -62,8 +67,8 @@ def create():
     if made.returncode or not os.path.exists(PYTHON):
         reason = (made.stdout.strip().splitlines() or ["no reason given"])[-1]
         stop(
-            "could not make .venv (%s); on Debian and Ubuntu: sudo apt install python3-venv; then run make again"
-            % reason
+            "could not make .venv (%s); on Debian and Ubuntu: sudo apt install "
+            "python3-venv; then run make again" % reason
         )
 
 
@@ -89,7 +94,8 @@ def install():
         with open(LOG) as log:
             errors = [line.strip() for line in log if line.startswith("ERROR")]
         stop(
-            "the installation failed: %s; see .venv/install.log, check the network and the free space, and run make again (what was fetched is kept)"
+            "the installation failed: %s; see .venv/install.log, check the network "
+            "and the free space, and run make again (what was fetched is kept)"
             % (errors[-1][:200] if errors else "pip gave no reason")
         )
 
@@ -98,14 +104,14 @@ def main():
     "Check, make, install, stamp."
     if sys.version_info < (3, 10):
         stop(
-            "Python 3.10 or newer is needed and this is %s; name a newer one: make %s PYTHON=python3.12"
-            % (sys.version.split()[0], "book")
+            "Python 3.10 or newer is needed and this is %s; name a newer one: make %s "
+            "PYTHON=python3.12" % (sys.version.split()[0], "book")
         )
     if ready():
         return
     print(
-        "making .venv with Python %s and installing the tested versions (a few minutes, about 6 GB with PyTorch's GPU build)"
-        % sys.version.split()[0]
+        "making .venv with Python %s and installing the tested versions (a few "
+        "minutes, about 6 GB with PyTorch's GPU build)" % sys.version.split()[0]
     )
     sys.stdout.flush()
     create()

@@ -1,6 +1,8 @@
-"""`make wheel`: build the wheel, install it with the extra `train` into a fresh environment elsewhere, and run every notebook there.
+"""`make wheel`: build the wheel, install it with the extra `train` into a fresh
+environment elsewhere, and run every notebook there.
 
-This is what a reader on another machine has: no repository, only what `pip install` brings (and Jupyter's kernel).
+This is what a reader on another machine has: no repository, only what `pip install`
+brings (and Jupyter's kernel).
 """
 
 import shutil
@@ -16,8 +18,10 @@ import sys, nbformat
 from nbclient import NotebookClient
 path = sys.argv[1]
 notebook = nbformat.read(path, 4)
-for cell in notebook.cells:  # cells that the notebook itself says not to run
-    if cell.cell_type == "code" and any(f in cell.source for f in ("#| eval: false", "#| slow", "#| gpu")): cell.source = ""
+not_run = ("#| eval: false", "#| slow", "#| gpu")  # the notebook itself says so
+for cell in notebook.cells:
+    if cell.cell_type == "code" and any(f in cell.source for f in not_run):
+        cell.source = ""
 NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 """
 
@@ -33,7 +37,8 @@ def call(*command, cwd: Path) -> None:
     )
     if done.returncode:
         sys.exit(
-            f"{done.stdout[-4000:]}\nmake: wheel failed at: {' '.join(map(str, command))[:200]}"
+            f"{done.stdout[-4000:]}\nmake: wheel failed at: "
+            f"{' '.join(map(str, command))[:200]}"
         )
 
 

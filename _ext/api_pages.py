@@ -1,6 +1,8 @@
-"""API pages from docments: the comments beside each parameter become the field list that readers know.
+"""API pages from docments: the comments beside each parameter become the field list
+that readers know.
 
-`<!-- library -->` in a Markdown page becomes one section for each module that a chapter exports, in the order of the
+`<!-- library -->` in a Markdown page becomes one section for each module that a chapter
+exports, in the order of the
 chapters, through `sphinx.ext.autodoc`.
 """
 
@@ -33,7 +35,10 @@ def annotation_text(annotation) -> str:
         return annotation
     dims = getattr(annotation, "dim_str", None)  # jaxtyping
     if dims is not None:
-        return f'{annotation.dtypes and annotation.__name__.split("[")[0]}[Tensor, "{dims}"]'
+        return (
+            f"{annotation.dtypes and annotation.__name__.split('[')[0]}[Tensor, "
+            f'"{dims}"]'
+        )
     text = (
         annotation.__name__
         if isinstance(annotation, type) and not hasattr(annotation, "__args__")
@@ -47,7 +52,10 @@ def annotation_text(annotation) -> str:
 
 
 def fields(target) -> list[str]:
-    "A field list from the docments of a function or class: parameters, types, what is returned."
+    """A field list from the docments of a function or class.
+
+    Parameters, types, what is returned.
+    """
     from fastcore.docments import docments
 
     target = (
@@ -76,7 +84,10 @@ def fields(target) -> list[str]:
 
 
 def add_fields(app, what, name, obj, options, lines: list[str]) -> None:
-    "autodoc has read a docstring: turn Markdown's single backticks into code and add the fields."
+    """autodoc has read a docstring.
+
+    Turn Markdown's single backticks into code and add the fields.
+    """
     lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`|_)", r"``\1``", line) for line in lines]
     lines[:] = [re.sub(r"(?<!\w)\*(?=\w)", r"\\*", line) for line in lines]
     if what in ("function", "method", "class"):
@@ -103,7 +114,10 @@ def write_library(app, docname: str, source: list[str]) -> None:
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
-    "The API page is read anew at every build: it depends on the modules, not on its own file."
+    """The API page is read anew at every build.
+
+    It depends on the modules, not on its own file.
+    """
     return [d for d in env.found_docs if d.endswith("92_api")]
 
 

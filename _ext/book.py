@@ -1,4 +1,6 @@
-"""`make book`: export the notebooks, execute what changed, build the HTML with warnings as errors, print the address."""
+"""`make book`: export the notebooks, execute what changed, build the HTML with warnings
+as errors, print the address.
+"""
 
 import os
 import re
@@ -29,7 +31,10 @@ def run(*command: str) -> bool:
 
 
 def execute(notebook):
-    "Run one notebook in a folder of its own; None if its kernel did not start (two may want the same port)."
+    """Run one notebook in a folder of its own.
+
+    None if its kernel did not start (two may want the same port).
+    """
     from jupyter_cache.executors.utils import single_nb_execution
 
     try:
@@ -40,7 +45,10 @@ def execute(notebook):
 
 
 def execute_chapters(together: int = 2) -> None:
-    "Fill the cache, some chapters at a time, one thread each. What fails is left for the build, which says why."
+    """Fill the cache, some chapters at a time, one thread each.
+
+    What fails is left for the build, which says why.
+    """
     import nbformat
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
@@ -88,15 +96,18 @@ def main() -> None:
             ROOT / "_build" / ".doctrees", ignore_errors=True
         )  # else the next build would not look at the faulty pages again
         sys.exit(
-            "make: the book failed to build; the reasons stand above, each in a line with WARNING or ERROR"
+            "make: the book failed to build; the reasons stand above, each in a line "
+            "with WARNING or ERROR"
         )
     page = ROOT / "_build" / "html" / "index.html"
     if not page.exists():
         sys.exit(
-            "make: the build ended but there is no page; run make clean and make book again"
+            "make: the build ended but there is no page; run make clean and make book "
+            "again"
         )
     print(
-        f"the book is built in {time.time() - start:.0f} s; open {page.as_uri()} or run make serve"
+        f"the book is built in {time.time() - start:.0f} s; open {page.as_uri()} or "
+        "run make serve"
     )
 
 

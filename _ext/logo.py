@@ -1,4 +1,7 @@
-"""Draw the book's logo and favicon with the critters chapter's own code: `python _ext/logo.py`. A test says when they are out of date."""
+"""Draw the book's logo and favicon with the critters chapter's own code.
+
+`python _ext/logo.py`. A test says when they are out of date.
+"""
 
 from pathlib import Path
 

@@ -1,9 +1,12 @@
 """Sphinx hooks that make nbdev's notebooks and Jupyter Book agree.
 
-- `read_notebook` (event `source-read`) works on the notebook's JSON in memory, never on the file: it takes the leading `#|`
-  lines out of each code cell and turns them into the cell tags and metadata that MyST-NB knows (see `DIRECTIVES`).
+- `read_notebook` (event `source-read`) works on the notebook's JSON in memory, never on
+  the file: it takes the leading `#|`
+  lines out of each code cell and turns them into the cell tags and metadata that MyST-
+  NB knows (see `DIRECTIVES`).
 - `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone.
-- `use_settings` (event `config-inited`) takes title, version, addresses and branch from settings.ini.
+- `use_settings` (event `config-inited`) takes title, version, addresses and branch from
+  settings.ini.
 """
 
 import hashlib
@@ -67,7 +70,8 @@ def translate_cell(cell: dict, where: str) -> None:
             tags.append(DIRECTIVES[name])
         else:
             log.warning(
-                "%s: unknown directive '#| %s'; the book does not know what to do with it",
+                "%s: unknown directive '#| %s'; the book does not know what to do with "
+                "it",
                 where,
                 name,
             )
@@ -76,7 +80,10 @@ def translate_cell(cell: dict, where: str) -> None:
 
 
 def library_hash(module: str | None) -> str:
-    "A digest of the library as chapter `module` may see it: modules of the chapters up to it (all, if it exports none)."
+    """A digest of the library as chapter `module` may see it.
+
+    Modules of the chapters up to it (all, if it exports none).
+    """
     digest, index = hashlib.sha256(), []
     for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         if name := module_of(notebook.read_text(encoding="utf-8")):
@@ -99,8 +106,10 @@ def module_of(text: str) -> str | None:
 def translate_notebook(text: str, where: str = "notebook") -> str:
     """The notebook's JSON with every directive translated.
 
-    The cache of executed notebooks looks at the code and the kernel's metadata only. A digest of the library goes into the
-    latter, so that a chapter runs again when a module or a recorded file below it has changed.
+    The cache of executed notebooks looks at the code and the kernel's metadata only. A
+    digest of the library goes into the
+    latter, so that a chapter runs again when a module or a recorded file below it has
+    changed.
     """
     notebook = json.loads(text)
     for cell in notebook["cells"]:
@@ -113,7 +122,10 @@ def translate_notebook(text: str, where: str = "notebook") -> str:
 
 
 def read_notebook(app, docname: str, source: list[str]) -> None:
-    "Sphinx is about to parse a file: translate it if it is a notebook, and remember the library that it saw."
+    """Sphinx is about to parse a file.
+
+    Translate it if it is a notebook, and remember the library that it saw.
+    """
     if not app.env.doc2path(docname).endswith(".ipynb"):
         return
     app.env.library_seen = getattr(app.env, "library_seen", {}) | {
@@ -123,7 +135,10 @@ def read_notebook(app, docname: str, source: list[str]) -> None:
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
-    "Pages whose file is as it was, but not the library below it: Sphinx would leave them."
+    """Pages whose file is as it was, but not the library below it.
+
+    Sphinx would leave them.
+    """
     notebooks = {
         d: Path(env.doc2path(d))
         for d in env.found_docs
@@ -138,7 +153,10 @@ def outdated(app, env, added, changed, removed) -> list[str]:
 
 
 def use_settings(app, config) -> None:
-    "Title, version and addresses from settings.ini; the scripts that the static page needs from the book itself."
+    """Title, version and addresses from settings.ini.
+
+    The scripts that the static page needs from the book itself.
+    """
     s = settings()
     config.project, config.author, config.version, config.release = (
         s["title"],
@@ -167,11 +185,18 @@ def use_settings(app, config) -> None:
 
 
 def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    "Only what the page needs: no Thebe (unused, and it would come from a CDN), the widgets' script only where widgets are."
+    """Only what the page needs.
+
+    No Thebe (unused, and it would come from a CDN), the widgets' script only where
+    widgets are.
+    """
     widgets = "application/vnd.jupyter.widget-view+json" in context.get("body", "")
 
     def wanted(script) -> bool:
-        text = f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+        text = (
+            f"{getattr(script, 'filename', script)} "
+            f"{getattr(script, 'attributes', {}).get('body', '')}"
+        ).lower()
         return "thebe" not in text and (
             widgets or not re.search("ipywidgets-embed|widgets-mathjax", text)
         )
@@ -180,7 +205,10 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
 
 
 def uncaption_text(app, doctree) -> None:
-    "A caption belongs to a picture: what a cell says in text beside its figure stands without one, and is not counted."
+    """A caption belongs to a picture.
+
+    What a cell says in text beside its figure stands without one, and is not counted.
+    """
     for figure in list(doctree.findall(nodes.figure)):
         said = [
             n

@@ -2,7 +2,8 @@
 
     python benchmarks/bench_critters.py [--repeats 5] [--json FILE]
 
-Prints the median of the repeats beside what the book asks for (on two processor cores), and the share of the time that goes into pixels.
+Prints the median of the repeats beside what the book asks for (on two processor cores),
+and the share of the time that goes into pixels.
 """
 
 import argparse
@@ -31,7 +32,9 @@ def seconds(call, repeats: int) -> float:
 
 
 def measure(size: int, repeats: int, n: int) -> dict:
-    "Speed of `sample` at one size, of the attributes and words alone, and of small batches."
+    """Speed of `sample` at one size, of the attributes and words alone, and of small
+    batches.
+    """
     whole = seconds(lambda: critters.sample_critters(n, size), repeats)
     generator = torch.Generator()
     at = critters.sample_attributes(n)
@@ -54,10 +57,12 @@ def main():
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, {platform.machine()}\n"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads on "
+        f"{os.cpu_count()} cores, {platform.machine()}\n"
     )
     print(
-        f"{'size':>8}{'creatures/s':>14}{'goal':>8}{'ratio':>8}{'batches of 64':>16}{'in pixels':>12}"
+        f"{'size':>8}{'creatures/s':>14}{'goal':>8}{'ratio':>8}"
+        f"{'batches of 64':>16}{'in pixels':>12}"
     )
     rows = [
         measure(size, args.repeats, n=max(16, 2048 * 32 * 32 // size**2))
@@ -67,11 +72,14 @@ def main():
         goal = GOALS.get(row["size"])
         ratio = f"{row['per_second'] / goal:.1f}x" if goal else ""
         print(
-            f"{row['size']:>8}{row['per_second']:>14,.0f}{goal or '':>8}{ratio:>8}{row['per_second_in_batches_of_64']:>16,.0f}{row['share_in_pixels']:>12.0%}"
+            f"{row['size']:>8}{row['per_second']:>14,.0f}{goal or '':>8}{ratio:>8}"
+            f"{row['per_second_in_batches_of_64']:>16,.0f}"
+            f"{row['share_in_pixels']:>12.0%}"
         )
     at = {row["size"]: row["per_second"] for row in rows}
     print(
-        f"\n64 pixels against 32: {at[32] / at[64]:.1f} times slower for 4 times the pixels"
+        f"\n64 pixels against 32: {at[32] / at[64]:.1f} times slower for 4 times the "
+        "pixels"
     )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:

@@ -7,7 +7,8 @@ __all__ = ['Scalar', 'DistanceField', 'Coordinates', 'pixel_grid', 'sdf_circle',
            'sdf_box', 'sdf_polygon', 'sdf_union', 'sdf_intersection', 'sdf_difference', 'sdf_smooth_union', 'sdf_arc',
            'composite']
 
-# %% ../nbs/02_shapes.ipynb #2fda6617
+# %% ../nbs/02_shapes.ipynb #1113b6fe
+#| code-fold: true
 from typing import NamedTuple
 
 import torch
@@ -15,13 +16,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-# %% ../nbs/02_shapes.ipynb #095c8889
-Scalar = (
-    float | int | Tensor
-)  # a plain number, or one for each creature as a tensor of shape (b, 1, 1)
-DistanceField = Float[
-    Tensor, "#b #h #w"
-]  # a distance at each point; axes of length 1 broadcast
+# %% ../nbs/02_shapes.ipynb #2fda6617
+Scalar = float | int | Tensor  # one number, or one a sample: a tensor (b, 1, 1)
+DistanceField = Float[Tensor, "#b #h #w"]  # at each point; axes of length 1 broadcast
 
 
 class Coordinates(NamedTuple):
@@ -33,8 +30,8 @@ class Coordinates(NamedTuple):
 
 def pixel_grid(
     size: int,  # pixels along each side
-) -> Coordinates:  # x of shape (1, 1, w) and y of shape (1, h, 1), both from -1 to 1
-    "The centres of the pixels of a square picture that spans [-1, 1] in both directions."
+) -> Coordinates:  # x (1, 1, w) and y (1, h, 1)
+    "The centres of the pixels of a square image over [-1, 1] x [-1, 1]."
     steps = (2 * torch.arange(size) + 1 - size) / size
     return Coordinates(rearrange(steps, "w -> 1 1 w"), rearrange(-steps, "h -> 1 h 1"))
 
@@ -48,28 +45,27 @@ def sdf_circle(
     dx, dy = p.x - centre[0], p.y - centre[1]
     return (dx * dx + dy * dy).sqrt() - radius
 
-# %% ../nbs/02_shapes.ipynb #507ce9e8
+# %% ../nbs/02_shapes.ipynb #325c42e6
 def sdf_to_alpha(
     d: DistanceField,  # signed distance
     pixel: Scalar,  # width of a pixel in the same unit
 ) -> DistanceField:  # in [0, 1]
-    "The share of each pixel that lies inside, as if the edge ran straight through it."
+    "The share of each pixel that lies inside, for an edge straight through it."
     return (0.5 - d / pixel).clamp(0, 1)
 
-# %% ../nbs/02_shapes.ipynb #c1b738ff
+# %% ../nbs/02_shapes.ipynb #ec45412c
+#| code-fold: true
 def sdf_capsule(
     p: Coordinates,
     a: tuple[Scalar, Scalar],
     b: tuple[Scalar, Scalar],  # its two ends
     radius: Scalar,  # half the thickness, at `a`
-    end_radius: Scalar
-    | None = None,  # half the thickness at `b`, if it differs; the distance is then approximate
+    end_radius: Scalar | None = None,  # at `b`, if it differs; then approximate
 ) -> DistanceField:
     "Signed distance to a line with round ends."
     ux, uy, dx, dy = b[0] - a[0], b[1] - a[1], p.x - a[0], p.y - a[1]
-    t = ((dx * ux + dy * uy) / (ux * ux + uy * uy)).clamp(
-        0, 1
-    )  # how far along the line the nearest point is
+    # how far along the line the nearest point is
+    t = ((dx * ux + dy * uy) / (ux * ux + uy * uy)).clamp(0, 1)
     ex, ey = dx - t * ux, dy - t * uy
     d = (ex * ex + ey * ey).sqrt() - radius
     return d if end_radius is None else d - t * (end_radius - radius)
@@ -84,12 +80,12 @@ def sdf_ellipse(
     u, v = (p.x - centre[0]) / radii[0], (p.y - centre[1]) / radii[1]
     uu, vv = u * u, v * v
     f = uu + vv  # f = 1 on the edge
-    slope = (
-        uu / radii[0] ** 2 + vv / radii[1] ** 2 + 1e-9
-    ).sqrt()  # |gradient of f| / 2
-    return (f - f.sqrt()) / slope  # (f - 1) / |gradient|, made exact for circles
+    # |gradient of f| / 2
+    gradient = (uu / radii[0] ** 2 + vv / radii[1] ** 2 + 1e-9).sqrt()
+    return (f - f.sqrt()) / gradient  # (f - 1) / |gradient|, made exact for circles
 
-# %% ../nbs/02_shapes.ipynb #445c8bb2
+# %% ../nbs/02_shapes.ipynb #d3cb17c0
+#| code-fold: true
 def sdf_box(
     p: Coordinates,
     centre: tuple[Scalar, Scalar],
@@ -108,14 +104,13 @@ def sdf_polygon(
     *corners: tuple[Scalar, Scalar],  # anticlockwise, all bending the same way
     rounding: float = 0.0,  # how far to swell it
 ) -> DistanceField:
-    "A convex polygon as the intersection of half-planes: exact at the edges, too small beyond the corners."
+    "A convex polygon as an intersection of half-planes; exact at its edges."
     d = None
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1]):
         ux, uy = bx - ax, by - ay
         n = (ux * ux + uy * uy) ** 0.5
-        edge = (
-            p.x * (uy / n) - p.y * (ux / n) - (ax * uy - ay * ux) / n
-        )  # distance to the line from a to b
+        # distance to the line from a to b
+        edge = p.x * (uy / n) - p.y * (ux / n) - (ax * uy - ay * ux) / n
         d = edge if d is None else torch.maximum(d, edge)
     return d - rounding
 
@@ -167,9 +162,8 @@ def composite(
     pixel: Scalar,  # width of a pixel
     opacity: Scalar = 1.0,
 ) -> None:
-    "Lay a shape of one colour over the pictures."
+    "Lay a shape of one colour over the images."
     if isinstance(colour, tuple):
         colour = torch.tensor(colour).view(1, 3, 1, 1)
-    image.lerp_(
-        colour, (sdf_to_alpha(d, pixel) * opacity)[:, None]
-    )  # image + a (colour - image)
+    alpha = sdf_to_alpha(d, pixel) * opacity
+    image.lerp_(colour, alpha[:, None])  # image + alpha (colour - image)

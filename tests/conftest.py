@@ -1,4 +1,7 @@
-"""What several test files need: the real pictures, the built book, a browser, and a switch for the shape checks."""
+"""What several test files need.
+
+The real pictures, the built book, a browser, and a switch for the shape checks.
+"""
 
 import functools
 import http.server
@@ -16,7 +19,9 @@ BOOK = ROOT / "_build" / "html"
 
 @pytest.fixture
 def untyped():
-    "Shape and type checks off, for a test that passes a wrong type on purpose and wants our own message."
+    """Shape and type checks off, for a test that passes a wrong type on purpose and
+    wants our own message.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -71,7 +76,8 @@ def browser():
     )
     if not path:
         pytest.skip(
-            "no Chromium here; install it (on Debian: apt install chromium) to run the browser checks"
+            "no Chromium here; install it (on Debian: apt install chromium) to run the "
+            "browser checks"
         )
     from playwright.sync_api import sync_playwright
 
@@ -92,7 +98,10 @@ def browser():
 
 @pytest.fixture
 def page(browser, book_address):
-    "An open tab that can reach nothing but the book; `page.problems` collects what went wrong on it."
+    """An open tab that can reach nothing but the book.
+
+    `page.problems` collects what went wrong on it.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
     tab.problems = []

@@ -76,7 +76,9 @@ def test_to_pil_enlarges_without_blur():
 
 @pytest.mark.parametrize("kind", [{}, {"bbox_inches": "tight"}, {"dpi": 200}])
 def test_show_images_pixels_are_sharp_squares(kind):
-    "No colour occurs in the drawn figure that is not in the pictures, as saved or as a notebook shows it."
+    """No colour occurs in the drawn figure that is not in the pictures, as saved or as
+    a notebook shows it.
+    """
     images = torch.tensor([-1.0, 1.0])[
         torch.randint(0, 2, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     ]
@@ -145,7 +147,10 @@ def test_bad_seed(seed, untyped):
 
 
 def test_streams_are_independent_and_stable_across_processes():
-    code = "import torch; from t2i_tutorial.core import make_generator as g; print(torch.rand(2, generator=g(3, 'a', 1)).tolist())"
+    code = (
+        "import torch; from t2i_tutorial.core import seeded_generator as g; "
+        "print(torch.rand(2, generator=g(3, 'a', 1)).tolist())"
+    )
     here = torch.rand(2, generator=core.seeded_generator(3, "a", 1)).tolist()
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -249,7 +254,10 @@ def test_read_only_folder_is_reported(tmp_path):
 
 
 def test_saved_files_obey_the_umask(tmp_path):
-    "A temporary file is often made readable by its owner only; the finished one must not stay so."
+    """A temporary file is often made readable by its owner only.
+
+    The finished one must not stay so.
+    """
     path = core.save_json(tmp_path / "a.json", {"a": 1})
     (tmp_path / "b").write_text("")
     assert path.stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -99,7 +99,10 @@ def test_pixel_centres_mirror_exactly():
 
 def test_exact_shapes_agree_with_a_search_over_their_edge():
     q, points = grid()
-    nearest = lambda line: torch.cdist(points, line).min(1).values.view_as(q.x)
+
+    def nearest(line):
+        return torch.cdist(points, line).min(1).values.view_as(q.x)
+
     angle = torch.linspace(0, 2 * math.pi, 8001, dtype=torch.float64)
     ring = torch.stack([0.1 + 0.6 * angle.cos(), 0.2 + 0.6 * angle.sin()], 1)
     corners = [(0.5, 0.3), (-0.5, 0.3), (-0.5, -0.3), (0.5, -0.3), (0.5, 0.3)]
@@ -179,7 +182,7 @@ def test_the_promised_variety_exists():
 
 
 def test_colours_stay_apart_when_lit_and_shaded():
-    tones = critters._TONES
+    tones = critters.COLOUR_TONES
     gaps = (
         torch.cdist(tones.flatten(0, 1), tones.flatten(0, 1))
         .view(10, tones.shape[1], 10, tones.shape[1])
@@ -230,8 +233,10 @@ def test_same_seed_same_bytes_also_in_a_fresh_process():
         != digest(sample_critters(96, 32, seed=6))
     )
     code = (
-        "import hashlib, torch; torch.rand(7); from t2i_tutorial.critters import sample; b = sample(96, 32, seed=5);"
-        "print(hashlib.sha256(b.images.numpy().tobytes() + '\\n'.join(b.captions).encode()).hexdigest())"
+        "import hashlib, torch; torch.rand(7); from t2i_tutorial.critters import "
+        "sample_critters; b = sample_critters(96, 32, seed=5);"
+        "print(hashlib.sha256(b.images.numpy().tobytes() + "
+        "'\\n'.join(b.captions).encode()).hexdigest())"
     )
     assert (
         subprocess.run(
@@ -291,7 +296,9 @@ def test_facing_left_is_the_mirror_image():
     ],
 )
 def test_every_attribute_can_be_seen(name):
-    "Changing one attribute changes the picture at 32 pixels, for every species and by more than a pixel or two."
+    """Changing one attribute changes the picture at 32 pixels, for every species and by
+    more than a pixel or two.
+    """
     other = {
         "body_colour": "yellow",
         "second_colour": "yellow",
@@ -303,9 +310,9 @@ def test_every_attribute_can_be_seen(name):
     for i, species in enumerate(SPECIES):
         fixed = dict(
             species=species,
-            body="red",
-            second="green",
-            eyes="red",
+            body_colour="red",
+            second_colour="green",
+            eye_colour="red",
             action="standing",
             size="large",
             facing="right",
@@ -437,7 +444,7 @@ def test_sleepers_have_closed_eyes_and_no_caption_says_otherwise():
 def test_the_prompts_of_the_report_are_captions(prompt, critter):
     generator = seeded_generator(0, "prompts")
     assert any(write_caption(critter, generator)[0] == prompt for _ in range(6000))
-    assert (critter.species, critter.body) not in HELD_OUT_PAIRS
+    assert (critter.species, critter.body_colour) not in HELD_OUT_PAIRS
 
 
 def test_a_caption_is_the_same_for_the_same_generator():

@@ -1,4 +1,6 @@
-"""The Sphinx hooks: nbdev's directives become tags and captions; docments become field lists."""
+"""The Sphinx hooks: nbdev's directives become tags and captions; docments become field
+lists.
+"""
 
 import json
 import sys
@@ -44,7 +46,8 @@ def test_directive_becomes_tag_and_is_dropped(line, tag):
 
 def test_figure_directives_become_metadata():
     c = cell(
-        "#| fig-alt: a red: disc\n#| fig-cap: Before and after.\n#| label: fig-disc\nplot()"
+        "#| fig-alt: a red: disc\n#| fig-cap: Before and after.\n#| label: "
+        "fig-disc\nplot()"
     )
     assert c["metadata"]["mystnb"] == {
         "image": {"alt": "a red: disc"},
@@ -121,22 +124,22 @@ def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch
         pass
 
     class Env:
-        found_docs = ["nbs/01_core", "nbs/90_notation"]
+        found_docs = ["nbs/01_images", "nbs/90_notation"]
 
         def doc2path(self, d):
-            return str(ROOT / f"{d}.{'ipynb' if d.endswith('core') else 'md'}")
+            return str(ROOT / f"{d}.{'ipynb' if d.endswith('images') else 'md'}")
 
     app, env = App(), Env()
     app.env = env
-    assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_core"]
+    assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_images"]
     nbdev_book.read_notebook(
         app,
-        "nbs/01_core",
+        "nbs/01_images",
         [(ROOT / "nbs" / "01_images.ipynb").read_text(encoding="utf-8")],
     )
     assert nbdev_book.outdated(app, env, set(), set(), set()) == []
     monkeypatch.setattr(nbdev_book, "library_hash", lambda module: "other")
-    assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_core"]
+    assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_images"]
 
 
 def test_addresses_come_from_settings():

@@ -1,0 +1,61 @@
+"""The bundled weights: their tensors and images are what they were recorded with."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from t2i_tutorial import GigaGAN, Imagen
+from t2i_tutorial.core import BUNDLED_DIR, from_pil, to_uint8
+
+EXPECTED = Path(__file__).parent / "expected"
+PROMPTS = ["a blue and red dragon", "a small green cat, sleeping"]
+# of the tensors sorted by content, taken before their keys got the names of today
+CHECKSUMS = {
+    "critters-32": ("ebfdb26f0dc4f8ef", 172),
+    "critters-32-gigagan": ("18ebc117e33b7ebd", 234),
+    "critters-64": ("30fa740fcdd94c92", 172),
+    "critters-clip": ("398a87e4359ea5d8", 65),
+    "critters-clip-score": ("946aa64946614e01", 65),
+    "critters-classifier": ("d9a18ecb55291751", 44),
+}
+
+
+def checksum(path: Path) -> tuple[str, int]:
+    "A digest of types, shapes and bits of all tensors, whatever their names are."
+    digests = []
+    for tensor in load_file(path).values():
+        kind = str(tensor.dtype) + repr(tuple(tensor.shape))
+        flat = tensor.contiguous().reshape(-1) if tensor.dim() else tensor.reshape(1)
+        content = flat.view(torch.uint8).numpy().tobytes()
+        digests.append(hashlib.sha256(kind.encode() + content).hexdigest())
+    whole = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+    return whole[:16], len(digests)
+
+
+def test_every_bundled_model_is_listed_here():
+    assert {p.parent.name for p in BUNDLED_DIR.glob("*/model.safetensors")} == set(
+        CHECKSUMS
+    )
+
+
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_tensors_have_the_bits_that_were_recorded(name):
+    assert checksum(BUNDLED_DIR / name / "model.safetensors") == CHECKSUMS[name]
+
+
+@pytest.mark.parametrize("name", ["critters-32", "critters-64", "critters-32-gigagan"])
+def test_the_same_prompt_and_seed_give_the_pixels_of_before(name):
+    "Images made before the renaming; one level of difference for other processors."
+    if name.endswith("gigagan"):
+        images = GigaGAN.from_pretrained(name, "cpu").sample(PROMPTS, seed=0)
+    else:
+        model = Imagen.from_pretrained(name, "cpu")
+        images = model.sample(PROMPTS, seed=0, guidance_scale=2.0, num_steps=4)
+    strip = to_uint8(torch.cat(list(images), dim=2)).int()
+    expected = to_uint8(from_pil(Image.open(EXPECTED / f"{name}.png"))).int()
+    assert strip.shape == expected.shape
+    assert (strip - expected).abs().max() <= 1
