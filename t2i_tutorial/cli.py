@@ -193,17 +193,22 @@ def _read_settings(rest: Sequence[str], prog: str) -> list[str]:
     settings, words = [], list(rest)
     while words:
         word = words.pop(0)
-        if not word.startswith("--"):
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
             settings.append(word)  # a word without "=" is refused where it is read
+        elif near := get_close_matches(name, _options(_Train), 1, cutoff=0.8):
+            raise _UsageError(
+                f"{prog}: unknown option {name!r}; did you mean {near[0]!r}?"
+            )
         elif "=" in word:
-            settings.append(word[2:])
+            settings.append(word.lstrip("-"))
         else:
             values = []
             while words and not words[0].startswith("--") and "=" not in words[0]:
                 values.append(words.pop(0))
             if not values:
                 raise _UsageError(f"{prog}: {word} needs a value; see {prog} --help")
-            settings.append(f"{word[2:]}={','.join(values)}")
+            settings.append(f"{word.lstrip('-')}={','.join(values)}")
     return settings
 
 

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from t2i_tutorial.clip import CLIP_PRESETS
 from t2i_tutorial.core import load_json, save_json
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
+from t2i_tutorial.experiments import get_preset
 from t2i_tutorial.gan.gigagan import GIGAGAN_PRESETS, GigaGAN, gigagan_preset
-from t2i_tutorial.training import setting_names
+from t2i_tutorial.training import apply_overrides, setting_names
 
 
 @pytest.fixture(scope="module")
@@ -389,6 +392,9 @@ def test_train_resumes_and_its_model_generates(t2i, tmp_path):
         ),
         (["imagen", "max_steps=3"], ["did you mean 'train.max_steps'"]),
         (["imagen", "--unet.haeds", "8"], ["did you mean 'unet.heads'"]),
+        (["imagen", "--otput", "x"], ["unknown option '--otput'", "'--output'"]),
+        (["imagen", "--presset=tiny"], ["unknown option '--presset'", "'--preset'"]),
+        (["imagen", "-x", "3"], ["unknown setting 'x'"]),
         (["imagen", "--unet.heads"], ["--unet.heads needs a value"]),
         (["imagen", "--unet.heads", "--resume"], ["--unet.heads needs a value"]),
         (["imagen", "--unet.heads", "many"], ["heads must be a whole number", "many"]),
@@ -519,6 +525,23 @@ def test_evaluate_takes_a_batch_size_and_a_device(t2i, folder, monkeypatch):
 # ---- settings by their dotted path
 
 
+RECORDS = sorted(
+    f
+    for f in Path(cli.__file__).parent.glob("*/**/*.json")
+    if '"command"' in f.read_text(encoding="utf-8")
+)
+
+
+def commands_in(record) -> list[str]:
+    "Every command in a recorded file."
+    if isinstance(record, list):
+        return [c for value in record for c in commands_in(value)]
+    if not isinstance(record, dict):
+        return []
+    own = [record["command"]] if isinstance(record.get("command"), str) else []
+    return own + commands_in(list(record.values()))
+
+
 def test_any_field_of_a_network_is_set_in_either_form(t2i):
     "As `name=value`, `--name=value` and `--name value`, with commas or blanks."
     options = ["unet.heads=2", "--unet.cond_dim=32", "--unet.channels", 16, 24]
@@ -550,6 +573,17 @@ def test_a_short_training_takes_settings_of_its_network(t2i, monkeypatch):
     assert seen["max_steps"] == 3 and seen["model_config"].dim == 32
     assert t2i("train", "classifier", "--preset", "tiny", "lr=1")[0] == 0
     assert seen["preset"] == "tiny" and seen["lr"] == 1.0
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.parent.name + "/" + p.name)
+def test_a_recorded_command_names_settings_that_exist(path):
+    for command in commands_in(load_json(path)):
+        t2i_, train, name, flag, preset, *settings = shlex.split(command)
+        assert (t2i_, train, flag) == ("t2i", "train", "--preset")
+        if name in ("imagen", "gigagan"):
+            get_preset(HELP[name], preset, settings)
+        else:
+            apply_overrides(HELP[name][preset], settings)
 
 
 HELP = {"imagen": IMAGEN_PRESETS, "gigagan": GIGAGAN_PRESETS}
