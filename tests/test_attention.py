@@ -1,4 +1,6 @@
-"""Chapter 8: attention against slow loops and PyTorch's own layer, and the properties that shapes cannot show."""
+"""Chapter 8: attention against slow loops and PyTorch's own layer, and the properties
+that shapes cannot show.
+"""
 
 import pytest
 import torch
@@ -31,69 +33,63 @@ def awake(module, scale=0.3):
     return module
 
 
-def slowly(attend, x, context, mask):
+def slowly(attn, x, context, mask):
     "One sample, one head, one query at a time, over the allowed keys only, in float64."
-    attend, x, context = attend.double(), x.double(), context.double()
-    size = x.shape[-1] // attend.heads
-    weight_k, weight_v = attend.kv.weight.chunk(2)
+    attn, x, context = attn.double(), x.double(), context.double()
+    size = x.shape[-1] // attn.heads
+    weight_k, weight_v = attn.kv.weight.chunk(2)
     y = torch.zeros_like(x)
     for b in range(len(x)):
-        for h in range(attend.heads):
+        for h in range(attn.heads):
             part = slice(h * size, (h + 1) * size)
             keys, values = (
                 context[b, mask[b]] @ w[part].T for w in (weight_k, weight_v)
             )
             for i in range(x.shape[1]):
-                w = ((x[b, i] @ attend.q.weight[part].T) @ keys.T / size**0.5).softmax(
-                    0
-                )
+                w = ((x[b, i] @ attn.q.weight[part].T) @ keys.T / size**0.5).softmax(0)
                 y[b, i, part] = w @ values
-    return y @ attend.out.weight.T + attend.out.bias
+    return y @ attn.out.weight.T + attn.out.bias
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_equals_a_slow_loop(heads):
-    attend, x, context = (
+    attn, x, context = (
         awake(MultiHeadAttention(16, 12, heads)),
         randn(3, 5, 16),
         randn(3, 7, 12),
     )
     mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
-    ours = attend(x, context, mask)
+    ours = attn(x, context, mask)
     with torch.no_grad():
-        assert torch.allclose(
-            ours.double(), slowly(attend, x, context, mask), atol=1e-5
-        )
+        assert torch.allclose(ours.double(), slowly(attn, x, context, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("cross", [False, True])
 def test_equals_torch_multihead_attention(cross):
-    attend, x = awake(MultiHeadAttention(24, heads=4)), randn(2, 6, 24)
+    attn, x = awake(MultiHeadAttention(24, heads=4)), randn(2, 6, 24)
     context, mask = (
         (randn(2, 5, 24, seed=1), torch.arange(5) < torch.tensor([[5], [2]]))
         if cross
         else (x, torch.arange(6) < torch.tensor([[6], [3]]))
     )
     theirs = nn.MultiheadAttention(24, 4, batch_first=True)
-    theirs.in_proj_weight.data = torch.cat([attend.q.weight, attend.kv.weight])
-    theirs.out_proj.load_state_dict(attend.out.state_dict())
+    theirs.in_proj_weight.data = torch.cat([attn.q.weight, attn.kv.weight])
+    theirs.out_proj.load_state_dict(attn.out.state_dict())
     expected, weights = theirs(
         x, context, context, key_padding_mask=~mask, average_attn_weights=False
     )
     assert torch.allclose(
-        attend(x, context if cross else None, mask), expected, atol=1e-5
+        attn(x, context if cross else None, mask), expected, atol=1e-5
     )
-    assert torch.allclose(
-        attention_weights(attend, x, context, mask), weights, atol=1e-6
-    )
+    assert torch.allclose(attention_weights(attn, x, context, mask), weights, atol=1e-6)
 
 
 def test_one_head_is_scaled_dot_product():
-    attend, x = awake(MultiHeadAttention(8, heads=1)), randn(2, 5, 8)
-    k, v = attend.kv(x).chunk(2, dim=-1)
+    attn, x = awake(MultiHeadAttention(8, heads=1)), randn(2, 5, 8)
+    k, v = attn.kv(x).chunk(2, dim=-1)
     assert torch.allclose(
-        attend(x),
-        attend.out(F.scaled_dot_product_attention(attend.q(x), k, v)),
+        attn(x),
+        attn.out(F.scaled_dot_product_attention(attn.q(x), k, v)),
         atol=1e-6,
     )
 
@@ -111,29 +107,33 @@ def test_begins_as_nothing():
 
 
 def test_permutation_equivariance_over_places():
-    "JZ-1: a peer attends over the batch; shuffled places must give shuffled answers."
-    attend, x, order = (
+    """JZ-1: a peer attends over the batch; shuffled positions must give shuffled
+    answers.
+    """
+    attn, x, order = (
         awake(MultiHeadAttention(16)),
         randn(2, 9, 16),
         torch.randperm(9, generator=seeded_generator(0, "order")),
     )
-    assert torch.allclose(attend(x[:, order]), attend(x)[:, order], atol=1e-6)
-    assert not torch.allclose(attend(x[:, order]), attend(x), atol=1e-3)
+    assert torch.allclose(attn(x[:, order]), attn(x)[:, order], atol=1e-6)
+    assert not torch.allclose(attn(x[:, order]), attn(x), atol=1e-3)
 
 
 def test_self_attention_2d_mixes_places_along_both_axes():
-    "JZ-1: every place must hear of every other, whatever the order of height and width."
+    """JZ-1: every place must hear of every other, whatever the order of height and
+    width.
+    """
     layer, x = awake(SelfAttention2d(16)), randn(1, 16, 3, 5)
     assert torch.allclose(layer(x.flip(2, 3)), layer(x).flip(2, 3), atol=1e-5)
     assert torch.allclose(layer(x.transpose(2, 3)), layer(x).transpose(2, 3), atol=1e-5)
-    attend, places = layer.attn, randn(1, 15, 16)
+    attn, positions = layer.attn, randn(1, 15, 16)
     for j in (0, 7, 14):
-        changed = places.clone()
+        changed = positions.clone()
         changed[0, j] += 1
-        assert ((attend(changed) - attend(places)).abs().amax(-1)[0] > 1e-4).all()
+        assert ((attn(changed) - attn(positions)).abs().amax(-1)[0] > 1e-4).all()
 
 
-@pytest.mark.parametrize("kind", ["places", "words"])
+@pytest.mark.parametrize("kind", ["positions", "words"])
 def test_samples_are_independent(kind):
     "JZ-1: changing one sample must leave the others as they are."
     x, tokens, mask = (
@@ -141,10 +141,12 @@ def test_samples_are_independent(kind):
         randn(3, 5, 12),
         torch.ones(3, 5, dtype=torch.bool),
     )
-    layer = awake(SelfAttention2d(16) if kind == "places" else CrossAttention2d(16, 12))
+    layer = awake(
+        SelfAttention2d(16) if kind == "positions" else CrossAttention2d(16, 12)
+    )
     call = (
         (lambda x, t: layer(x))
-        if kind == "places"
+        if kind == "positions"
         else (lambda x, t: layer(x, t, mask[: len(x)]))
     )
     other, said = x.clone(), tokens.clone()
@@ -159,7 +161,9 @@ def test_samples_are_independent(kind):
 
 
 def test_cross_attention_reads_the_words():
-    "MI-14: a peer's text never enters through tokens; here other words give another map, and so do other words of one text."
+    """MI-14: a peer's text never enters through tokens; here other words give another
+    map, and so do other words of one text.
+    """
     layer, x, tokens, mask = (
         awake(CrossAttention2d(16, 12)),
         randn(1, 16, 4, 4),
@@ -175,7 +179,9 @@ def test_cross_attention_reads_the_words():
 
 
 def test_padding_has_no_influence():
-    "MI-4: a peer's padding dilutes the text. Neither its content nor its length may matter."
+    """MI-4: a peer's padding dilutes the text. Neither its content nor its length may
+    matter.
+    """
     layer, x, tokens = (
         awake(CrossAttention2d(16, 12)),
         randn(2, 16, 4, 4),
@@ -211,11 +217,11 @@ def test_weights_are_shares_and_masked_ones_are_zero():
 
 def steps(module, loss, n=3):
     "The largest gradient of every parameter in each of the first steps."
-    rows, optimiser = [], torch.optim.SGD(module.parameters(), 0.1)
+    rows, optimizer = [], torch.optim.SGD(module.parameters(), 0.1)
     for _ in range(n):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss().backward()
-        optimiser.step()
+        optimizer.step()
         rows.append(
             {n: p.grad.abs().max().item() for n, p in module.named_parameters()}
         )
@@ -223,25 +229,29 @@ def steps(module, loss, n=3):
 
 
 def test_one_zero_factor_never_two():
-    "JZ-2: with q, v and out all zero a peer's attention is dead for ever; ours learns in the first step, all of it from the second."
-    attend, x, goal = MultiHeadAttention(16), randn(2, 9, 16), randn(2, 9, 16, seed=5)
-    assert not attend.out.weight.any() and all(
-        p.any() for n, p in attend.named_parameters() if not n.startswith("out")
+    """JZ-2: with q, v and out all zero a peer's attention is dead for ever; ours learns
+    in the first step, all of it from the second.
+    """
+    attn, x, goal = MultiHeadAttention(16), randn(2, 9, 16), randn(2, 9, 16, seed=5)
+    assert not attn.out.weight.any() and all(
+        p.any() for n, p in attn.named_parameters() if not n.startswith("out")
     )
-    rows = steps(attend, lambda: (attend(x) - goal).square().mean())
+    rows = steps(attn, lambda: (attn(x) - goal).square().mean())
     assert rows[0]["out.weight"] > 0 and min(rows[1].values()) > 0
-    nn.init.zeros_(attend.out.weight)
+    nn.init.zeros_(attn.out.weight)
     nn.init.zeros_(
-        attend.kv.weight
+        attn.kv.weight
     )  # the fault itself, to know that the check can see it
-    rows = steps(attend, lambda: (attend(x) - goal).square().mean())
+    rows = steps(attn, lambda: (attn(x) - goal).square().mean())
     assert not any(
         row[n] for row in rows for n in ("q.weight", "kv.weight", "out.weight")
     )
 
 
 def test_gradients_reach_every_parameter_of_the_wrappers():
-    "MI-1: parameters that no optimiser can reach; JZ-2: parameters that no gradient reaches."
+    """MI-1: parameters that no optimizer can reach; JZ-2: parameters that no gradient
+    reaches.
+    """
     x, tokens, mask = (
         randn(2, 16, 4, 4),
         randn(2, 5, 12),
@@ -251,9 +261,8 @@ def test_gradients_reach_every_parameter_of_the_wrappers():
         (s := SelfAttention2d(16), lambda: s(x)),
         (c := CrossAttention2d(16, 12), lambda: c(x, tokens, mask)),
     ):
-        rows = steps(
-            layer, lambda: (call() - randn(2, 16, 4, 4, seed=4)).square().mean()
-        )
+        goal = randn(2, 16, 4, 4, seed=4)
+        rows = steps(layer, lambda f=call, y=goal: (f() - y).square().mean())
         assert min(rows[-1].values()) > 0, rows[-1]
 
 
@@ -292,7 +301,10 @@ def test_squared_distance_is_that_of_differences():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_squared_distance_is_taken_in_32_bits(dtype):
-    "Large terms with a small difference: in 16 bits the error would be larger than the distances."
+    """Large terms with a small difference.
+
+    In 16 bits the error would be larger than the distances.
+    """
     q = (8 + randn(9, 32)).to(dtype)
     exact = (q.double()[:, None] - q.double()).square().sum(-1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -342,7 +354,9 @@ def test_l2_attention_equals_a_slow_loop(heads):
 
 
 def test_l2_attention_is_equivariant_over_places_and_independent_across_the_batch():
-    "JZ-1: a peer's L2 attention takes the batch for the sequence: samples leak, places are blind."
+    """JZ-1: a peer's L2 attention takes the batch for the sequence: samples leak,
+    positions are blind.
+    """
     layer, x, order = (
         l2(),
         randn(3, 16, 3, 5),
@@ -367,7 +381,9 @@ def test_l2_attention_is_equivariant_over_places_and_independent_across_the_batc
 
 
 def test_l2_attention_is_alive_at_step_0():
-    "JZ-2: a peer begins with q, v and out at zero and stays there; here every weight has a slope in the very first step."
+    """JZ-2: a peer begins with q, v and out at zero and stays there; here every weight
+    has a slope in the very first step.
+    """
     layer, x = l2(), randn(2, 16, 4, 4)
     rows = steps(
         layer, lambda: (layer(x) - randn(2, 16, 4, 4, seed=4)).square().mean(), n=1
@@ -380,12 +396,15 @@ def test_l2_attention_is_alive_at_step_0():
 
 
 def test_l2_attention_has_a_second_derivative():
-    "R1 trains on a slope. At a distance of zero, which each place has to itself, a root would make it NaN."
+    """R1 trains on a slope.
+
+    At a distance of zero, which each place has to itself, a root would make it NaN.
+    """
     layer, x = l2(8, 2).double(), randn(1, 8, 1, 3).double().requires_grad_()
     assert torch.autograd.gradcheck(layer, x) and torch.autograd.gradgradcheck(layer, x)
     same = torch.ones(
         1, 8, 2, 2, dtype=torch.float64, requires_grad=True
-    )  # all places alike
+    )  # all positions alike
     (slope,) = torch.autograd.grad(layer(same).square().sum(), same, create_graph=True)
     slope.square().sum().backward()
     assert same.grad.isfinite().all() and all(
@@ -394,11 +413,13 @@ def test_l2_attention_has_a_second_derivative():
 
 
 def test_l2_attention_compares_by_distance():
-    "GG-11: a peer's attention is a dot product unless told otherwise. A distance does not change when all places move together; a place is nearest to itself."
+    """GG-11: a peer's attention is a dot product unless told otherwise. A distance does
+    not change when all positions move together; a place is nearest to itself.
+    """
     layer, x, shift = l2(), randn(2, 9, 16), 3 * randn(16, seed=5)
-    w, _ = layer.logits(x)
+    w, _ = layer.weights_and_values(x)
     assert torch.allclose(w.sum(-1), torch.ones(2, 4, 9), atol=1e-5)
-    assert torch.allclose(layer.logits(x + shift)[0], w, atol=1e-4)
+    assert torch.allclose(layer.weights_and_values(x + shift)[0], w, atol=1e-4)
     assert (w.diagonal(dim1=-2, dim2=-1) >= w.amax(-1) - 1e-6).all()
     plain = MultiHeadAttention(16)
     assert not torch.allclose(
@@ -413,7 +434,9 @@ def steepest(answer, x):
 
 
 def test_only_the_distance_bounds_the_slope():
-    "Kim et al. 2021: one place at zero and the others far away break the dot product, and not the distance."
+    """Kim et al. 2021: one place at zero and the others far away break the dot product,
+    and not the distance.
+    """
     x = randn(1, 12, 16, seed=7)
     x[:, 0] = 0
     layer, plain = l2(), awake(MultiHeadAttention(16))
@@ -426,7 +449,7 @@ def test_only_the_distance_bounds_the_slope():
 def test_fits_begin_with_variance_1_whatever_the_width():
     for c in (8, 32, 128):
         layer = l2(c, heads=1)
-        w, _ = layer.logits(randn(4, 64, c))
+        w, _ = layer.weights_and_values(randn(4, 64, c))
         away = w[0, 0].log()[
             ~torch.eye(64, dtype=torch.bool)
         ]  # the fits, up to a number for each row

@@ -1,4 +1,6 @@
-"""Chapter 5: the rules of the game, one step of each side, R1, DiffAugment, the two tiny networks."""
+"""Chapter 5: the rules of the game, one step of each side, R1, DiffAugment, the two
+tiny networks.
+"""
 
 import math
 
@@ -57,7 +59,10 @@ def test_nobody_can_tell_is_two_log_two():
 
 
 def test_best_score_is_the_log_ratio_of_densities():
-    "Three places with known shares of real and generated: Newton's steps on the loss end at log p / q."
+    """Three places with known shares of real and generated.
+
+    Newton's steps on the loss end at log p / q.
+    """
     p, q, score = (
         torch.tensor([0.7, 0.2, 0.1]),
         torch.tensor([0.1, 0.2, 0.7]),
@@ -117,9 +122,9 @@ def test_r1_makes_the_score_flatter_at_real_pictures():
     for gamma in (0.0, 5.0):
         torch.manual_seed(0)
         g, d = G.ToyGenerator(channels=8), G.ToyDiscriminator(channels=8)
-        optimiser = torch.optim.Adam(d.parameters(), 2e-3, betas=(0.0, 0.99))
+        optimizer = torch.optim.Adam(d.parameters(), 2e-3, betas=(0.0, 0.99))
         for _ in range(25):
-            G.discriminator_step(g, d, optimiser, data, rng(), gamma)
+            G.discriminator_step(g, d, optimizer, data, rng(), gamma)
         x = data.clone().requires_grad_()
         steep.append(G.zero_centered_gradient_penalty(d(x).sum(), [x]).item())
     assert steep[1] < 0.5 * steep[0]
@@ -167,16 +172,18 @@ def test_steps_go_where_they_should(pair):
 
 
 def test_what_d_sees_is_changed_alike_on_both_sides(pair):
-    "PR-3: a small data set was trained on without augmentation; who changes only the real side draws the changes."
+    """PR-3: a small data set was trained on without augmentation; who changes only the
+    real side draws the changes.
+    """
     (g, d), real, calls = pair, noise(4, 3, 16, 16).clamp(-1, 1), []
 
     def change(x):
         calls.append(x.detach().clone())
         return torch.zeros_like(x) + 0 * x
 
-    optimisers = [torch.optim.SGD(m.parameters(), 0.0) for m in pair]
+    optimizers = [torch.optim.SGD(m.parameters(), 0.0) for m in pair]
     said = G.discriminator_step(
-        g, d, optimisers[1], real, rng(), r1_gamma=1.0, diff_augment_images=change
+        g, d, optimizers[1], real, rng(), r1_gamma=1.0, diff_augment_images=change
     )
     assert (
         len(calls) == 2
@@ -186,7 +193,7 @@ def test_what_d_sees_is_changed_alike_on_both_sides(pair):
     assert said["real"] == pytest.approx(
         said["fake"]
     )  # everything was made alike, so D saw no difference
-    G.generator_step(g, d, optimisers[0], 4, rng(), diff_augment_images=change)
+    G.generator_step(g, d, optimizers[0], 4, rng(), diff_augment_images=change)
     assert len(calls) == 3
 
 
@@ -217,7 +224,10 @@ def test_a_picture_is_changed_without_regard_to_its_neighbours():
 
 
 def test_shift_moves_by_whole_pixels_and_brings_in_paper():
-    "One dark pixel in the middle: it moves by at most 2 of 16 pixels, all ways equally often; nothing else changes."
+    """One dark pixel in the middle.
+
+    It moves by at most 2 of 16 pixels, all ways equally often; nothing else changes.
+    """
     x = torch.ones(2000, 1, 16, 16)
     x[:, :, 8, 8] = -1
     out = G.diff_augment(x, rng(), translation=0.125, cutout=0.0)
@@ -244,7 +254,9 @@ def test_hole_has_the_right_size_and_does_not_leave_the_picture():
 
 
 def test_slopes_come_back_through_it():
-    "What D says of a changed picture must reach the pixels that are still to be seen, each of them once."
+    """What D says of a changed picture must reach the pixels that are still to be seen,
+    each of them once.
+    """
     x = noise(5, 3, 16, 16).requires_grad_()
     out = G.diff_augment(x, rng())
     out.sum().backward()
@@ -252,7 +264,9 @@ def test_slopes_come_back_through_it():
 
 
 def test_colours_are_left_alone():
-    "No colour jitter: a caption that says red must stay true. Every pixel is an old one, paper, or the hole."
+    """No colour jitter: a caption that says red must stay true. Every pixel is an old
+    one, paper, or the hole.
+    """
     drawn = critters.render([critters.Critter("dragon", "red", "blue")], 16)
     old = {tuple(p) for p in drawn[0].flatten(1).T.tolist()} | {(1.0,) * 3, (0.0,) * 3}
     assert {
@@ -297,11 +311,11 @@ def test_every_weight_gets_a_slope_in_the_first_step(pair):
 def test_a_handful_of_pictures_is_enough_to_begin(pair):
     "GG-13: a peer refuses fewer than a hundred pictures."
     g, d = pair
-    optimiser = torch.optim.Adam(d.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(d.parameters(), 1e-3)
     assert G.discriminator_step(
         g,
         d,
-        optimiser,
+        optimizer,
         noise(2, 3, 16, 16),
         rng(),
         0.5,
