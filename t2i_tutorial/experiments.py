@@ -210,7 +210,9 @@ def run_training(
         captions = [c[0] for c in getattr(data, "captions", ())[:8]]
         model.sample_prompts = captions or SAMPLE_PROMPTS
     trainer = Trainer(model, data, preset.train_config, folder, val_data)
-    found = trainer._find(resume)  # refuses a used folder before long preparations
+    found = trainer.checkpoint_to_resume(
+        resume
+    )  # refuses a used folder before long preparations
     if preset.init_from and upscale and found is None:
         upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
     model.to(get_device(preset.train_config.device))

@@ -20,6 +20,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .checkpoints import PICKLE_SUFFIXES
 from .clip import BUNDLED_CLIPS, CLIP, CLIPTextEncoder
 from t2i_tutorial.core import (
     BUNDLED_DIR,
@@ -41,7 +42,6 @@ from t2i_tutorial.text import (
     TextEncoder,
     warn_oov,
 )
-from .training import PICKLE_SUFFIXES
 
 # %% ../nbs/15_models.ipynb #a4370fac
 def cast_to_half(
