@@ -1,13 +1,16 @@
 """Text to Image from Scratch: the library that the notebooks of the book export.
 
-Start with `critters.sample_critters` for captioned creatures, `ImageTextDataset` and `open_dataset` for any captioned pictures,
-`show_images` to look at them, `seed_everything` to see the same twice, `training.Trainer` to train, and with `Imagen.from_pretrained`
-or `GigaGAN.from_pretrained` for pictures of a prompt. Each name is loaded when it is first used, so that `import t2i_tutorial` stays light.
+Start with `critters.sample_critters` for captioned critters, `ImageTextDataset` and
+`open_dataset` for any captioned images, `show_images` to look at them,
+`seed_everything` to get the same again, `training.Trainer` to train, and
+`Imagen.from_pretrained`, `GigaGAN.from_pretrained` or `load_model` to generate images
+of a prompt. A name is loaded when it is first used: `import t2i_tutorial` stays light.
 """
 
 __version__ = "0.1.0"
 
 from importlib import import_module
+from pkgutil import iter_modules
 
 _PUBLIC = {
     "show_images": "core",
@@ -16,22 +19,10 @@ _PUBLIC = {
     "open_dataset": "data",
     "Imagen": "diffusion.imagen",
     "GigaGAN": "gan.gigagan",
+    "load_model": "hub",
 }
-_MODULES = (
-    "attention",
-    "clip",
-    "core",
-    "critters",
-    "data",
-    "diffusion",
-    "evaluation",
-    "experiments",
-    "gan",
-    "hub",
-    "nano",
-    "shapes",
-    "text",
-    "training",
+_MODULES = tuple(
+    m.name for m in iter_modules(__path__) if m.name not in ("cli", "_modidx")
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -1,435 +1,526 @@
-"""The command line `t2i`. Its commands join with the chapters that teach them.
+"""The command line `t2i`: generate, train, evaluate, models.
 
-A user's mistake ends in one line and exit code 2, never in a traceback.
+The options of each command are the fields of a dataclass, and those of a training are
+the fields of its configuration; tyro turns both into options and help. A user's mistake
+ends in one line and exit code 2, never in a traceback. Torch is imported only when a
+command runs.
 """
 
-import argparse
+import contextlib
+import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import fields
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from t2i_tutorial import __version__
 
-FAMILIES = {
-    "imagen": (
-        "t2i_tutorial.diffusion.imagen",
-        "Imagen",
-    ),  # config.json's "family" -> module and class
-    "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN"),
+_ABOUT = (
+    "Text to Image from Scratch: small text-to-image models that you can read in full."
+)
+_DEFAULT_MODEL = "critters-64"
+_SAMPLING = {  # model_type -> options of its `sample`, with their defaults here
+    "imagen": {"guidance_scale": None, "num_steps": 20, "sampler": "dpmpp-2m"},
+    "gigagan": {"truncation_psi": None},
 }
-SAMPLING = {
-    "imagen": {
-        "guidance_scale": None,
-        "steps": 20,
-        "sampler": "dpm",
-    },  # family -> options of `sample`, what they are if not given
-    "gigagan": {"truncation": None},
+_TRAININGS = {  # name -> module, its presets, its function, the default preset
+    "imagen": ("diffusion.imagen", "IMAGEN_PRESETS", "train_imagen", "cpu-32"),
+    "gigagan": ("gan.gigagan", "GIGAGAN_PRESETS", "train_gigagan", "cpu-32"),
+    "clip": ("clip", "CLIP_PRESETS", "train_clip", "critters-clip"),
+    "classifier": (
+        "evaluation.classifier",
+        "CLASSIFIER_PRESETS",
+        "train_classifier",
+        "critters-classifier",
+    ),
 }
-DEFAULT_MODEL = "critters-64"
 
 
-class _Parser(argparse.ArgumentParser):
-    "An argument parser whose complaints are one line."
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+class _UsageError(Exception):
+    "A command line that cannot be read; the message is one line."
 
 
-def _add_draw(commands) -> None:
-    p = commands.add_parser(
-        "draw",
-        help="draw what a prompt says",
-        description="Draw a prompt and write one PNG.",
-    )
-    p.add_argument("prompt", help="what to draw, for instance 'a blue and red dragon'")
-    p.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="a bundled name (see t2i models), a folder, or a hub repository; default %(default)s",
-    )
-    p.add_argument(
-        "--number", type=int, default=4, help="how many pictures, default %(default)s"
-    )
-    _add_sampling(p)
-    p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="another seed gives other pictures, default %(default)s",
-    )
-    p.add_argument(
-        "--out",
-        metavar="FILE.png",
-        help="where to write; named after prompt and seed if not given",
-    )
-    p.add_argument(
-        "--size",
-        type=int,
-        default=256,
-        metavar="PIXELS",
-        help="width of each picture in the file, default %(default)s",
-    )
-    p.add_argument("--device", help="cpu, cuda or mps; the best there is if not given")
+# ---- the options of each command
 
 
-def _add_sampling(p) -> None:
-    p.add_argument(
-        "--text-scale",
-        type=float,
-        help="Imagen: how hard to push the text: 1 is plain; the model's own if not given",
-    )
-    p.add_argument(
-        "--steps", type=int, help="Imagen: steps of the sampler, 20 if not given"
-    )
-    p.add_argument("--sampler", help="Imagen: dpm, ddim or ddpm; dpm if not given")
-    p.add_argument(
-        "--truncation",
-        type=float,
-        help="GigaGAN: 1 leaves all variety, towards 0 pictures get surer and alike; the model's own if not given",
+_Word = tyro.conf.Positional[str]
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    "How images are sampled; an option that is not given is the model's own."
+
+    guidance_scale: float | None = None
+    "Imagen: weight of the text; 1 is no guidance; the model's own if not given"
+    num_steps: int | None = None
+    "Imagen: steps of the sampler; 20 if not given"
+    sampler: str | None = None
+    "Imagen: dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
+    truncation_psi: float | None = None
+    "GigaGAN: 1 is full variety, towards 0 less; the model's own if not given"
+    seed: int = 0
+    "the same seed gives the same images"
+    device: str | None = None
+    "cpu, cuda or mps; the best available if not given"
+
+
+@dataclass(frozen=True)
+class _Generate(_Sampling):
+    "Generate images of a prompt and write them to one PNG."
+
+    prompt: Annotated[_Word, tyro.conf.arg(metavar="PROMPT")] = tyro.MISSING
+    "for instance 'a blue and red dragon'"
+    model: str = _DEFAULT_MODEL
+    "a bundled name (see t2i models), a folder, or a hub repository"
+    num_images: int = 4
+    "how many images, from 1 to 64"
+    output: str | None = None
+    "PNG to write; named after prompt and seed if not given"
+    image_width: int = 256
+    "width of each image in the file, in pixels"
+
+
+@dataclass(frozen=True)
+class _Evaluate(_Sampling):
+    "Measure prompt accuracy, distances and diversity of a model on critters."
+
+    model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = _DEFAULT_MODEL
+    "a bundled name (see t2i models), a folder, or a hub repository"
+    split: str = "test"
+    "val to choose settings; test or held_out to report"
+    num_images: int = 2000
+    "images to generate, at least 16"
+    batch_size: int = 100
+    "images generated at a time"
+    output: str | None = None
+    "JSON to write the report to"
+
+
+@dataclass(frozen=True)
+class _Train:
+    "Train a model and write it to a folder."
+
+    name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
+    "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
+    preset: str | None = None
+    "a named set of settings; the recorded model's if not given"
+    data: str = "critters"
+    "critters, a folder with a metadata.jsonl, or a hub data set"
+    output: str | None = None
+    "folder to write to; runs/NAME-PRESET if not given"
+    resume: bool = False
+    "continue from the newest checkpoint in the folder"
+
+
+@dataclass(frozen=True)
+class _Models:
+    "List the bundled models."
+
+
+# ---- reading the command line
+
+
+def _nearest(word: str, options: Iterable[str]) -> str:
+    "A hint at the option that was meant, or at what there is."
+    options = list(options)
+    near = get_close_matches(word, options, 1)
+    return (
+        f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(options)}"
     )
 
 
-def _add_train(commands) -> None:
-    p = commands.add_parser(
-        "train",
-        help="train a model",
-        description="Train a model and write it to a folder.",
-    )
-    p.add_argument("name", help=f"what to train: {', '.join(_TRAININGS)}")
-    p.add_argument(
-        "settings",
-        nargs="*",
-        metavar="name=value",
-        help="settings to change, for instance steps=200 lr=1e-4",
-    )
-    p.add_argument(
-        "--preset", help="a named set of settings; the recorded one if not given"
-    )
-    p.add_argument(
-        "--data",
-        default="critters",
-        help="'critters', a folder with a metadata.jsonl, or a hub data set; default %(default)s",
-    )
-    p.add_argument(
-        "--out", metavar="FOLDER", help="where to write; runs/NAME-PRESET if not given"
-    )
-    p.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest checkpoint in the folder",
-    )
+def _parse(kind: type, arguments: Sequence[str], prog: str) -> tuple[object, list[str]]:
+    "Options as tyro reads them and the rest; raises `_UsageError` with one line."
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=arguments,
+                prog=prog,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as e:
+        if not e.code:
+            raise
+        message = f"{prog}: {_one_line(said.getvalue())}; see {prog} --help"
+        raise _UsageError(message) from None
 
 
-def _add_evaluate(commands) -> None:
-    p = commands.add_parser(
-        "evaluate",
-        help="measure a model on creatures",
-        description="Measure whether a model draws what prompts ask for.",
-    )
-    p.add_argument(
-        "model",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="a bundled name, a folder, or a hub repository; default %(default)s",
-    )
-    p.add_argument(
-        "--number", type=int, default=2000, help="pictures to draw, default %(default)s"
-    )
-    p.add_argument(
-        "--split", default="test", help="test or held_out, default %(default)s"
-    )
-    _add_sampling(p)
-    p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of prompts and pictures, default %(default)s",
-    )
-    p.add_argument("--out", metavar="FILE.json", help="write the report here too")
+def _one_line(box: str) -> str:
+    "The message in the box that tyro draws around an error."
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), None)
+    return " ".join(" ".join(lines[:rule]).split())[:300]
 
 
-def parser() -> argparse.ArgumentParser:
-    "The arguments of `t2i`."
-    p = _Parser(
-        prog="t2i",
-        description="Text to Image from Scratch: small text-to-image models that you can read in full.",
-    )
-    p.add_argument("--version", action="version", version=f"t2i {__version__}")
-    commands = p.add_subparsers(dest="command", metavar="COMMAND")
-    _add_draw(commands), _add_train(commands), _add_evaluate(commands)
-    commands.add_parser("models", help="list the bundled models")
-    return p
+def _options(kind: type) -> list[str]:
+    "The options of a command, as they are typed."
+    positional = ("prompt", "name") if kind is not _Evaluate else ("model",)
+    names = [f.name for f in fields(kind) if f.name not in positional]
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
-def load_model(
-    name: str,  # a bundled name, a folder, or a hub repository
-    device: str | None = None,  # the best there is if not given
-):  # an Imagen, or another family's model
-    "A text-to-image model of whichever family; raises `UserError` if it cannot be had."
-    from t2i_tutorial.core import UserError, load_json
-    from t2i_tutorial.models import resolve_model
-
-    folder = resolve_model(name)
-    saved = load_json(folder / "config.json")
-    family = saved.get("family") if isinstance(saved, dict) else None
-    if family not in FAMILIES:
-        raise UserError(
-            f"{str(folder)!r} is of an unknown family {family!r}; this version reads {', '.join(FAMILIES)}"
-        )
-    module, cls = FAMILIES[family]
-    return getattr(import_module(module), cls).from_pretrained(folder, device)
+def _refuse_rest(rest: Sequence[str], kind: type, prog: str) -> None:
+    "Raise `_UsageError` for a word that no option and no position takes."
+    for word in rest:
+        name = word.partition("=")[0]
+        if word.startswith("-") and name.replace("_", "-") in _options(kind):
+            raise _UsageError(f"{prog}: {name} needs a value; see {prog} --help")
+        if word.startswith("-"):
+            hint = _nearest(name, [*_options(kind), "--help"])
+            raise _UsageError(f"{prog}: unknown option {name!r}; {hint}")
+        if kind is _Generate:
+            raise _UsageError(
+                f"{prog}: unexpected {word[:60]!r} after the prompt; "
+                "put the prompt in quotes"
+            )
+        raise _UsageError(f"{prog}: unexpected {word[:60]!r}; see {prog} --help")
 
 
-def sampling(
-    a: argparse.Namespace,
-    family: str,  # of the model
-) -> dict:  # arguments for its `sample`
-    "The options of this family; raises `UserError` for one of another family that was given."
+def _read_settings(rest: Sequence[str], prog: str) -> list[str]:
+    "Settings in the form name=value from `name=value`, `--name=value`, `--name value`."
+    settings, words = [], list(rest)
+    while words:
+        word = words.pop(0)
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            settings.append(word)  # a word without "=" is refused where it is read
+        elif near := get_close_matches(name, _options(_Train), 1, cutoff=0.8):
+            raise _UsageError(
+                f"{prog}: unknown option {name!r}; did you mean {near[0]!r}?"
+            )
+        elif "=" in word:
+            settings.append(word.lstrip("-"))
+        else:
+            values = []
+            while words and not words[0].startswith("--") and "=" not in words[0]:
+                values.append(words.pop(0))
+            if not values:
+                raise _UsageError(f"{prog}: {word} needs a value; see {prog} --help")
+            settings.append(f"{word.lstrip('-')}={','.join(values)}")
+    return settings
+
+
+# ---- generate, evaluate, models
+
+
+def _sampling_options(options: _Sampling, model_type: str) -> dict:
+    "Arguments for `sample`; raises `UserError` for an option of another kind of model."
     from t2i_tutorial.core import UserError
 
-    known = SAMPLING[family]
-    for name in {name for options in SAMPLING.values() for name in options} - set(
-        known
-    ):
-        if getattr(a, name) is not None:
+    known = _SAMPLING[model_type]
+    for name in {n for own in _SAMPLING.values() for n in own} - set(known):
+        if getattr(options, name) is not None:
             own = ", ".join(f"--{k.replace('_', '-')}" for k in known)
             raise UserError(
-                f"--{name.replace('_', '-')} means nothing to this model, whose family is {family}; leave it out (it knows {own})"
+                f"--{name.replace('_', '-')} does not apply to this model, whose "
+                f"model_type is {model_type}; leave it out (it has {own})"
             )
-    return {
-        name: plain if getattr(a, name) is None else getattr(a, name)
-        for name, plain in known.items()
-    }
+    given = {name: getattr(options, name) for name in known}
+    return {k: known[k] if v is None else v for k, v in given.items()}
 
 
-def _check_out(path: Path, ending: str) -> Path:
+def _check_output(path: Path, suffix: str) -> Path:
     "Raise `UserError` unless a file of this kind can be written there."
     from t2i_tutorial.core import UserError
 
-    if path.suffix.lower() != ending:
-        raise UserError(f"the output {str(path)!r} must end in {ending}")
+    folder = str(path.parent)
+    if path.suffix.lower() != suffix:
+        raise UserError(f"the output {str(path)!r} must end in {suffix}")
     if not path.parent.is_dir():
         raise UserError(
-            f"the output folder {str(path.parent)!r} does not exist; make it, or name another"
+            f"the output folder {folder!r} does not exist; make it, or name another"
         )
     if path.is_dir():
         raise UserError(f"the output {str(path)!r} is a folder; name a file")
     if not os.access(path.parent, os.W_OK):
         raise UserError(
-            f"the output folder {str(path.parent)!r} cannot be written to; name another"
+            f"the output folder {folder!r} cannot be written to; name another"
         )
     return path
 
 
-def _check_number(name: str, value: int, least: int, most: int) -> None:
+def _check_range(name: str, value: int, minimum: int, maximum: int) -> None:
     from t2i_tutorial.core import UserError
 
-    if not least <= value <= most:
-        raise UserError(f"--{name} must be from {least} to {most}, not {value}")
+    if not minimum <= value <= maximum:
+        raise UserError(f"--{name} must be from {minimum} to {maximum}, not {value}")
 
 
-def draw(a: argparse.Namespace) -> None:
-    "`t2i draw`: one PNG with a grid of pictures, what made them in its text chunks."
-    from PIL.PngImagePlugin import PngInfo
-    from t2i_tutorial.core import atomic_write, make_grid, to_pil
-    from t2i_tutorial.models import check_prompts
+def _default_output(prompt: str, seed: int) -> Path:
+    "A file name from prompt and seed that is still free."
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
+    path, n = Path(f"{slug}-seed{seed}.png"), 2
+    while path.exists():
+        path, n = Path(f"{slug}-seed{seed}-{n}.png"), n + 1
+    return path
 
-    (prompt,) = check_prompts([a.prompt])
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "drawing"
-    out = _check_out(Path(a.out or f"{slug}-seed{a.seed}.png"), ".png")
-    _check_number("number", a.number, 1, 64), _check_number("size", a.size, 16, 2048)
-    model = load_model(a.model, a.device)
-    how = sampling(a, model.family)
-    images = model.sample([prompt] * a.number, seed=a.seed, progress=True, **how)
-    how = {
-        name: getattr(model.config, name) if value is None else value
-        for name, value in how.items()
-    }
-    made_by = {
-        "prompt": prompt,
-        "model": a.model,
-        "seed": a.seed,
-        **how,
-        "software": f"t2i-tutorial {__version__}",
-    }
-    info = PngInfo()
-    for key, value in made_by.items():
-        info.add_itxt(key, str(value))
-    picture = to_pil(
-        make_grid(images.cpu(), columns=min(a.number, 4)),
-        max(1, round(a.size / images.shape[-1])),
+
+def _generate(options: _Generate) -> None:
+    "`t2i generate`: one PNG with a grid of images, what made them in its text chunks."
+    from t2i_tutorial.core import make_grid
+    from t2i_tutorial.experiments import save_annotated_png
+    from t2i_tutorial.hub import check_prompts, load_model
+
+    (prompt,) = check_prompts([options.prompt])
+    n, width = options.num_images, options.image_width
+    output = options.output or _default_output(prompt, options.seed)
+    output = _check_output(Path(output), ".png")
+    _check_range("num-images", n, 1, 64)
+    _check_range("image-width", width, 16, 2048)
+    model = load_model(options.model, options.device)
+    sampling = _sampling_options(options, model.model_type)
+    images = model.sample(
+        [prompt] * n, seed=options.seed, show_progress=True, **sampling
     )
-    with atomic_write(out) as partial:
-        picture.save(partial, format="png", pnginfo=info)
-    print(out)
+    used = {
+        k: getattr(model.config, k) if v is None else v for k, v in sampling.items()
+    }
+    made_by = {"model": options.model, "seed": options.seed, **used}
+    grid = make_grid(images.cpu(), columns=min(n, 4))
+    save_annotated_png(
+        output,
+        grid,
+        max(1, round(width / images.shape[-1])),
+        prompt=prompt,
+        **{k: str(v) for k, v in made_by.items()},
+        software=f"t2i-tutorial {__version__}",
+    )
+    print(output)
 
 
-def models(a: argparse.Namespace) -> None:
-    "`t2i models`: a line a bundled model."
+def _evaluate(options: _Evaluate) -> None:
+    "`t2i evaluate`: the table of an evaluation report."
+    from t2i_tutorial.evaluation.report import evaluate
+    from t2i_tutorial.hub import load_model
+
+    output = options.output and _check_output(Path(options.output), ".json")
+    model = load_model(options.model, options.device)
+    sampling = _sampling_options(options, model.model_type)
+    report = evaluate(
+        lambda prompts, seed: model.sample(prompts, seed=seed, **sampling),
+        options.num_images,
+        size=model.config.size,
+        seed=options.seed,
+        split=options.split,
+        batch_size=options.batch_size,
+    )
+    print(report.table())
+    if output:
+        print(report.save(output))
+
+
+def _models(options: _Models) -> None:
+    "`t2i models`: a line for each bundled model."
     from t2i_tutorial.core import load_json
-    from t2i_tutorial.models import bundled_models
+    from t2i_tutorial.hub import bundled_models
 
     found = bundled_models()
     for name, folder in found.items():
-        config, size = (
-            load_json(folder / "config.json"),
-            (folder / "model.safetensors").stat().st_size,
-        )
-        print(
-            f"{name}  {config['family']}, {config['size']} x {config['size']} pixels, {size / 1e6:.1f} MB"
-        )
+        config = load_json(folder / "config.json")
+        size = (folder / "model.safetensors").stat().st_size / 1e6
+        pixels = f"{config['size']} x {config['size']} pixels"
+        print(f"{name}  {config['model_type']}, {pixels}, {size:.1f} MB")
     if not found:
-        print("no text-to-image model is bundled yet; train one: t2i train imagen")
+        print("no text-to-image model is bundled; train one: t2i train imagen")
 
 
-def evaluate(a: argparse.Namespace) -> None:
-    "`t2i evaluate`: the judge's table."
-    from t2i_tutorial.metrics import evaluate
+# ---- train
 
-    out = a.out and _check_out(Path(a.out), ".json")
-    model = load_model(a.model)
-    how = sampling(a, model.family)
-    report = evaluate(
-        lambda prompts, seed: model.sample(prompts, seed=seed, **how),
-        a.number,
-        size=model.config.size,
-        seed=a.seed,
-        split=a.split,
-    )
-    print(report.table())
-    if out:
-        print(report.save(out))
+
+def _train(options: _Train, settings: Sequence[str]) -> None:
+    "`t2i train`: read the settings, train, say where the model is."
+    from t2i_tutorial.core import check_choice
+
+    name = check_choice("training", options.name, _TRAININGS)
+    module, presets, function, default = _TRAININGS[name]
+    module = import_module(f"t2i_tutorial.{module}")
+    presets, train = getattr(module, presets), getattr(module, function)
+    preset = check_choice("preset", options.preset or default, presets)
+    folder = options.output or f"runs/{name}-{preset}"
+    if name in _SAMPLING:
+        if not find_spec("accelerate"):  # before anything is computed or written
+            raise ModuleNotFoundError(name="accelerate")
+        train(preset, options.data, folder, settings, options.resume)
+        model = Path(folder) / "model"
+        print(f"{model}\ngenerate with it: t2i generate PROMPT --model {model}")
+    else:
+        _check_new_folder(options, folder)
+        train(preset, folder, **_changes(presets[preset], settings))
+        print(folder)
 
 
 def _changes(config, settings: Sequence[str]) -> dict:
-    "Settings as values of a dataclass's simple fields; raises `UserError` for an unknown name or a wrong type."
-    from t2i_tutorial.core import check_choice
+    "Settings as the fields of a configuration that they change."
     from t2i_tutorial.training import apply_overrides, parse_overrides
 
     words = parse_overrides(settings)
-    for name in words:
-        check_choice(
-            "setting",
-            name,
-            [f.name for f in fields(config) if f.type in (int, float, str, bool)],
-        )
     changed = apply_overrides(config, words)
-    return {name: getattr(changed, name) for name in words}
+    return {(k := name.partition(".")[0]): getattr(changed, k) for name in words}
 
 
-def _new_folder(folder: str) -> Path:
-    "Raise `UserError` if there is something in the folder already."
+def _check_new_folder(options: _Train, folder: str) -> None:
+    "Raise `UserError` for a used folder, and for what a short training does not have."
     from t2i_tutorial.core import UserError
 
+    if options.resume or options.data != "critters":
+        raise UserError(
+            f"t2i train {options.name} takes minutes, on critters: "
+            "it has no --resume and no --data"
+        )
     path = Path(folder)
     if path.is_file() or path.is_dir() and any(path.iterdir()):
-        raise UserError(f"folder {folder!r} is not empty; choose another with --out")
-    return path
+        raise UserError(f"folder {folder!r} is not empty; choose another with --output")
 
 
-def _train_once(module: str, presets: str, train: str, a: argparse.Namespace) -> None:
-    "Train a model of a few minutes, which cannot be resumed and knows only creatures."
-    from t2i_tutorial.core import UserError, check_choice
+def _training_help(options: _Train, prog: str) -> None:
+    "Print every setting of a training, with its default in the chosen preset."
+    from t2i_tutorial.core import check_choice
 
-    parts = import_module(module)
-    if a.resume or a.data != "critters":
-        raise UserError(
-            f"t2i train {a.name} takes minutes, on creatures: it has no --resume and no --data"
-        )
-    preset = check_choice(
-        "preset",
-        a.preset or next(iter(getattr(parts, presets))),
-        getattr(parts, presets),
-    )
-    folder = _new_folder(a.out or f"runs/{a.name}-{preset}")
-    getattr(parts, train)(
-        preset, folder, **_changes(getattr(parts, presets)[preset], a.settings)
-    )
-    print(folder)
-
-
-def _train_clip(a):
-    _train_once("t2i_tutorial.clip", "CLIP_PRESETS", "train_clip", a)
-
-
-def _train_judge(a):
-    _train_once("t2i_tutorial.metrics", "JUDGE_PRESETS", "train_judge", a)
-
-
-def _train_family(family: str, a: argparse.Namespace) -> None:
-    "Train a model that draws prompts."
-    preset = a.preset or "cpu-32"
-    folder = Path(a.out or f"runs/{family}-{preset}")
-    getattr(import_module(FAMILIES[family][0]), f"train_{family}")(
-        preset, a.data, folder, a.settings, a.resume
-    )
-    print(
-        f'{folder / "model"}\ndraw with it: t2i draw "a blue and red dragon" --model {folder / "model"}'
+    name = check_choice("training", options.name, _TRAININGS)
+    module, presets, _, default = _TRAININGS[name]
+    presets = getattr(import_module(f"t2i_tutorial.{module}"), presets)
+    chosen = check_choice("preset", options.preset or default, presets)
+    preset, bare = presets[chosen], tyro.conf.arg(name="")
+    no_flags = tyro.conf.FlagConversionOff
+    parts = {"options": (_Train, options, bare, tyro.conf.FlagCreatePairsOff)}
+    if name in _SAMPLING:  # model fields bare, those of the training under train.
+        model, train = preset.model_config, preset.train_config
+        images = tyro.conf.arg(help="critters to render, if the data are critters")
+        start = tyro.conf.arg(help="a trained model whose weights to begin with")
+        parts["model"] = (type(model), model, bare, no_flags)
+        parts["num_images"] = (int, preset.num_images, images, no_flags)
+        parts["init_from"] = (str | None, preset.init_from, start, no_flags)
+        parts["train"] = (type(train), train, tyro.conf.arg(), no_flags)
+    else:
+        parts["config"] = (type(preset), preset, bare, no_flags)
+    settings = [
+        (key, Annotated[kind, arg, flags], field(default=value))
+        for key, (kind, value, arg, flags) in parts.items()
+    ]
+    tyro.cli(
+        make_dataclass("_Settings", settings, frozen=True),
+        args=["--help"],
+        prog=prog,
+        description=(
+            f"Train: {name}. Write a setting as name=value or --name value, several "
+            f"values with commas: {_example(name)}. Presets: {', '.join(presets)}. "
+            f"The defaults below are those of {chosen!r}."
+        ),
+        use_underscores=True,
     )
 
 
-_TRAININGS = {
-    "clip": _train_clip,
-    "judge": _train_judge,
-    **{family: partial(_train_family, family) for family in FAMILIES},
+def _example(name: str) -> str:
+    return {
+        "imagen": "unet.heads=8 train.lr=1e-4",
+        "gigagan": "generator.heads=8 train.lr=1e-4",
+    }.get(name, "max_steps=200 lr=1e-4")
+
+
+# ---- the program
+
+_COMMANDS = {
+    "generate": (_Generate, _generate),
+    "train": (_Train, _train),
+    "evaluate": (_Evaluate, _evaluate),
+    "models": (_Models, _models),
 }
 
 
-def train(a: argparse.Namespace) -> None:
-    "`t2i train`: whichever training was named."
-    from t2i_tutorial.core import check_choice
+def _help() -> str:
+    "What `t2i --help` prints."
+    lines = [f"  {name:10}{kind.__doc__}" for name, (kind, _) in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: t2i [--help] [--version] COMMAND ...",
+            "",
+            _ABOUT,
+            "",
+            *lines,
+            "",
+            "t2i COMMAND --help lists the options of a command.",
+        ]
+    )
 
-    _TRAININGS[check_choice("training", a.name, _TRAININGS)](a)
+
+def _run(arguments: Sequence[str]) -> None:
+    "Read a command line and do what it says."
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return print(_help())
+    if arguments[0] == "--version":
+        return print(f"t2i {__version__}")
+    command, *rest = arguments
+    if command not in _COMMANDS:
+        what = "option" if command.startswith("-") else "command"
+        hint = _nearest(command, [*_COMMANDS, "--help", "--version"])
+        raise _UsageError(f"t2i: unknown {what} {command[:60]!r}; {hint}")
+    kind, function = _COMMANDS[command]
+    prog = f"t2i {command}"
+    if kind is not _Train:
+        options, rest = _parse(kind, rest, prog)
+        _refuse_rest(rest, kind, prog)
+        return function(options)
+    wants_help = {"-h", "--help"} & set(rest) and not rest[0].startswith("-")
+    if wants_help:
+        rest = [word for word in rest if word not in ("-h", "--help")]
+    options, rest = _parse(kind, rest, prog)
+    if wants_help:
+        return _training_help(options, prog)
+    return function(options, _read_settings(rest, prog))
 
 
-_COMMANDS = {"draw": draw, "train": train, "evaluate": evaluate, "models": models}
+def _note(message, category, *_) -> None:
+    "Print a warning of this library as a note; drop those of others."
+    if issubclass(category, UserWarning):
+        print(f"t2i: note: {message}", file=sys.stderr)
 
 
 def main(
-    arguments: Sequence[str]
-    | None = None,  # without the program's name; those of this process if not given
-) -> int:  # exit code: 0 if all went well; a user's mistake exits with 2
+    arguments: Sequence[str] | None = None,  # of this process if not given
+) -> int:  # exit code: 0 if all went well, 2 after a user's mistake, 130 after Ctrl-C
     "Run the command line."
-    p = parser()
-    a, rest = p.parse_known_args(arguments)
-    if a.command == "train":  # settings may also stand after options
-        a.settings += [word for word in rest if not word.startswith("-")]
-        rest = [word for word in rest if word.startswith("-")]
-    if rest:
-        p.error(f"unknown arguments: {' '.join(rest)}")
-    if a.command is None:
-        p.print_help()
-        return 0
-    from t2i_tutorial.core import UserError
-
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, category, *_: (
-            issubclass(category, UserWarning)
-            and print(f"t2i: note: {message}", file=sys.stderr)
-        )
+        warnings.showwarning = _note
         try:
-            _COMMANDS[a.command](a)
-        except UserError as e:
-            print(f"t2i: {e}", file=sys.stderr)
+            _run(arguments)
+        except _UsageError as e:
+            print(e, file=sys.stderr)
             return 2
         except ModuleNotFoundError as e:
             if (e.name or "").startswith("t2i_tutorial"):
                 raise
             print(
-                f"t2i: this needs the package {e.name!r}, which is not installed; run: pip install 't2i-tutorial[train]'",
+                f"t2i: this needs the package {e.name!r}, which is not installed; "
+                "run: pip install 't2i-tutorial[train]'",
                 file=sys.stderr,
             )
             return 2
         except KeyboardInterrupt as e:
             print(f"t2i: {str(e) or 'stopped'}", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # as in t2i train imagen --help | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as e:
+            core = sys.modules.get("t2i_tutorial.core")
+            if core is None or not isinstance(e, (core.UserError, OSError)):
+                raise
+            print(f"t2i: {e}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -1,19 +1,26 @@
-"""`t2i` as people use it, and as people mistype it: a mistake is one line, exit code 2, and nothing is written."""
+"""`t2i` as people use and mistype it: a mistake is one line, exit code 2, no file."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from t2i_tutorial import cli
+from t2i_tutorial.clip import CLIP_PRESETS
 from t2i_tutorial.core import load_json, save_json
-from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
-from t2i_tutorial.gan.gigagan import GigaGAN, gigagan_preset
+from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
+from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
+from t2i_tutorial.experiments import get_preset
+from t2i_tutorial.gan.gigagan import GIGAGAN_PRESETS, GigaGAN, gigagan_preset
+from t2i_tutorial.training import apply_overrides, setting_names
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +52,9 @@ def refused(result, *parts):
     "Exit code 2, one line, these words in it."
     code, out, err = result
     lines = [
-        l
-        for l in err.replace("\r", "\n").splitlines()
-        if l.strip() and not l.startswith("t2i: note:")
+        line
+        for line in err.replace("\r", "\n").splitlines()
+        if line.strip() and not line.startswith("t2i: note:")
     ]
     assert code == 2 and len(lines) == 1 and not out and "Traceback" not in err, (
         code,
@@ -58,20 +65,20 @@ def refused(result, *parts):
         assert part in lines[0], lines[0]
 
 
-# ---- draw
+# ---- generate
 
 
-def test_draw_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
+def test_generate_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
     code, out, err = t2i(
-        "draw",
+        "generate",
         "a blue and red dragon",
         "--model",
         folder,
-        "--number",
+        "--num-images",
         3,
-        "--steps",
+        "--num-steps",
         2,
-        "--size",
+        "--image-width",
         64,
         "--seed",
         7,
@@ -83,36 +90,36 @@ def test_draw_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
         and out.strip() == files[0].name == "a-blue-and-red-dragon-seed7.png"
         and len(files) == 1
     )
-    picture = Image.open(files[0])
-    assert picture.size == (
+    image = Image.open(files[0])
+    assert image.size == (
         3 * 64 + 4 * 8,
         64 + 2 * 8,
-    )  # three pictures of 16 pixels, four times enlarged, two pixels between
+    )  # three images of 16 pixels, enlarged four times, two pixels between
     assert (
-        picture.text["prompt"] == "a blue and red dragon"
-        and picture.text["seed"] == "7"
-        and picture.text["steps"] == "2"
+        image.text["prompt"] == "a blue and red dragon"
+        and image.text["seed"] == "7"
+        and image.text["num_steps"] == "2"
     )
-    assert float(picture.text["guidance_scale"]) == imagen_preset(
+    assert float(image.text["guidance_scale"]) == imagen_preset(
         "tiny"
-    ).model_config.guidance_scale and picture.text["model"] == str(folder)
+    ).model_config.guidance_scale and image.text["model"] == str(folder)
 
 
-def test_draw_is_the_same_for_a_seed_and_another_for_another(t2i, folder):
+def test_generate_is_the_same_for_a_seed_and_another_for_another(t2i, folder):
     for name, seed in (("a.png", 0), ("b.png", 0), ("c.png", 1)):
         assert (
             t2i(
-                "draw",
+                "generate",
                 "a cat",
                 "--model",
                 folder,
-                "--number",
+                "--num-images",
                 1,
-                "--steps",
+                "--num-steps",
                 2,
                 "--seed",
                 seed,
-                "--out",
+                "--output",
                 name,
             )[0]
             == 0
@@ -121,9 +128,16 @@ def test_draw_is_the_same_for_a_seed_and_another_for_another(t2i, folder):
     assert a == b != c
 
 
-def test_an_unknown_word_is_noted_and_drawn_all_the_same(t2i, folder):
+def test_an_unknown_word_is_noted_and_the_image_generated_all_the_same(t2i, folder):
     code, _, err = t2i(
-        "draw", "a purpel cat", "--model", folder, "--number", 1, "--steps", 1
+        "generate",
+        "a purpel cat",
+        "--model",
+        folder,
+        "--num-images",
+        1,
+        "--num-steps",
+        1,
     )
     assert code == 0 and "t2i: note:" in err and "purple" in err
 
@@ -140,47 +154,47 @@ def test_an_unknown_word_is_noted_and_drawn_all_the_same(t2i, folder):
         (["   "], ["the prompt is empty"]),
         (["x" * 10_000], ["10000 characters", "shorten it"]),
         (
-            ["a cat", "--steps", "0"],
+            ["a cat", "--num-steps", "0"],
             ["steps must be a whole number from 1 to 1000, not 0"],
         ),
-        (["a cat", "--steps", "1001"], ["not 1001"]),
-        (["a cat", "--steps", "many"], ["--steps", "'many'"]),
-        (["a cat", "--text-scale", "-1"], ["text scale", "-1.0"]),
-        (["a cat", "--text-scale", "nan"], ["text scale", "nan"]),
-        (["a cat", "--text-scale", "inf"], ["text scale", "inf"]),
+        (["a cat", "--num-steps", "1001"], ["not 1001"]),
+        (["a cat", "--num-steps", "many"], ["--num-steps", "'many'"]),
+        (["a cat", "--guidance-scale", "-1"], ["guidance_scale", "-1.0"]),
+        (["a cat", "--guidance-scale", "nan"], ["guidance_scale", "nan"]),
+        (["a cat", "--guidance-scale", "inf"], ["guidance_scale", "inf"]),
         (["a cat", "--seed", "lucky"], ["--seed", "'lucky'"]),
         (["a cat", "--seed", "-1"], ["seed must be a whole number", "-1"]),
-        (["a cat", "--number", "0"], ["--number", "0"]),
-        (["a cat", "--size", "1"], ["--size", "1"]),
+        (["a cat", "--num-images", "0"], ["--num-images", "0"]),
+        (["a cat", "--image-width", "1"], ["--image-width", "1"]),
         (["a cat", "--sampler", "ddmp"], ["did you mean 'ddpm'"]),
         (["a cat", "--device", "gpu"], ["unknown device 'gpu'"]),
-        (["a cat", "--out", "no/such/folder/a.png"], ["does not exist"]),
-        (["a cat", "--out", "a.jpg"], ["must end in .png"]),
-        (["a cat", "--out", "folder.png"], ["is a folder"]),
+        (["a cat", "--output", "no/such/folder/a.png"], ["does not exist"]),
+        (["a cat", "--output", "a.jpg"], ["must end in .png"]),
+        (["a cat", "--output", "folder.png"], ["is a folder"]),
     ],
 )
-def test_draw_refuses(t2i, folder, tmp_path, arguments, parts):
+def test_generate_refuses(t2i, folder, tmp_path, arguments, parts):
     (tmp_path / "here" / "folder.png").mkdir()
-    refused(t2i("draw", "--model", folder, *arguments), *parts)
+    refused(t2i("generate", "--model", folder, *arguments), *parts)
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["folder.png"]
 
 
-def test_draw_refuses_a_folder_that_cannot_be_written(
+def test_generate_refuses_a_folder_that_cannot_be_written(
     t2i, folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(cli.os, "access", lambda *_: False)  # root may write anywhere
     refused(
-        t2i("draw", "a cat", "--model", folder, "--out", tmp_path / "a.png"),
+        t2i("generate", "a cat", "--model", folder, "--output", tmp_path / "a.png"),
         "cannot be written",
     )
 
 
-def test_draw_names_the_nearest_model(t2i, monkeypatch, folder):
+def test_generate_names_the_nearest_model(t2i, monkeypatch, folder):
     monkeypatch.setattr(
-        "t2i_tutorial.models.bundled_models", lambda: {"critters-32": folder}
+        "t2i_tutorial.hub.bundled_models", lambda: {"critters-32": folder}
     )
     refused(
-        t2i("draw", "a cat", "--model", "criters-32"),
+        t2i("generate", "a cat", "--model", "criters-32"),
         "unknown model 'criters-32'",
         "did you mean 'critters-32'",
     )
@@ -224,24 +238,24 @@ def pickled(folder):
         (newer, "format 99"),
         (foreign, "'parti'"),
         (unconfigured, "holds no config.json"),
-        (listed, "unknown family"),
+        (listed, "holds no imagen or gigagan model"),
         (pickled, "pickle"),
     ],
     ids=lambda x: getattr(x, "__name__", None),
 )
-def test_draw_refuses_a_damaged_model(t2i, folder, tmp_path, harm, part):
+def test_generate_refuses_a_damaged_model(t2i, folder, tmp_path, harm, part):
     broken = shutil.copytree(folder, tmp_path / "broken")
     harm(broken)
-    refused(t2i("draw", "a cat", "--model", broken), part)
+    refused(t2i("generate", "a cat", "--model", broken), part)
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_draw_refuses_a_pickled_checkpoint(t2i, tmp_path):
+def test_generate_refuses_a_pickled_checkpoint(t2i, tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04")
-    refused(t2i("draw", "a cat", "--model", tmp_path / "weights.pt"), "pickle")
+    refused(t2i("generate", "a cat", "--model", tmp_path / "weights.pt"), "pickle")
 
 
-# ---- draw with the other family
+# ---- generate with a GigaGAN
 
 
 @pytest.fixture(scope="module")
@@ -253,25 +267,25 @@ def gan(tmp_path_factory):
     )
 
 
-def test_one_command_draws_with_both_families(t2i, gan, tmp_path):
+def test_one_command_generates_with_both_families(t2i, gan, tmp_path):
     code, out, err = t2i(
-        "draw",
+        "generate",
         "a blue and red dragon",
         "--model",
         gan,
-        "--number",
+        "--num-images",
         2,
-        "--truncation",
+        "--truncation-psi",
         0.5,
-        "--size",
+        "--image-width",
         32,
     )
-    picture = Image.open(tmp_path / "here" / out.strip())
+    image = Image.open(tmp_path / "here" / out.strip())
     assert (
         code == 0
-        and picture.text["truncation"] == "0.5"
-        and "steps" not in picture.text
-        and picture.size == (2 * 32 + 3 * 4, 32 + 2 * 4)
+        and image.text["truncation_psi"] == "0.5"
+        and "num_steps" not in image.text
+        and image.size == (2 * 32 + 3 * 4, 32 + 2 * 4)
     )
 
 
@@ -279,30 +293,30 @@ def test_one_command_draws_with_both_families(t2i, gan, tmp_path):
     "arguments, parts",
     [
         (
-            ["--steps", "5"],
+            ["--num-steps", "5"],
             [
-                "--steps means nothing to this model, whose family is gigagan",
-                "it knows --truncation",
+                "--num-steps does not apply to this model, whose model_type is gigagan",
+                "it has --truncation-psi",
             ],
         ),
-        (["--text-scale", "2"], ["--text-scale means nothing"]),
-        (["--sampler", "dpm"], ["--sampler means nothing"]),
-        (["--truncation", "2"], ["truncation must be from 0 to 1, not 2.0"]),
-        (["--truncation", "nan"], ["truncation must be", "nan"]),
-        (["--truncation", "some"], ["--truncation", "'some'"]),
+        (["--guidance-scale", "2"], ["--guidance-scale does not apply"]),
+        (["--sampler", "dpmpp-2m"], ["--sampler does not apply"]),
+        (["--truncation-psi", "2"], ["truncation_psi must be from 0 to 1, not 2.0"]),
+        (["--truncation-psi", "nan"], ["truncation_psi must be", "nan"]),
+        (["--truncation-psi", "some"], ["--truncation-psi", "'some'"]),
         (["--seed", "-1"], ["seed must be a whole number"]),
     ],
 )
-def test_draw_with_a_gan_refuses(t2i, gan, tmp_path, arguments, parts):
-    refused(t2i("draw", "a cat", "--model", gan, *arguments), *parts)
+def test_generate_with_a_gan_refuses(t2i, gan, tmp_path, arguments, parts):
+    refused(t2i("generate", "a cat", "--model", gan, *arguments), *parts)
     assert not list((tmp_path / "here").iterdir())
 
 
 def test_an_imagen_has_no_truncation(t2i, folder):
     refused(
-        t2i("draw", "a cat", "--model", folder, "--truncation", "0.5"),
-        "--truncation means nothing to this model, whose family is imagen",
-        "--text-scale",
+        t2i("generate", "a cat", "--model", folder, "--truncation-psi", "0.5"),
+        "--truncation-psi does not apply to this model, whose model_type is imagen",
+        "--guidance-scale",
     )
 
 
@@ -313,21 +327,21 @@ GAN = [
     "gigagan",
     "--preset",
     "tiny",
-    "steps=2",
-    "batch_size=4",
+    "train.max_steps=2",
+    "train.batch_size=4",
     "num_images=16",
-    "save_every=2",
-    "tracker=none",
+    "train.save_every=2",
+    "train.log_with=none",
 ]
 
 
-def test_train_a_gan_and_draw_with_it(t2i):
-    code, out, _ = t2i(*GAN, "--out", "run")
+def test_train_a_gan_and_generate_with_it(t2i):
+    code, out, _ = t2i(*GAN, "--output", "run")
     assert code == 0 and load_json("run/model/run.json")["command"].startswith(
-        "t2i train gigagan --preset tiny steps=2"
+        "t2i train gigagan --preset tiny train.max_steps=2"
     )
-    refused(t2i(*GAN, "--out", "run"), "not empty", "--resume")
-    assert t2i("draw", "a cat", "--model", "run/model", "--number", 1)[0] == 0
+    refused(t2i(*GAN, "--output", "run"), "not empty", "--resume")
+    assert t2i("generate", "a cat", "--model", "run/model", "--num-images", 1)[0] == 0
 
 
 TINY = [
@@ -335,27 +349,36 @@ TINY = [
     "imagen",
     "--preset",
     "tiny",
-    "steps=4",
-    "warmup_steps=1",
-    "batch_size=4",
+    "train.max_steps=4",
+    "train.warmup_steps=1",
+    "train.batch_size=4",
     "num_images=16",
-    "save_every=2",
-    "tracker=none",
+    "train.save_every=2",
+    "train.log_with=none",
 ]
 
 
-def test_train_resumes_and_its_model_draws(t2i, tmp_path):
-    code, out, _ = t2i(*TINY, "--out", "run")
+def test_train_resumes_and_its_model_generates(t2i, tmp_path):
+    code, out, _ = t2i(*TINY, "--output", "run")
     assert code == 0 and "run/model" in out
     run = load_json("run/model/run.json")
     assert (
-        run["command"].startswith("t2i train imagen --preset tiny steps=4")
+        run["command"].startswith("t2i train imagen --preset tiny train.max_steps=4")
         and run["history"][-1]["step"] == 4
     )
-    refused(t2i(*TINY, "--out", "run"), "not empty", "--resume")
-    assert t2i(*TINY, "--out", "run", "--resume")[0] == 0
+    refused(t2i(*TINY, "--output", "run"), "not empty", "--resume")
+    assert t2i(*TINY, "--output", "run", "--resume")[0] == 0
     assert (
-        t2i("draw", "a cat", "--model", "run/model", "--steps", 1, "--number", 1)[0]
+        t2i(
+            "generate",
+            "a cat",
+            "--model",
+            "run/model",
+            "--num-steps",
+            1,
+            "--num-images",
+            1,
+        )[0]
         == 0
     )
 
@@ -363,26 +386,38 @@ def test_train_resumes_and_its_model_draws(t2i, tmp_path):
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        (["imagen", "stepps=3"], ["unknown setting 'stepps'", "did you mean 'steps'"]),
-        (["imagen", "steps"], ["write it as name=value"]),
+        (
+            ["imagen", "train.max_stepps=3"],
+            ["unknown setting 'train.max_stepps'", "did you mean 'train.max_steps'"],
+        ),
+        (["imagen", "max_steps=3"], ["did you mean 'train.max_steps'"]),
+        (["imagen", "--unet.haeds", "8"], ["did you mean 'unet.heads'"]),
+        (["imagen", "--otput", "x"], ["unknown option '--otput'", "'--output'"]),
+        (["imagen", "--presset=tiny"], ["unknown option '--presset'", "'--preset'"]),
+        (["imagen", "-x", "3"], ["unknown setting 'x'"]),
+        (["imagen", "--unet.heads"], ["--unet.heads needs a value"]),
+        (["imagen", "--unet.heads", "--resume"], ["--unet.heads needs a value"]),
+        (["imagen", "--unet.heads", "many"], ["heads must be a whole number", "many"]),
+        (["imagen", "train.max_steps"], ["write it as name=value"]),
         (["imagen", "--preset", "cpu32"], ["did you mean 'cpu-32'"]),
-        (["imagen", "batch_size=0"], ["batch_size must be at least 1"]),
-        (["imagen", "lr=-1"], ["lr must be"]),
+        (["imagen", "--preset"], ["--preset"]),
+        (["imagen", "train.batch_size=0"], ["batch_size must be at least 1"]),
+        (["imagen", "train.lr=-1"], ["lr must be"]),
         (
             ["imagen", "prediction_type=eps"],
-            ["target='eps' cannot be used with zero_terminal_snr=True"],
+            ["='eps' cannot be used with zero_terminal_snr=True"],
         ),
         (
-            ["imagen", "num_images=8", "batch_size=64"],
-            ["batch_size 64 is more than the 8 pictures"],
+            ["imagen", "num_images=8", "train.batch_size=64"],
+            ["batch_size 64 is more than the 8"],
         ),
         (["imagen", "cond_drop_prob=2"], ["cond_drop_prob must be from 0 to 1"]),
         (["imagen", "--data", "no-such-folder/"], ["no-such-folder"]),
         (["imagen", "size=33"], ["size must be a multiple of"]),
-        (["gigagan", "matsch=0"], ["did you mean 'match'"]),
+        (["gigagan", "matching_wieght=0"], ["did you mean 'matching_weight'"]),
         (["gigagan", "--preset", "cpu32"], ["did you mean 'cpu-32'"]),
-        (["gigagan", "match=2"], ["match must be from 0 to 1"]),
-        (["gigagan", "loss=hinge"], ["unknown loss 'hinge'"]),
+        (["gigagan", "matching_weight=2"], ["matching_weight must be from 0 to 1"]),
+        (["gigagan", "adversarial_loss=hinge"], ["unknown adversarial_loss 'hinge'"]),
         (
             [
                 "gigagan",
@@ -390,16 +425,21 @@ def test_train_resumes_and_its_model_draws(t2i, tmp_path):
                 "tiny",
                 "init_from=nowhere",
                 "num_images=16",
-                "batch_size=8",
+                "train.batch_size=8",
             ],
             ["'nowhere'"],
         ),
         (["gigagan", "size=64"], ["size is 64"]),
         (["imagin"], ["unknown training 'imagin'", "did you mean 'imagen'"]),
-        (["judge", "stepps=3"], ["did you mean 'steps'"]),
-        (["clip", "steps=x"], ["steps must be a whole number"]),
+        (["imagin", "--help"], ["did you mean 'imagen'"]),
+        (["imagen", "--preset", "tinny", "--help"], ["did you mean 'tiny'"]),
+        ([], ["NAME"]),
+        (["classifier", "max_stepps=3"], ["did you mean 'max_steps'"]),
+        (["clip", "train.max_steps=3"], ["did you mean 'max_steps'"]),
+        (["clip", "dim=3"], ["did you mean 'model_config.dim'"]),
+        (["clip", "max_steps=x"], ["max_steps must be a whole number"]),
         (["clip", "--resume"], ["no --resume"]),
-        (["judge", "--preset", "critters"], ["unknown preset 'critters'"]),
+        (["classifier", "--preset", "critters"], ["unknown preset 'critters'"]),
     ],
 )
 def test_train_refuses(t2i, tmp_path, arguments, parts):
@@ -407,13 +447,13 @@ def test_train_refuses(t2i, tmp_path, arguments, parts):
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_train_refuses_captionless_pictures_and_full_folders(t2i, tmp_path):
+def test_train_refuses_images_without_captions_and_full_folders(t2i, tmp_path):
     pictures = tmp_path / "here" / "mine"
     pictures.mkdir()
     Image.new("RGB", (40, 40)).save(pictures / "a.png")
     refused(t2i("train", "imagen", "--data", "mine"), "metadata")
-    for name in ("clip", "judge"):
-        refused(t2i("train", name, "--out", "mine"), "not empty")
+    for name in ("clip", "classifier"):
+        refused(t2i("train", name, "--output", "mine"), "not empty")
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["mine"]
 
 
@@ -429,7 +469,7 @@ def test_train_on_a_folder_of_ones_own(t2i, tmp_path):
         *[a for a in TINY if not a.startswith("num_images")],
         "--data",
         pictures,
-        "--out",
+        "--output",
         "run",
     )
     assert code == 0 and load_json("run/model/config.json")["size"] == 16
@@ -440,7 +480,7 @@ def test_train_on_a_folder_of_ones_own(t2i, tmp_path):
 
 def test_models_lists_what_is_bundled(t2i, monkeypatch, folder):
     monkeypatch.setattr(
-        "t2i_tutorial.models.bundled_models", lambda: {"critters-tiny": folder}
+        "t2i_tutorial.hub.bundled_models", lambda: {"critters-tiny": folder}
     )
     code, out, _ = t2i("models")
     assert code == 0 and "critters-tiny  imagen, 16 x 16 pixels" in out
@@ -450,17 +490,225 @@ def test_evaluate_prints_and_saves_the_table(t2i, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code, out, _ = t2i(
-            "evaluate", folder, "--number", 16, "--steps", 1, "--out", "report.json"
+            "evaluate",
+            folder,
+            "--num-images",
+            16,
+            "--num-steps",
+            1,
+            "--output",
+            "report.json",
         )
-    assert code == 0 and "species" in out and load_json("report.json")["n"] == 16
-    refused(t2i("evaluate", folder, "--split", "tset"), "did you mean 'test'")
-    refused(t2i("evaluate", folder, "--out", "report.txt"), "must end in .json")
-
-
-def test_the_command_line_starts_without_torch():
-    "`t2i --version` and a typing mistake answer at once."
-    code = "import sys; from t2i_tutorial.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
-        == 0
+        code == 0 and "species" in out and load_json("report.json")["num_images"] == 16
     )
+    refused(t2i("evaluate", folder, "--split", "tset"), "did you mean 'test'")
+    refused(t2i("evaluate", folder, "--output", "report.txt"), "must end in .json")
+
+
+def test_evaluate_takes_a_batch_size_and_a_device(t2i, folder, monkeypatch):
+    sizes, sample = [], Imagen.sample
+
+    def note(self, prompts, **options):
+        sizes.append((len(prompts), str(self.device)))
+        return sample(self, prompts, **options)
+
+    monkeypatch.setattr(Imagen, "sample", note)
+    options = ["--num-images", 16, "--batch-size", 8, "--num-steps", 1]
+    code, out, _ = t2i("evaluate", folder, *options, "--device", "cpu")
+    assert code == 0 and sizes[:2] == [(8, "cpu"), (8, "cpu")]
+    refused(t2i("evaluate", folder, "--batch-size", 0), "batch_size")
+    refused(t2i("evaluate", folder, "--truncation-psi", 1), "does not apply")
+    refused(t2i("evaluate", "no-such-model"), "unknown model")
+
+
+# ---- settings by their dotted path
+
+
+RECORDS = sorted(
+    f
+    for f in Path(cli.__file__).parent.glob("*/**/*.json")
+    if '"command"' in f.read_text(encoding="utf-8")
+)
+
+
+def commands_in(record) -> list[str]:
+    "Every command in a recorded file."
+    if isinstance(record, list):
+        return [c for value in record for c in commands_in(value)]
+    if not isinstance(record, dict):
+        return []
+    own = [record["command"]] if isinstance(record.get("command"), str) else []
+    return own + commands_in(list(record.values()))
+
+
+def test_any_field_of_a_network_is_set_in_either_form(t2i):
+    "As `name=value`, `--name=value` and `--name value`, with commas or blanks."
+    options = ["unet.heads=2", "--unet.cond_dim=32", "--unet.channels", 16, 24]
+    options += ["--noise-schedule", "linear", "zero_terminal_snr=false"]
+    options += ["--train.lr", "1e-4", "train.betas=0.8,0.9", "train.ema_decay=none"]
+    code, _, err = t2i(*TINY, *options, "--output", "run")
+    assert code == 0, err
+    model, preset = load_json("run/model/config.json"), load_json("run/model/run.json")
+    assert model["unet"]["heads"] == 2 and model["unet"]["cond_dim"] == 32
+    assert model["unet"]["channels"] == [16, 24]
+    assert model["noise_schedule"] == "linear" and model["zero_terminal_snr"] is False
+    train = preset["preset"]["train_config"]
+    assert train["lr"] == 1e-4 and train["betas"] == [0.8, 0.9]
+    assert train["ema_decay"] is None and "unet.heads=2" in preset["command"]
+    words = preset["command"].split()[1:]
+    assert t2i(*words, "--output", "again")[0] == 0  # the recorded command runs
+    assert load_json("again/model/config.json") == model
+
+
+def test_a_short_training_takes_settings_of_its_network(t2i, monkeypatch):
+    seen = {}
+    for name in ("clip", "evaluation.classifier"):
+        function = f"train_{name.rpartition('.')[2]}"
+        monkeypatch.setattr(
+            f"t2i_tutorial.{name}.{function}",
+            lambda preset, folder, **changes: seen.update(changes, preset=preset),
+        )
+    assert t2i("train", "clip", "max_steps=3", "--model_config.dim", 32)[0] == 0
+    assert seen["max_steps"] == 3 and seen["model_config"].dim == 32
+    assert t2i("train", "classifier", "--preset", "tiny", "lr=1")[0] == 0
+    assert seen["preset"] == "tiny" and seen["lr"] == 1.0
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.parent.name + "/" + p.name)
+def test_a_recorded_command_names_settings_that_exist(path):
+    for command in commands_in(load_json(path)):
+        t2i_, train, name, flag, preset, *settings = shlex.split(command)
+        assert (t2i_, train, flag) == ("t2i", "train", "--preset")
+        if name in ("imagen", "gigagan"):
+            get_preset(HELP[name], preset, settings)
+        else:
+            apply_overrides(HELP[name][preset], settings)
+
+
+HELP = {"imagen": IMAGEN_PRESETS, "gigagan": GIGAGAN_PRESETS}
+HELP |= {"clip": CLIP_PRESETS, "classifier": CLASSIFIER_PRESETS}
+
+
+def help_of(t2i, *arguments) -> str:
+    code, out, err = t2i("train", *arguments, "--help")
+    assert code == 0 and not err
+    return out
+
+
+def shown_settings(name: str, preset: str) -> list[str]:
+    "The dotted paths that `t2i train NAME` accepts."
+    chosen = HELP[name][preset]
+    if name not in ("imagen", "gigagan"):
+        return setting_names(chosen)
+    train = setting_names(chosen.train_config, "train.")
+    return [*setting_names(chosen.model_config), *train, "num_images", "init_from"]
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_train_help_lists_every_setting_and_every_preset(t2i, name):
+    text = help_of(t2i, name)
+    for setting in shown_settings(name, next(iter(HELP[name]))):
+        assert f"--{setting} " in text, setting
+    about = " ".join(text.split("╭")[0].split())
+    for preset in HELP[name]:
+        assert preset in about
+    for option in ("--preset", "--data", "--output", "--resume"):
+        assert option in text
+
+
+def test_train_help_shows_docments_and_the_defaults_of_the_chosen_preset(t2i):
+    text = " ".join(help_of(t2i, "imagen").replace("│", " ").split())
+    assert "--size INT pixels of a side (default: 32)" in text
+    assert "(default: 5000)" in text and "those of 'cpu-32'" in text
+    text = " ".join(
+        help_of(t2i, "imagen", "--preset", "tiny").replace("│", " ").split()
+    )
+    assert "--size INT pixels of a side (default: 16)" in text
+    assert "(default: 300)" in text and "those of 'tiny'" in text
+
+
+@pytest.mark.xfail(reason="some docments are folded over lines", strict=False)
+@pytest.mark.parametrize("name", HELP)
+def test_train_help_explains_every_setting(t2i, name):
+    text = " ".join(help_of(t2i, name).replace("│", " ").split())
+    bare = [
+        setting
+        for setting in shown_settings(name, next(iter(HELP[name])))
+        if re.search(rf"--{re.escape(setting)} [^(]*?[A-Z}}\]] \(default", text)
+    ]
+    assert not bare
+
+
+# ---- the program
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["generat", "a cat"], ["unknown command 'generat'", "'generate'"]),
+        (["--vresion"], ["unknown option '--vresion'", "'--version'"]),
+        (["generate"], ["PROMPT"]),
+        (["generate", "a cat", "--num-setps", "3"], ["did you mean '--num-steps'"]),
+        (["generate", "a", "cat"], ["'cat'", "put the prompt in quotes"]),
+        (["generate", "a cat", "--seed"], ["--seed"]),
+        (["generate", "a cat", "--output", "--seed", "1"], ["--output"]),
+        (["generate", "a \udcff cat"], ["not UTF-8"]),
+        (["evaluate", "critters-32", "--splt", "val"], ["did you mean '--split'"]),
+        (["models", "--all"], ["unknown option '--all'"]),
+    ],
+)
+def test_a_command_line_that_cannot_be_read(t2i, tmp_path, arguments, parts):
+    refused(t2i(*arguments), *parts)
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_second_image_does_not_overwrite_the_first(t2i, folder):
+    names = []
+    for seed in (0, 0, 1):
+        options = ["--model", folder, "--num-images", 1, "--num-steps", 1]
+        names.append(t2i("generate", "a cat", *options, "--seed", seed)[1].strip())
+    assert names == ["a-cat-seed0.png", "a-cat-seed0-2.png", "a-cat-seed1.png"]
+
+
+def test_ctrl_c_ends_in_one_line_and_exit_code_130(t2i, folder, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Imagen, "sample", stop)
+    code, out, err = t2i("generate", "a cat", "--model", folder)
+    assert (code, out, err) == (130, "", "t2i: stopped\n")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_missing_package_is_named_before_anything_is_written(
+    t2i, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    refused(t2i(*TINY, "--output", "run"), "'accelerate'", "t2i-tutorial[train]")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_an_unreadable_file_is_one_line(t2i, folder, monkeypatch):
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied", "x.jsonl")
+
+    monkeypatch.setattr("t2i_tutorial.hub.load_model", deny)
+    refused(t2i("generate", "a cat", "--model", folder), "Permission denied", "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], [], ["generate", "--help"], ["train", "--help"]]
+    + [["evaluate", "--help"], ["generat"], ["generate", "a", "--num-setps", "1"]],
+    ids=" ".join,
+)
+def test_the_command_line_starts_without_torch(arguments):
+    "`t2i --version`, help and a typing mistake answer at once."
+    code = (
+        "import sys; from t2i_tutorial.cli import main\n"
+        f"try: main({arguments})\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""Chapter 15: prompts, random streams, finding, saving, loading and sharing a model; and Imagen under the same face."""
+"""Chapter 15: prompts and noise; finding, saving, loading and sharing a model."""
 
 import os
 import shutil
@@ -36,11 +36,11 @@ LONG = "a small blue and red dragon with green eyes, breathing fire, facing left
 @dataclass(frozen=True)
 class ToyConfig:
     size: int = 8
-    text: str = "critters-clip"
+    text_encoder: str = "critters-clip"
 
 
 class Toy(M.TextToImage):
-    family, config_class = "toy", ToyConfig
+    model_type, config_class = "toy", ToyConfig
 
     def __init__(self, config=ToyConfig(), encoder=None):
         super().__init__(config, encoder)
@@ -71,7 +71,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def imagen():
-    "The tiny preset with random weights everywhere, so that the text and every layer matter."
+    "The tiny preset with random weights, so that the text and every layer matter."
     torch.manual_seed(0)
     model = Imagen(IMAGEN_PRESETS["tiny"].model_config)
     with torch.no_grad():
@@ -106,7 +106,7 @@ class PretendHub:
         return f"commit to {self.repo_id}"
 
 
-# ---- prompts and streams
+# ---- prompts and noise
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,7 @@ class PretendHub:
         (["a cat", " \n"], "prompt is empty"),
         (["x" * 10_000], "has 10000 characters, at most 1000"),
         ([3], "must be a text, not int"),
+        (["a red \udcff cat"], "holds a byte that is not UTF-8"),
     ],
 )
 def test_bad_prompts_get_one_line(untyped, toy, imagen, prompts, message):
@@ -141,7 +142,7 @@ def test_bad_seeds_get_one_line(untyped, seed):
         M.prompt_generators(["a"], seed)
 
 
-def test_a_stream_depends_on_seed_prompt_and_occurrence_only():
+def test_a_generator_depends_on_seed_prompt_and_occurrence_only():
     def noise(*prompts, seed=0):
         return M.randn_per_prompt(M.prompt_generators(prompts, seed), (4,))
 
@@ -155,23 +156,36 @@ def test_a_stream_depends_on_seed_prompt_and_occurrence_only():
     assert len({tuple(r.tolist()) for r in rows}) == 5
     assert torch.equal(
         a[2], torch.randn(4, generator=seeded_generator(0, "prompt", "x", 2))
-    )  # what recorded pictures rest on
+    )  # what recorded images rest on
 
 
-def test_noise_is_standard_normal_and_a_stream_goes_on():
-    streams = M.prompt_generators([str(i) for i in range(50)])
+def test_noise_is_standard_normal_and_a_second_call_goes_on():
+    generators = M.prompt_generators([str(i) for i in range(50)])
     a, b = (
-        M.randn_per_prompt(streams, (3, 16, 16)),
-        M.randn_per_prompt(streams, (3, 16, 16)),
+        M.randn_per_prompt(generators, (3, 16, 16)),
+        M.randn_per_prompt(generators, (3, 16, 16)),
     )
     assert not torch.equal(a, b) and abs(a.mean()) < 0.02 and abs(a.std() - 1) < 0.02
     assert abs((a * b).mean()) < 0.02
 
 
-# ---- narrow
+def test_shared_noise_depends_on_seed_and_occurrence_only():
+    "A changed comma keeps the noise; the second image of a prompt still gets its own."
+
+    def noise(*prompts, seed=0):
+        generators = M.prompt_generators(prompts, seed, share_noise=True)
+        return M.randn_per_prompt(generators, (4,))
+
+    a = noise("a red cat", "a red, cat", "a red cat")
+    assert torch.equal(a[0], a[1]) and not torch.equal(a[0], a[2])
+    assert torch.equal(a[2], noise("x", "x")[1])
+    assert not torch.equal(a[0], noise("x", seed=1)[0])
 
 
-def test_narrow_halves_and_never_makes_infinite():
+# ---- sixteen bits
+
+
+def test_halving_never_makes_infinite():
     w = {
         "a": torch.tensor([0.1, 65504.0]),
         "b": torch.tensor([1e5]),
@@ -226,8 +240,8 @@ def test_unknown_encoder_offline(monkeypatch):
         M.load_text_encoder("owner/no-such-encoder-of-ours")
 
 
-def test_bundled_models_are_whole_and_of_a_family(folder, tmp_path, monkeypatch):
-    assert not {"critters-clip", "critters-clip-score", "critters-judge"} & set(
+def test_bundled_models_are_whole_and_of_a_type(folder, tmp_path, monkeypatch):
+    assert not {"critters-clip", "critters-clip-score", "critters-classifier"} & set(
         M.bundled_models()
     )
     for name, path in M.bundled_models().items():
@@ -267,7 +281,7 @@ def test_unknown_names_get_one_line(name, monkeypatch):
 # ---- a folder and what can be wrong with it
 
 
-def test_saved_and_loaded_model_draws_the_same(toy, folder):
+def test_saved_and_loaded_model_generates_the_same(toy, folder):
     a, b = (Toy.from_pretrained(folder, "cpu") for _ in range(2))
     assert not a.training and torch.equal(a.sample(PROMPTS), b.sample(PROMPTS))
     assert (a.sample(PROMPTS) - toy.sample(PROMPTS)).abs().max() < 0.01
@@ -287,7 +301,7 @@ def test_folder_holds_two_files_no_pickle_and_no_encoder(toy, folder):
         "model_type": "toy",
         "format": M.MODEL_VERSION,
         "size": 8,
-        "text": "critters-clip",
+        "text_encoder": "critters-clip",
     }
     assert (
         not any("encoder" in n for n, _ in toy.named_modules())
@@ -339,8 +353,8 @@ FAULTS = {
         "holds no toy model",
     ),
     "config of another format": (
-        lambda f: _config(f, format=2),
-        "has format 2, this version reads 1",
+        lambda f: _config(f, format=3),
+        "has format 3, this version reads 2",
     ),
     "config of no format": (lambda f: _config(f, format=None), "has format None"),
     "config with an unknown setting": (
@@ -350,13 +364,13 @@ FAULTS = {
     "config lacking a setting": (
         lambda f: save_json(
             f / "config.json",
-            {"model_type": "toy", "format": 1, "text": "critters-clip"},
+            {"model_type": "toy", "format": 2, "text_encoder": "critters-clip"},
         ),
         r"another version \('size'\)",
     ),
-    "config of another family": (
+    "config of another model type": (
         lambda f: _config(f, model_type="imagen"),
-        r"holds no toy model \(its family is 'imagen'\)",
+        r"holds no toy model \(its model_type is 'imagen'\)",
     ),
 }
 
@@ -437,7 +451,9 @@ def test_push_refuses_an_encoder_that_others_lack(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", PretendHub)
     PretendHub.files = {}
     with pytest.raises(UserError, match="which others do not have"):
-        Toy(ToyConfig(text=str(tmp_path)), toy.encoder).push_to_hub("owner/name")
+        Toy(ToyConfig(text_encoder=str(tmp_path)), toy.encoder).push_to_hub(
+            "owner/name"
+        )
     assert PretendHub.files == {}
 
 
@@ -495,7 +511,8 @@ def test_the_hub_offline_or_without_the_model(monkeypatch):
     monkeypatch.setattr(M, "_online", lambda: True)
     with pytest.raises(
         UserError,
-        match="cannot get 'owner/none-of-ours' from the hub .404 not found.; check the name",
+        match="cannot get 'owner/none-of-ours' from the hub .404 not found.; "
+        "check the name",
     ):
         M.resolve_model("owner/none-of-ours")
 
@@ -505,37 +522,90 @@ def test_import_touches_no_network():
     code = (
         "import socket\n"
         "def refuse(*a, **k): raise RuntimeError('network at import')\n"
-        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "import sys, t2i_tutorial.models, t2i_tutorial.diffusion.imagen\n"
-        "print([m for m in ('transformers', 'datasets', 'lpips', 'accelerate', 'diffusers', 'matplotlib') if m in sys.modules])"
+        "socket.socket.connect = socket.create_connection = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+        "import sys, t2i_tutorial.hub, t2i_tutorial.diffusion.imagen\n"
+        "heavy = ('transformers', 'datasets', 'lpips')\n"
+        "heavy += ('accelerate', 'diffusers', 'matplotlib')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr
 
 
-# ---- Imagen under the same face
+# ---- folders of format 1, and a model of whichever type
 
 
-def test_imagen_draws_a_prompt_the_same_in_any_company(imagen):
-    "Same seed, same picture, whatever the batch: up to rounding, since longer company means more padding and another batch size."
-    with pytest.warns(UserWarning, match="never saw 'grrreen'"):
-        imagen.sample(["a grrreen owl"], steps=2)
-    whole = imagen.sample([*PROMPTS, LONG], steps=3, seed=4)
-    assert torch.equal(whole, imagen.sample([*PROMPTS, LONG], steps=3, seed=4))
+OLD_CONFIGS = {  # what earlier versions wrote
+    "imagen": {"family": "imagen", "format": 1, "size": 16},
+    "gigagan": {"family": "gigagan", "format": 1, "size": 16},
+    "clip": {"model": "clip", "format": 1, "size": 32},
+    "classifier": {"model": "judge", "format": 1, "size": 32},
+}
+
+
+@pytest.mark.parametrize("kind", OLD_CONFIGS)
+def test_a_folder_of_format_1_is_refused_in_one_line(folder, tmp_path, kind):
+    "Opened by its class, by `load_model`, or as a text encoder."
+    from t2i_tutorial.evaluation.classifier import AttributeClassifier
+    from t2i_tutorial.gan.gigagan import GigaGAN
+
+    old = shutil.copytree(folder, tmp_path / "old")
+    save_json(old / "config.json", OLD_CONFIGS[kind])
+    (old / "tokenizer.json").write_text("{}")
+    openers = {
+        "imagen": [Imagen.from_pretrained, M.load_model],
+        "gigagan": [GigaGAN.from_pretrained, M.load_model],
+        "clip": [M.CLIP.from_pretrained, M.load_text_encoder, M.load_model],
+        "classifier": [AttributeClassifier.from_pretrained, M.load_model],
+    }
+    for opener in openers[kind]:
+        with pytest.raises(UserError, match="format 1, this version reads 2") as e:
+            opener(str(old))
+        assert "\n" not in str(e.value)
+
+
+def test_one_function_loads_every_type(imagen, folder, tmp_path):
+    assert set(M.MODEL_CLASSES) == {"imagen", "gigagan"}
+    loaded = M.load_model(imagen.save_pretrained(tmp_path / "imagen"), "cpu")
+    assert isinstance(loaded, Imagen) and loaded.config == imagen.config
+    with pytest.raises(UserError, match="holds no imagen or gigagan model .*'toy'"):
+        M.load_model(folder)
+    for name in ("critters-32-gigagan", "critters-32"):
+        model = M.load_model(name, "cpu")
+        assert (
+            model.model_type
+            == load_json(M.resolve_model(name) / "config.json")["model_type"]
+        )
+    with pytest.raises(UserError, match="did you mean 'critters-64'"):
+        M.load_model("criters-64")
+
+
+# ---- Imagen, which has the same interface
+
+
+def test_imagen_generates_a_prompt_the_same_in_any_batch(imagen):
+    "Up to rounding: a longer prompt in the batch means more padding."
+    with pytest.warns(UserWarning, match="'grrreen'"):
+        imagen.sample(["a grrreen owl"], num_steps=2)
+    whole = imagen.sample([*PROMPTS, LONG], num_steps=3, seed=4)
+    assert torch.equal(whole, imagen.sample([*PROMPTS, LONG], num_steps=3, seed=4))
     for batch_size in (1, 2):
         assert torch.allclose(
             whole,
-            imagen.sample([*PROMPTS, LONG], steps=3, seed=4, batch_size=batch_size),
+            imagen.sample([*PROMPTS, LONG], num_steps=3, seed=4, batch_size=batch_size),
             atol=1e-4,
         )
     for i in (0, 1, 3, 4):
         assert torch.allclose(
             whole[i],
-            imagen.sample([[*PROMPTS, LONG][i]], steps=3, seed=4)[0],
+            imagen.sample([[*PROMPTS, LONG][i]], num_steps=3, seed=4)[0],
             atol=1e-4,
         )
-    assert (whole[1] - whole[2]).abs().max() > 0.01  # asked twice: two pictures
-    assert (whole - imagen.sample([*PROMPTS, LONG], steps=3, seed=5)).abs().max() > 0.01
+    assert (whole[1] - whole[2]).abs().max() > 0.01  # asked twice: two images
+    assert (
+        whole - imagen.sample([*PROMPTS, LONG], num_steps=3, seed=5)
+    ).abs().max() > 0.01
 
 
 def test_imagen_saved_and_loaded(imagen, tmp_path):
@@ -543,9 +613,12 @@ def test_imagen_saved_and_loaded(imagen, tmp_path):
     loaded = Imagen.from_pretrained(folder, "cpu")
     assert loaded.config == imagen.config and not loaded.training
     assert (
-        loaded.sample(PROMPTS[:2], num_steps=3) - imagen.sample(PROMPTS[:2], steps=3)
+        loaded.sample(PROMPTS[:2], num_steps=3)
+        - imagen.sample(PROMPTS[:2], num_steps=3)
     ).abs().max() < 0.05
-    with pytest.raises(UserError, match="holds no toy model .its family is 'imagen'."):
+    with pytest.raises(
+        UserError, match="holds no toy model .its model_type is 'imagen'."
+    ):
         Toy.from_pretrained(folder)
 
 
@@ -555,7 +628,7 @@ def test_imagen_saved_and_loaded(imagen, tmp_path):
         ({"unet": {"sparkle": 1}}, "makes no sense"),
         ({"unet": 3}, "makes no sense"),
         ({"size": 17}, "size must be a multiple"),
-        ({"text": "critters-clap"}, "critters-clap"),
+        ({"text_encoder": "critters-clap"}, "critters-clap"),
     ],
 )
 def test_imagen_config_that_makes_no_sense(

@@ -1,4 +1,4 @@
-"""What a training leaves behind: presets by name, captions, one training for every family, strips, scores, comparisons."""
+"""Chapter 16: presets, captions, one training for every family, grids, ablations."""
 
 import hashlib
 import json
@@ -38,21 +38,17 @@ class Inner:
 @dataclass(frozen=True)
 class BlotConfig:
     size: int = 16
-    text: str = "critters-clip"
-    grain: float = 0.0
-    schedule: str = "linear"  # TrainConfig has a field of this name too
+    text_encoder: str = "critters-clip"
+    noise_std: float = 0.0
+    lr_schedule: str = "linear"  # TrainConfig has a field of this name too
     inner: Inner = field(default_factory=Inner)
 
 
 class Blot(TextToImage):
-    "The average of all creatures that fit a caption, by two layers."
+    "The mean of all critters that fit a caption, by two layers."
 
-    family, config_class, needs_captions, sample_prompts = (
-        "blot",
-        BlotConfig,
-        True,
-        R.SAMPLE_PROMPTS,
-    )
+    model_type, config_class = "blot", BlotConfig
+    needs_captions, sample_prompts = True, R.SAMPLE_PROMPTS
 
     def __init__(self, config: BlotConfig = BlotConfig(), encoder=None):
         super().__init__(config, encoder)
@@ -62,7 +58,7 @@ class Blot(TextToImage):
             nn.Linear(config.inner.hidden, 3 * config.size**2),
         )
 
-    def draw(self, captions):
+    def forward(self, captions):
         return rearrange(
             self.body(self.encode_prompts(captions).pooled),
             "b (c h w) -> b c h w",
@@ -73,13 +69,13 @@ class Blot(TextToImage):
     def training_losses(self, batch, rng, phase="model"):
         noise = 0.1 * torch.randn(batch.images.shape, generator=rng)
         return {
-            "loss": (self.draw(batch.captions) - batch.images + noise).square().mean(),
+            "loss": (self(batch.captions) - batch.images + noise).square().mean(),
             "lost": noise.mean(),
         }
 
     @torch.no_grad()
     def sample(self, prompts, seed=0, bright=0.0):
-        return (self.draw(prompts) + bright).clamp(-1, 1)
+        return (self(prompts) + bright).clamp(-1, 1)
 
 
 PRESETS = {
@@ -114,19 +110,19 @@ def test_overrides_reach_their_part():
         PRESETS,
         "tiny",
         [
-            "max_steps=7",
-            "grain=0.5",
+            "train.max_steps=7",
+            "noise_std=0.5",
             "num_images=99",
             "init_from=there",
-            "batch-size=4",
-            "betas=0.5,0.6",
+            "train.batch-size=4",
+            "train.betas=0.5,0.6",
         ],
     )
     assert (
         p.train_config.max_steps,
         p.train_config.batch_size,
         p.train_config.betas,
-        p.model_config.grain,
+        p.model_config.noise_std,
         p.num_images,
         p.init_from,
     ) == (7, 4, (0.5, 0.6), 0.5, 99, "there")
@@ -136,23 +132,47 @@ def test_overrides_reach_their_part():
     assert get_preset({}, p, {"init_from": None}).init_from is None
 
 
-def test_a_field_of_both_is_the_training_s():
+def test_a_field_of_both_is_the_model_s_or_the_training_s():
+    p = get_preset(PRESETS, "tiny", ["train.lr_schedule=cosine"])
+    assert (p.train_config.lr_schedule, p.model_config.lr_schedule) == (
+        "cosine",
+        "linear",
+    )
     p = get_preset(PRESETS, "tiny", ["lr_schedule=cosine"])
-    assert (p.train_config.lr_schedule, p.model_config.schedule) == ("cosine", "linear")
+    assert (p.train_config.lr_schedule, p.model_config.lr_schedule) == (
+        "constant",
+        "cosine",
+    )
+
+
+def test_overrides_reach_a_network_inside_the_model():
+    p = get_preset(PRESETS, "tiny", ["inner.hidden=3"])
+    assert p.model_config == BlotConfig(inner=Inner(3)) and p.train_config == (
+        TINY.train_config
+    )
+    assert get_preset({}, TINY, {"inner.hidden": 3}) == p
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["stepps=3"], "unknown setting 'stepps'; did you mean 'max_steps'"),
-        (["max_steps"], "write it as name=value"),
-        ({"lr": "fast"}, "lr must be a number"),
+        (
+            ["train.max_stepps=3"],
+            "unknown setting 'train.max_stepps'; did you mean 'train.max_steps'",
+        ),
+        (
+            ["max_steps=3"],
+            "unknown setting 'max_steps'; did you mean 'train.max_steps'",
+        ),
+        (["train.max_steps"], "write it as name=value"),
+        ({"train.lr": "fast"}, "lr must be a number"),
         (["inner=3"], "unknown setting 'inner'"),
-        (["hidden=3"], "unknown setting 'hidden'"),
+        (["hidden=3"], "unknown setting 'hidden'; did you mean 'inner.hidden'"),
+        (["inner.hidden=wide"], "hidden must be a whole number"),
         (["num_images=some"], "num_images must be a whole number"),
         (["model=3"], "unknown setting 'model'"),
-        (["grain=rough"], "grain must be a number"),
-        (["batch_size=0"], "batch_size must be at least 1"),
+        (["noise_std=rough"], "noise_std must be a number"),
+        (["train.batch_size=0"], "batch_size must be at least 1"),
     ],
 )
 def test_bad_overrides_get_one_line(words, message):
@@ -169,14 +189,35 @@ def test_an_unknown_preset_names_the_nearest():
 def test_a_command_for_presets_with_a_name_only():
     assert R.cli_command("blot", "tiny") == "t2i train blot --preset tiny"
     assert (
-        R.cli_command("blot", "tiny", ["batch-size=4", "lr=1e-3"])
-        == "t2i train blot --preset tiny batch_size=4 lr=1e-3"
+        R.cli_command("blot", "tiny", ["train.batch-size=4", "train.lr=1e-3"])
+        == "t2i train blot --preset tiny train.batch_size=4 train.lr=1e-3"
     )
     assert (
-        R.cli_command("blot", "tiny", {"max_steps": 3})
-        == "t2i train blot --preset tiny max_steps=3"
+        R.cli_command("blot", "tiny", {"train.max_steps": 3})
+        == "t2i train blot --preset tiny train.max_steps=3"
     )
-    assert R.cli_command("blot", TINY, {"max_steps": 3}) is None
+    assert R.cli_command("blot", TINY, {"train.max_steps": 3}) is None
+
+
+def test_the_command_gives_the_same_preset_again():
+    "Whatever the values are: the words pass a shell and come back as they were."
+    import shlex
+
+    changes = {
+        "train.betas": (0.5, 0.6),
+        "train.ema_decay": None,
+        "noise_std": 1e-9,
+        "inner.hidden": 3,
+        "text_encoder": "my folder/it's",
+        "train.device": "cpu",
+    }
+    command = R.cli_command("blot", "tiny", changes, "a $HOME folder")
+    words = shlex.split(command)
+    assert words[:7] == [
+        *"t2i train blot --preset tiny --data".split(),
+        "a $HOME folder",
+    ]
+    assert get_preset(PRESETS, "tiny", words[7:]) == get_preset({}, TINY, changes)
 
 
 # ---- captions
@@ -247,11 +288,13 @@ def trained(tmp_path_factory):
 
 def test_the_same_seed_gives_the_same_bits(trained, tmp_path):
     folder, model, log = trained
-    twin, log_twin = run_training(Blot, TINY, folder=tmp_path / "twin", validation=16)
-    assert same(model, twin) and log == log_twin and not model.training
+    again, log_again = run_training(
+        Blot, TINY, folder=tmp_path / "again", validation=16
+    )
+    assert same(model, again) and log == log_again and not model.training
     other, _ = run_training(
         Blot,
-        get_preset({}, TINY, {"seed": 1}),
+        get_preset({}, TINY, {"train.seed": 1}),
         folder=tmp_path / "other",
         validation=16,
     )
@@ -296,13 +339,13 @@ def test_the_record_says_how_it_was_made(trained):
 
 
 def test_validation_only_where_it_was_asked_for(trained, tmp_path):
-    assert "validation" in trained[2][-1]
+    assert "val_loss" in trained[2][-1]
     _, log = run_training(Blot, TINY)
-    assert not any("validation" in h for h in log)
+    assert not any("val_loss" in h for h in log)
     _, log = run_training(
         Blot, TINY, ImageTextDataset.from_critters(16, 16), validation=16
     )  # none is known for data of one's own
-    assert not any("validation" in h for h in log)
+    assert not any("val_loss" in h for h in log)
 
 
 def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
@@ -323,14 +366,18 @@ def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):
             for p in model.parameters():
                 p.zero_()
 
-    still = get_preset({}, TINY, {"lr": 1e-30, "weight_decay": 0.0, "ema_decay": None})
+    still = get_preset(
+        {},
+        TINY,
+        {"train.lr": 1e-30, "train.weight_decay": 0.0, "train.ema_decay": None},
+    )
     model, _ = run_training(Blot, still, folder=tmp_path / "run", prepare=prepare)
     run_training(Blot, still, ImageTextDataset.from_critters(9, 16), prepare=prepare)
     assert seen == [(Blot, still, 32, True, True), (Blot, still, 9, False, True)]
     assert all(p.abs().max() < 1e-20 for p in model.parameters())
 
 
-def test_what_it_draws_on_the_way_are_the_data_s_captions():
+def test_its_sample_prompts_are_the_data_s_captions():
     data = ImageTextDataset.from_critters(9, 16)
     model, _ = run_training(Blot, TINY, data)
     assert list(model.sample_prompts) == [c[0] for c in data.captions[:8]]
@@ -370,7 +417,7 @@ def test_each_caption_is_encoded_once_and_kept_in_the_folder(
     )
 
 
-# ---- strips
+# ---- grids
 
 
 @settings(max_examples=25, deadline=None)
@@ -381,23 +428,23 @@ def test_a_grid_comes_apart_again(n, s, wide):
     assert torch.equal(R.split_grid(make_grid(images, columns), n, columns), images)
 
 
-def test_strip_of_a_training(tmp_path):
+def test_sample_history_grid_of_a_training(tmp_path):
     "Rows are steps, columns are prompts, in the PNG too."
-    from PIL import Image
-
-    shown = get_preset({}, TINY, {"sample_every": 2, "log_with": "tensorboard"})
-    model, _ = run_training(Blot, shown, folder=tmp_path / "run")
-    strip = R.sample_history_grid(
-        tmp_path / "run", path=tmp_path / "strip.png", note="a note"
+    shown = get_preset(
+        {}, TINY, {"train.sample_every": 2, "train.log_with": "tensorboard"}
     )
-    png = Image.open(tmp_path / "strip.png")
+    model, _ = run_training(Blot, shown, folder=tmp_path / "run")
+    grid = R.sample_history_grid(
+        tmp_path / "run", path=tmp_path / "grid.png", note="a note"
+    )
+    png = Image.open(tmp_path / "grid.png")
     assert (
-        json.loads(png.text["max_steps"]) == [2, 4]
+        json.loads(png.text["steps"]) == [2, 4]
         and png.text["note"] == "a note"
-        and png.size == (strip.shape[2], strip.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
+        and png.size == (grid.shape[2], grid.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
     )
     one = R.sample_history_grid(tmp_path / "run", [4])
-    assert torch.equal(R.split_grid(one, 8, 8), R.split_grid(strip, 16, 8)[8:])
+    assert torch.equal(R.split_grid(one, 8, 8), R.split_grid(grid, 16, 8)[8:])
     assert (
         R.split_grid(one, 8, 8) - model.sample_grid(seeded_generator(0))[0]
     ).abs().max() < 0.02  # 8 bits a colour
@@ -407,25 +454,25 @@ def test_strip_of_a_training(tmp_path):
         R.sample_history_grid(tmp_path / "elsewhere")
 
 
-# ---- scores and comparisons
+# ---- evaluations and ablations
 
 
 class Copyist(Blot):
-    "Draws what is asked for with the renderer, so that the judge must be content; with `spoilt`, another body colour."
+    "Renders what the prompt states; with `spoilt`, another body colour."
 
     def sample(self, prompts, seed=0, spoilt=False):
         asked = [critters.Critter(**critters.parse_caption(p)) for p in prompts]
         colours = list(critters.COLOURS)
 
         def other(c):
-            return next(k for k in colours if k not in (c.body, c.second))
+            return next(k for k in colours if k not in (c.body_colour, c.second_colour))
 
         if spoilt:
-            asked = [replace(c, body=other(c)) for c in asked]
+            asked = [replace(c, body_colour=other(c)) for c in asked]
         return critters.render(asked, size=self.config.size, seed=seed)
 
 
-def test_scores_tell_right_from_wrong():
+def test_quick_evaluate_tells_right_from_wrong():
     model = Copyist(BlotConfig(size=32))
     right, wrong = quick_evaluate(model, 32), quick_evaluate(model, 32, spoilt=True)
     assert (
@@ -436,10 +483,10 @@ def test_scores_tell_right_from_wrong():
     assert wrong["body_colour"]["value"] < 0.1 and wrong["species"]["value"] > 0.8
     assert right["body_colour"]["ci_low"] <= right["body_colour"]["value"] <= right[
         "body_colour"
-    ]["ci_high"] and {"kid", "frechet", "seconds", "cpu_seconds"} <= set(right)
+    ]["ci_high"] and {"mmd", "frechet_distance", "seconds", "cpu_seconds"} <= set(right)
 
 
-def test_prompts_of_a_score_depend_on_the_seed_alone(monkeypatch):
+def test_prompts_of_an_evaluation_depend_on_the_seed_alone(monkeypatch):
     asked, sample = [], Blot.sample
 
     def note(self, prompts, **how):
@@ -447,20 +494,35 @@ def test_prompts_of_a_score_depend_on_the_seed_alone(monkeypatch):
         return sample(self, prompts, **how)
 
     monkeypatch.setattr(Blot, "sample", note)
-    a, b = Blot(), Blot(BlotConfig(grain=1.0))
+    a, b = Blot(), Blot(BlotConfig(noise_std=1.0))
     (
         quick_evaluate(a, 16),
         quick_evaluate(b, 16, bright=0.5),
-        quick_evaluate(a, 16, seed=1),
+        quick_evaluate(a, 16, seed=2),
     )
     assert asked[0][0] == asked[1][0] != asked[2][0] and [how for _, how in asked] == [
-        {"seed": 0},
-        {"seed": 0, "bright": 0.5},
         {"seed": 1},
+        {"seed": 1, "bright": 0.5},
+        {"seed": 2},
     ]
 
 
-def test_a_file_of_results_is_gone_on_from_or_refused(tmp_path):
+def test_settings_are_chosen_on_val_and_with_a_seed_that_no_report_uses(monkeypatch):
+    "Review 3.1: trials on the prompts of the report make the best of them look better."
+    splits, sample = [], critters.sample_critters
+
+    def note(*a, **k):
+        splits.append((k["seed"], k["split"]))
+        return sample(*a, **k)
+
+    monkeypatch.setattr(critters, "sample_critters", note)
+    quick_evaluate(Blot(), 16)
+    assert splits == [(1_000_003 + 101, "val"), (1_000_003 + 202, "val")]
+    quick_evaluate(Blot(), 16, 0, split="test")  # as the recorded comparisons were
+    assert splits[2:] == [(101, "test"), (202, "test")]
+
+
+def test_a_file_of_results_is_added_to_or_refused(tmp_path):
     path = tmp_path / "r.json"
     begun = load_or_init_results(path, {"n": 16, "max_steps": (1, 2)})
     assert (
@@ -480,15 +542,15 @@ def test_a_file_of_results_is_gone_on_from_or_refused(tmp_path):
         load_or_init_results(path, {"n": 16, "seed": 0})
 
 
-def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
-    "A run that was finished is never made again, and what was finished before a failure is on disk."
-    variants, made = {"slow": {"lr": 1e-4}, "fast": {"lr": 1e-2}}, []
+def test_an_ablation_goes_on_where_it_was_stopped(tmp_path):
+    "A finished run is never repeated, and it is on disk before the next one fails."
+    variants, made = {"slow": {"train.lr": 1e-4}, "fast": {"train.lr": 1e-2}}, []
 
     def train(preset, data):
-        if preset.train.lr == 1e-2 and not made[1:]:
+        if preset.train_config.lr == 1e-2 and not made[1:]:
             made.append("broke")
             raise UserError("as if the power had failed")
-        made.append(preset.train.lr)
+        made.append(preset.train_config.lr)
         model, log = run_training(Blot, preset, data)
         log[-1] |= {"generator/loss": 2.0, "lossless": 3.0}
         return model, log
@@ -505,7 +567,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
     )
     fast = found["runs"]["fast"]
     assert (
-        fast["changes"] == {"lr": 1e-2}
+        fast["changes"] == {"train.lr": 1e-2}
         and fast["generator/loss"] == 2.0
         and "lossless" not in fast
         and "lost" not in fast
@@ -514,19 +576,21 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path):
         "training_seconds",
         "training_cpu_seconds",
         "seconds",
-        "kid",
+        "mmd",
     } <= set(fast)
     assert json.loads(json.dumps(found)) == json.loads(
         (tmp_path / "c.json").read_text()
     )
-    with pytest.raises(UserError, match="was measured with n=16, not 32"):
+    with pytest.raises(UserError, match="was measured with num_images=16, not 32"):
         run_ablation(tmp_path / "c.json", variants, TINY, train, 32)
     other = replace(TINY, num_images=33)
     with pytest.raises(UserError, match="was measured with preset="):
         run_ablation(tmp_path / "c.json", variants, other, train, 16)
+    with pytest.raises(UserError, match="was measured with split='val', not 'test'"):
+        run_ablation(tmp_path / "c.json", variants, TINY, train, 16, split="test")
 
 
-def test_awake_creatures_can_be_exchanged():
+def test_probe_critters_can_be_swapped():
     some, images = R.probe_critters(12, 16, seed=1)
     assert (
         len(some) == len(images) == 12
@@ -534,8 +598,7 @@ def test_awake_creatures_can_be_exchanged():
         and all(c.action != "sleeping" for c in some)
     )
     assert all(
-        getattr(R.swap_attribute(c, "eye_colour"), "eye_colour") != c.eye_colour
-        for c in some
+        R.swap_attribute(c, "eye_colour").eye_colour != c.eye_colour for c in some
     )
     assert (
         R.probe_critters(12, 16, seed=1)[0]
@@ -544,9 +607,13 @@ def test_awake_creatures_can_be_exchanged():
     )
 
 
-def test_a_strip_says_what_it_shows(tmp_path):
+def test_an_annotated_png_holds_its_texts(tmp_path):
     R.save_annotated_png(
-        tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why"
+        tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why 龍"
     )
     with Image.open(tmp_path / "s.png") as image:
-        assert image.size == (6, 4) and image.text == {"rows": "[1, 2]", "note": "why"}
+        assert image.size == (6, 4)
+        assert image.text == {"rows": "[1, 2]", "note": "why 龍"}
+    R.save_annotated_png(tmp_path / "s.png", torch.zeros(3, 4, 6), 3, note="large")
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.size == (18, 12) and image.text == {"note": "large"}
