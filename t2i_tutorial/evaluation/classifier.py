@@ -105,8 +105,8 @@ class AttributeClassifier(nn.Module):
         self, images: Float[Tensor, "b 3 h w"]
     ) -> dict[str, Float[Tensor, "b k"]]:
         "For each attribute the logits of its values in `critters.ATTRIBUTES`."
-        activations = F.silu(self.features(images))
-        return {k: head(activations) for k, head in self.heads.items()}
+        features = self.features(images)
+        return {k: head(F.silu(features)) for k, head in self.heads.items()}
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         "Write weights (in 16 bits) and sizes."

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Metric', 'proportion', 'chance_accuracy', 'extract_features', 'frechet_distance', 'polynomial_mmd',
-           'distribution_distances', 'pixel_rmse', 'body_colour_accuracy_from_pixels', 'sharpness', 'clip_score',
-           'lpips_distance', 'intra_prompt_diversity', 'lpips_sanity_check', 'nearest_neighbours', 'memorisation_rate']
+           'distribution_distances', 'pixel_rmse', 'body_colour_accuracy_from_pixels', 'mean_with_interval',
+           'sharpness', 'clip_score', 'lpips_distance', 'intra_prompt_diversity', 'lpips_sanity_check',
+           'nearest_neighbours', 'memorisation_rate']
 
 # %% ../../nbs/11_distances.ipynb #0ec7d825
 import math
@@ -173,7 +174,7 @@ def body_colour_accuracy_from_pixels(
     return {"body_pixels": proportion(correct(images), reference, chance)}
 
 
-def _mean_with_interval(values: Float[Tensor, " n"], **others) -> Metric:
+def mean_with_interval(values: Float[Tensor, " n"], **others) -> Metric:
     "Mean and 95 % interval of independent values; no interval of a single one."
     mean = values.mean().item()
     if len(values) < 2:
@@ -191,7 +192,7 @@ def sharpness(
         return torch.cat([pixel_rmse(p, gaussian_blur(p, 1.0)) for p in x.split(256)])
 
     reference = detail(real).mean().item()
-    return {"sharpness": _mean_with_interval(detail(images), reference=reference)}
+    return {"sharpness": mean_with_interval(detail(images), reference=reference)}
 
 
 @torch.no_grad()
@@ -207,7 +208,7 @@ def clip_score(
     generated, reference = (
         torch.cat([clip.encode_image(p) for p in x.split(256)]) for x in (images, real)
     )
-    metric = _mean_with_interval(
+    metric = mean_with_interval(
         (generated * text).sum(1),
         reference=(reference * text).sum(1).mean().item(),
         chance=(generated * text.roll(1, 0)).sum(1).mean().item(),
