@@ -103,7 +103,7 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     metric.update(a, real=False)
     return metric.compute().item()
 
-
+# %% ../../nbs/11_distances.ipynb #1944542c
 def polynomial_mmd(
     a: Float[Tensor, "n d"],
     b: Float[Tensor, "m d"],
@@ -173,7 +173,7 @@ def body_colour_accuracy_from_pixels(
     chance = chance_accuracy(labels.tolist())
     return {"body_pixels": proportion(correct(images), reference, chance)}
 
-
+# %% ../../nbs/11_distances.ipynb #863d2c2f
 def mean_with_interval(values: Float[Tensor, " n"], **others) -> Metric:
     "Mean and 95 % interval of independent values; no interval of a single one."
     mean = values.mean().item()
@@ -331,7 +331,7 @@ def nearest_neighbours(
             best = torch.minimum(best, distance)
     return best / math.sqrt(3 * size * size), index
 
-
+# %% ../../nbs/11_distances.ipynb #ac695ab3
 def memorisation_rate(
     images: Float[Tensor, "n 3 h w"],
     real: Float[Tensor, "n 3 h2 w2"],  # fresh renders of the same prompts

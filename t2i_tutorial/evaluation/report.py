@@ -79,7 +79,7 @@ def _matches(
     matches = {k: torch.tensor(values) for k, values in stated.items() if values}
     return matches | {"all": torch.tensor([all(f.values()) for f in found])}
 
-
+# %% ../../nbs/12_evaluation.ipynb #62bf6a07
 def prompt_accuracy(
     classifier: AttributeClassifier,
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
@@ -352,6 +352,7 @@ def evaluate(
     prompts, real = [full_caption(c) for c in requested.critters], requested.images
     repeated = [c for c in requested.critters[: repeats[0]] for _ in range(repeats[1])]
     repeated_prompts = [full_caption(c) for c in repeated]
+    tolerance = {"mirror": mirror, "max_shift": max_shift}
     sampling_start = time.time()
     images = generate_images(sample_fn, prompts, size, seed, batch_size)
     groups = generate_images(sample_fn, repeated_prompts, size, seed, batch_size, n)
@@ -370,14 +371,7 @@ def evaluate(
         **clip_score(clip, images, prompts, real),
         **distribution_distances(classifier, images, real, others.images),
         **diversity,
-        **memorisation_rate(
-            images,
-            real,
-            others.images,
-            training_images,
-            mirror=mirror,
-            max_shift=max_shift,
-        ),
+        **memorisation_rate(images, real, others.images, training_images, **tolerance),
     }
     seconds = round(time.time() - start, 2), round(sampling_seconds, 2)
     return EvaluationReport(
