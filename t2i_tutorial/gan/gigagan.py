@@ -502,7 +502,7 @@ GIGAGAN_PRESETS = {
 
 def gigagan_preset(
     preset: str | Preset,
-    overrides: "Mapping | Iterable[str]" = (),  # like ["train.lr=1e-3", "clip_weight=0"]
+    overrides: "Mapping | Iterable[str]" = (),  # like ["train.lr=1e-3"]
 ) -> Preset:
     "A preset with some settings replaced; raises `UserError` for an unknown name."
     return get_preset(GIGAGAN_PRESETS, preset, overrides)
