@@ -29,9 +29,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from t2i_tutorial.core import seeded_generator
 from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
-from t2i_tutorial.gan.diagnostics import ABLATION_LADDER
+from t2i_tutorial.gan.config import ABLATION_LADDER, gigagan_preset
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
-from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes, gigagan_preset
+from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes
 from t2i_tutorial.gan.modulation import modulated_conv2d
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels

@@ -14,7 +14,7 @@ from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.evaluation.classifier import AttributeClassifier
 from t2i_tutorial.evaluation.report import prompt_accuracy
 from t2i_tutorial.experiments import critters_dataset
-from t2i_tutorial.gan import diagnostics
+from t2i_tutorial.gan import config, diagnostics
 from t2i_tutorial.gan import gigagan as g
 from t2i_tutorial.gan.discriminator import DiscriminatorConfig, image_pyramid
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig
@@ -102,17 +102,17 @@ def test_an_encoder_of_another_width_is_refused():
         g.GigaGAN(replace(SMALL, text_encoder="critters-clip"))
 
 
-@pytest.mark.parametrize("loss", g.GAN_LOSSES)
+@pytest.mark.parametrize("loss", config.GAN_LOSSES)
 @pytest.mark.parametrize(
     "changes",
     [
-        *diagnostics.ABLATION_LADDER.values(),
+        *config.ABLATION_LADDER.values(),
         {"text_conditional_discriminator": False},
         {"use_attention": False},
         {"diff_augment": True},
     ],
     ids=[
-        *diagnostics.ABLATION_LADDER,
+        *config.ABLATION_LADDER,
         "unconditional discriminator",
         "no attention",
         "augmented",
@@ -545,14 +545,14 @@ def test_the_penalty_is_counted_in_optimiser_steps(pieces):
         return terms
 
     model.discriminator_loss = discriminator_loss
-    config = replace(
+    train_config = replace(
         TINY.train_config,
         max_steps=5,
         gradient_accumulation_steps=pieces,
         log_every=1,
         max_grad_norm=None,
     )
-    history = Trainer(model, critters_dataset(8, 16), config).fit()
+    history = Trainer(model, critters_dataset(8, 16), train_config).fit()
     assert penalised == [
         (step, step % 3 == 0) for step in range(5) for _ in range(pieces)
     ]
