@@ -90,7 +90,7 @@ class GigaGAN(TextToImage):
         self.clip_loss = None  # see `set_clip_negatives`
         self.perceptual_loss = None  # made when it is first needed
         self.r1_penalty = None  # the last value, for the log
-        self.in_d_step = False  # the discriminator's micro-batches are being seen
+        self.in_d_step = False  # whether a discriminator step has begun
 
     def training_losses(
         self,
@@ -108,7 +108,7 @@ class GigaGAN(TextToImage):
         return self.generator_loss(real, text, batch.captions, rng)
 
     def discriminator_loss(self, real, text, captions, rng) -> dict[str, Tensor]:
-        "Logits of real and fake, matched and mismatched; every 16th step R1 (and R2)."
+        "Logits of real and fake, matched and mismatched; sometimes R1 (and R2)."
         c = self.config
         relativistic = c.adversarial_loss == "relativistic"
         r1_weight = 0.0
@@ -205,14 +205,14 @@ class GigaGAN(TextToImage):
     def generate(
         self, text: TextEmbedding | None, b: int, rng: torch.Generator
     ) -> list[Float[Tensor, "b 3 _ _"]]:
-        "The same, from z drawn with `rng`."
+        "Generated images at all sizes of the discriminator, from z drawn with `rng`."
         z = torch.randn(b, self.config.generator.z_dim, generator=rng)
         return self.generate_from_z(z.to(self.device), text)
 
     def generate_from_z(
         self, z: Float[Tensor, "b z_dim"], text: TextEmbedding | None
     ) -> list[Float[Tensor, "b 3 _ _"]]:
-        "Generated images at all sizes of the discriminator, smallest first."
+        "The same for a given z, smallest first."
         images = self.generator(z, text)
         if self.config.multiscale_loss:
             return images
