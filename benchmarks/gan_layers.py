@@ -1,35 +1,37 @@
-"""What do a kernel for each picture and a bank of kernels cost?
+"""What do one kernel per sample, and a bank of kernels, cost?
 
-    python benchmarks/gan_layers.py [--device cuda] [--batch 16] [--repeats 5] [--preset cpu-32] [--model critters-32-gigagan] [--json FILE]
+    python benchmarks/gan_layers.py [--device cuda] [--batch 16] [--repeats 5]
+        [--preset cpu-32] [--model critters-32-gigagan] [--json FILE]
 
-Three tables, each measured in one run, forward and backward (on a CPU processor time, so that other programs disturb less): the grouped convolution against the loop over samples, at the levels of the
-32-pixel generator; banks of N = 1, 2, 4, 8 kernels against the plain layer, time and peak memory, beside N whole convolutions; and a step of both networks of the preset `--preset`, rung by rung from an
-unconditional GAN to all parts. At the end, the time in which a trained model draws a picture.
+Three tables, each measured in one run, forward and backward (on a CPU in processor
+time, so that other programs disturb less): the grouped convolution against the loop
+over samples, at the levels of the 32-pixel generator; banks of N = 1, 2, 4, 8 kernels
+against the plain layer, time and peak memory, beside N whole convolutions; and a
+training step of both networks of `--preset`, rung by rung of `ABLATION_LADDER`. At the
+end, the time in which a trained model generates an image.
 """
 
 import argparse
 import json
 import os
 import platform
+from functools import partial
 from statistics import median
 from time import perf_counter, process_time
 
-os.environ.setdefault(
-    "KINETO_LOG_LEVEL", "99"
-)  # the profiler that counts bytes talks much; before torch is imported
+# before torch is imported: the profiler that counts bytes logs much
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# ruff: noqa: E402
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from t2i_tutorial.core import seeded_generator
 from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
+from t2i_tutorial.gan.config import ABLATION_LADDER, gigagan_preset
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
-from t2i_tutorial.gan.gigagan import (
-    ABLATION_LADDER,
-    GigaGAN,
-    caption_attributes,
-    gigagan_preset,
-)
+from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes
 from t2i_tutorial.gan.modulation import modulated_conv2d
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
@@ -37,23 +39,22 @@ BANKS = (1, 2, 4, 8)
 
 
 def loop(x, kernel, style):
-    "One picture at a time: the kernel modulated, demodulated, convolved."
+    "One image at a time: the kernel modulated, demodulated, convolved."
     out = []
-    for picture, s in zip(x, style):
+    for image, s in zip(x, style):
         k = kernel * s[None, :, None, None]
         k = k * torch.rsqrt(k.square().sum((1, 2, 3), keepdim=True) + 1e-8)
-        out.append(F.conv2d(picture[None], k, padding=k.shape[-1] // 2))
+        out.append(F.conv2d(image[None], k, padding=k.shape[-1] // 2))
     return torch.cat(out)
 
 
-def copied(x, kernel, style):
-    return modulated_conv2d(
-        x, kernel.expand(len(x), -1, -1, -1, -1), style
-    )  # the grouped convolution
+def grouped(x, kernel, style):
+    "One grouped convolution with a kernel for each sample."
+    return modulated_conv2d(x, kernel.expand(len(x), -1, -1, -1, -1), style)
 
 
 def scaled(x, kernel, style):
-    "Factors on the maps, one kernel for all."
+    "Factors on the feature maps, one kernel for all samples."
     d = torch.rsqrt(F.linear(style.square(), kernel.square().sum((2, 3))) + 1e-8)
     return (
         F.conv2d(x * style[..., None, None], kernel, padding=kernel.shape[-1] // 2)
@@ -62,8 +63,8 @@ def scaled(x, kernel, style):
 
 
 def n_convolutions(layer, x, w):
-    "The slow road of a bank: every kernel convolves, the outputs are mixed."
-    a, s = layer.selection(w), layer.style(w)
+    "A bank without mixing kernels: every kernel convolves, the outputs are mixed."
+    a, s = layer.kernel_weights(w), layer.style(w)
     return sum(
         a[:, n, None, None, None] * modulated_conv2d(x, k * layer.scale, s)
         for n, k in enumerate(layer.weight)
@@ -90,7 +91,7 @@ def seconds(call, device: torch.device, repeats: int) -> float:
 
 
 def peak_bytes(call, device: torch.device) -> int:
-    "The largest sum of what PyTorch's allocator gave out during a step, beyond what was there before."
+    "The peak of PyTorch's allocations during a step, beyond what was there before."
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -113,7 +114,7 @@ def peak_bytes(call, device: torch.device) -> int:
 
 
 def inputs(side: int, channels: int, batch: int, device: torch.device):
-    "Features, kernel and styles that want gradients."
+    "Features, kernel and styles that require gradients."
     made = (
         torch.randn(batch, channels, side, side),
         torch.randn(channels, channels, 3, 3),
@@ -125,11 +126,11 @@ def inputs(side: int, channels: int, batch: int, device: torch.device):
 def measure_ways(
     side: int, channels: int, batch: int, device: torch.device, repeats: int
 ) -> dict:
-    "Times of the loop, of both ways without it, and of what `modulated_conv` chooses."
+    "Times of the loop, of two ways without it, and of what `modulated_conv2d` chooses."
     x, kernel, style = inputs(side, channels, batch, device)
     ways = {
         "loop": loop,
-        "grouped": copied,
+        "grouped": grouped,
         "scaled": scaled,
         "chosen": modulated_conv2d,
     }
@@ -152,17 +153,15 @@ def measure_banks(
     rows = []
     for n in BANKS:
         torch.manual_seed(0)
-        layer, w = (
-            FilterBankConv2d(channels, channels, 3, 128, n).to(device),
-            torch.randn(batch, 128, device=device),
-        )
+        layer = FilterBankConv2d(channels, channels, 3, 128, n).to(device)
+        w = torch.randn(batch, 128, device=device)
         x = torch.randn(batch, channels, side, side, device=device).requires_grad_()
         calls = {
-            "bank": lambda: layer(x, w),
-            "n_convolutions": lambda: n_convolutions(layer, x, w),
+            "bank": partial(layer, x, w),
+            "n_convolutions": partial(n_convolutions, layer, x, w),
         }
         for call in calls.values():
-            step(call)  # the gradients' own memory is there before
+            step(call)  # gradients are allocated before the measurement
         rows.append(
             {
                 "side": side,
@@ -176,8 +175,8 @@ def measure_banks(
     return rows
 
 
-def turn(model, batch, phase: str):
-    "The slopes of one side, without the penalty, which comes every sixteenth step only."
+def backward(model, batch, phase: str):
+    "The gradients of one network, without the lazy penalty."
     for name in model.phases:
         for p in model.trainable_parameters(name):
             p.requires_grad_(name == phase)
@@ -189,9 +188,10 @@ def turn(model, batch, phase: str):
 def measure_rungs(
     preset: str, batch: int, device: torch.device, repeats: int
 ) -> list[dict]:
-    "Time and peak memory of one turn of each side, from an unconditional GAN to all parts."
-    rows, data = [], critters_dataset(256, gigagan_preset(preset).model_config.size)
-    pictures = next(data.batches(batch, shuffle=False))
+    "Time and peak memory of a step of each network, rung by rung."
+    data = critters_dataset(256, gigagan_preset(preset).model_config.size)
+    rows = []
+    images = next(data.batches(batch, shuffle=False))
     for name, changes in ABLATION_LADDER.items():
         torch.manual_seed(0)
         model = (
@@ -200,9 +200,9 @@ def measure_rungs(
         if model.config.clip_weight:
             model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
 
-        def both():
+        def both(model=model):
             for phase in model.phases:
-                turn(model, pictures, phase)
+                backward(model, images, phase)
             return torch.zeros(1, requires_grad=True)
 
         rows.append(
@@ -216,8 +216,10 @@ def measure_rungs(
     return rows
 
 
-def measure_drawing(name: str, batch: int, device: torch.device, repeats: int) -> dict:
-    "Seconds a picture of a trained model, from prompts to pixels, in a batch."
+def measure_generation(
+    name: str, batch: int, device: torch.device, repeats: int
+) -> dict:
+    "Seconds an image of a trained model, from prompts to pixels, in a batch."
     model, prompts = (
         GigaGAN.from_pretrained(name, str(device)),
         [*SAMPLE_PROMPTS] * (-(-batch // len(SAMPLE_PROMPTS))),
@@ -230,7 +232,7 @@ def measure_drawing(name: str, batch: int, device: torch.device, repeats: int) -
     return {
         "model": name,
         "batch": batch,
-        "seconds_a_picture": median(times[1:]) / batch,
+        "seconds_an_image": median(times[1:]) / batch,
     }
 
 
@@ -240,59 +242,42 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--preset", default="cpu-32", help="of the third table")
-    parser.add_argument(
-        "--model", default="critters-32-gigagan", help="that draws, trained"
-    )
+    parser.add_argument("--model", default="critters-32-gigagan", help="a trained one")
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     device = torch.device(args.device)
     print(
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, {platform.machine()}, batch {args.batch}\n"
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads on "
+        f"{os.cpu_count()} cores, {platform.machine()}, batch {args.batch}"
     )
-    print(
-        f"{'side':>6}{'channels':>10}{'loop, ms':>10}{'grouped':>10}{'scaled':>10}{'chosen':>10}{'error':>10}   (times the loop's speed)"
-    )
-    ways = []
-    for side, channels in LEVELS:
-        ways.append(
-            row := measure_ways(side, channels, args.batch, device, args.repeats)
-        )
-        took = row["seconds"]
-        faster = "".join(
-            f"{took['loop'] / took[k]:>9.2f}x" for k in ("grouped", "scaled", "chosen")
-        )
-        print(
-            f"{side:>6}{channels:>10}{1000 * took['loop']:>10.1f}{faster}{row['largest_error']:>10.0e}"
-        )
-    print(
-        f"\n{'side':>6}{'channels':>10}{'kernels':>9}{'time':>8}{'peak':>8}{'N convs: time':>16}{'peak':>8}   (all relative to N = 1)"
-    )
-    banks = []
-    for side, channels in LEVELS:
-        rows = measure_banks(side, channels, args.batch, device, args.repeats)
-        banks += rows
-        for row in rows:
-            t, m, t1, m1 = (
-                row["seconds"],
-                row["peak_bytes"],
-                rows[0]["seconds"]["bank"],
-                rows[0]["peak_bytes"]["bank"],
+    setting = args.batch, device, args.repeats
+    ways = [measure_ways(*level, *setting) for level in LEVELS]
+    table = pd.json_normalize(ways, sep=" ")
+    for name in ("grouped", "scaled", "chosen"):
+        table[f"{name}, speed-up"] = table["seconds loop"] / table[f"seconds {name}"]
+    print(f"\nmodulated convolutions\n{table.to_string(index=False)}")
+
+    banks = [row for level in LEVELS for row in measure_banks(*level, *setting)]
+    table = pd.json_normalize(banks, sep=" ")
+    first = table.groupby("side").transform("first")  # the row with one kernel
+    for key in ("seconds", "peak_bytes"):
+        for way in ("bank", "n_convolutions"):
+            table[f"{key} {way}, relative"] = (
+                table[f"{key} {way}"] / first[f"{key} bank"]
             )
-            print(
-                f"{side:>6}{channels:>10}{row['kernels']:>9}{t['bank'] / t1:>7.2f}x{m['bank'] / m1:>7.2f}x"
-                f"{t['n_convolutions'] / t1:>15.2f}x{m['n_convolutions'] / m1:>7.2f}x"
-            )
+    print(f"\nfilter banks\n{table.to_string(index=False)}")
+
+    rungs = measure_rungs(args.preset, *setting)
+    table = pd.DataFrame(rungs)
+    for key in ("seconds", "peak_bytes"):
+        table[f"{key}, relative"] = table[key] / table[key][0]
+    print(f"\ntraining steps\n{table.to_string(index=False)}")
+
+    generation = measure_generation(args.model, 16, device, args.repeats)
     print(
-        f"\n{'rung':>16}{'parameters':>12}{'a step, ms':>12}{'relative':>10}{'peak, MB':>10}{'relative':>10}"
-    )
-    rungs = measure_rungs(args.preset, args.batch, device, args.repeats)
-    for row in rungs:
-        print(
-            f"{row['rung']:>16}{row['parameters']:>12}{1000 * row['seconds']:>12.0f}{row['seconds'] / rungs[0]['seconds']:>9.2f}x{row['peak_bytes'] / 1e6:>10.0f}{row['peak_bytes'] / rungs[0]['peak_bytes']:>9.2f}x"
-        )
-    drawing = measure_drawing(args.model, 16, device, args.repeats)
-    print(
-        f"\n{drawing['model']} draws a picture in {1000 * drawing['seconds_a_picture']:.1f} ms, in a batch of {drawing['batch']}"
+        f"\n{generation['model']} generates an image in "
+        f"{1000 * generation['seconds_an_image']:.1f} ms, "
+        f"in a batch of {generation['batch']}"
     )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:

@@ -1,6 +1,7 @@
-"""Chapter 25: two networks in one model, each told what the other was told; trained, stopped, resumed, saved, drawn with."""
+"""Chapters 25 and 26: two networks in one model, trained, resumed and measured."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,16 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, seeded_generator
+from t2i_tutorial.core import BUNDLED_DIR, RESULTS_DIR, UserError, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.evaluation.classifier import AttributeClassifier
 from t2i_tutorial.evaluation.report import prompt_accuracy
 from t2i_tutorial.experiments import critters_dataset
+from t2i_tutorial.gan import config, diagnostics
 from t2i_tutorial.gan import gigagan as g
 from t2i_tutorial.gan.discriminator import DiscriminatorConfig, image_pyramid
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig
 from t2i_tutorial.gan.losses import text_gradient_per_head
-from t2i_tutorial.hub import BUNDLED_DIR, RESULTS_DIR, TextToImage
+from t2i_tutorial.hub import TextToImage
 from t2i_tutorial.text import full_caption
 from t2i_tutorial.training import Trainer
 
@@ -39,7 +41,7 @@ TINY = g.Preset(
     SMALL,
     replace(
         g.GAN_CPU_TRAIN_CONFIG,
-        steps=4,
+        max_steps=4,
         batch_size=4,
         save_every=2,
         sample_every=0,
@@ -68,12 +70,12 @@ def batch():
     [
         ({"size": 32}, "size is 32, but the generator draws 16 pixels"),
         ({"matching_weight": 1.5}, "matching_weight must be from 0 to 1, not 1.5"),
-        ({"adversarial_loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"adversarial_loss": "hinge"}, "unknown adversarial_loss 'hinge'"),
         (
             {"hard_negative_fraction": -0.5},
             "hard_negative_fraction must be from 0 to 1",
         ),
-        ({"clip_weight": float("nan")}, "clip must be from 0"),
+        ({"clip_weight": float("nan")}, "clip_weight must be from 0"),
         ({"r1_gamma": -1.0}, "r1_gamma must be from 0"),
         ({"discriminator_lr_ratio": 0.0}, "discriminator_lr_ratio must be"),
         ({"truncation_psi": 1.1}, "truncation_psi must be"),
@@ -91,35 +93,42 @@ def test_what_does_not_fit_is_refused(changes, message):
 
 
 def test_an_encoder_of_another_width_is_refused():
-    "GG-6: a peer reads `text_encoder.dim` before there is one; here the sizes stand in the configuration, and a wrong one is named."
+    """GG-6: a peer reads `text_encoder.dim` before there is one; here both widths are
+    in the configuration, and a wrong one is named."""
     with pytest.raises(
         UserError,
         match="gives vectors of 128, generator and discriminator take 256 and 256",
     ):
-        g.GigaGAN(replace(SMALL, text="critters-clip"))
+        g.GigaGAN(replace(SMALL, text_encoder="critters-clip"))
 
 
-@pytest.mark.parametrize("loss", g.GAN_LOSSES)
+@pytest.mark.parametrize("loss", config.GAN_LOSSES)
 @pytest.mark.parametrize(
     "changes",
     [
-        *g.ABLATION_LADDER.values(),
+        *config.ABLATION_LADDER.values(),
         {"text_conditional_discriminator": False},
-        {"attention": False},
+        {"use_attention": False},
         {"diff_augment": True},
     ],
-    ids=[*g.ABLATION_LADDER, "deaf critic", "no attention", "augmented"],
+    ids=[
+        *config.ABLATION_LADDER,
+        "unconditional discriminator",
+        "no attention",
+        "augmented",
+    ],
 )
 def test_every_switch_leaves_two_losses_that_reach_their_own_side(changes, loss, batch):
     """Each rung trains both sides in its own turn, and no turn touches the other side.
 
-    GG-5: a peer's trainer hands its network an argument that was renamed; here every switch goes through the real Trainer.
+    GG-5: a peer's trainer hands its network an argument that was renamed; here every
+    switch goes through the real Trainer.
     """
-    model = built(loss=loss, **changes).train()
+    model = built(adversarial_loss=loss, **changes).train()
     if model.config.clip_weight:
         model.set_clip_negatives(["a red cat", "a blue fish", "a green owl"])
     trainer = Trainer(
-        model, critters_dataset(8, 16), replace(TINY.train_config, steps=1)
+        model, critters_dataset(8, 16), replace(TINY.train_config, max_steps=1)
     )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trainer.fit()
@@ -164,47 +173,48 @@ def test_switches_leave_out_what_they_say():
     assert SMALL.network_configs() == (SMALL.generator, SMALL.discriminator)
 
 
-# ---- who is told what
+# ---- which text reaches which network
 
 
 def spy(model, monkeypatch):
-    "Note which style, made of a text, each judgement of the discriminator was given."
-    seen, plain = [], model.discriminator.judge
+    "Note the features and the text vector of each call of the discriminator's heads."
+    calls, plain = [], model.discriminator.score
 
-    def judge(maps, style=None):
-        seen.append((maps[0].detach().clone(), style.detach().clone()))
+    def score(maps, style=None):
+        calls.append((maps[0].detach().clone(), style.detach().clone()))
         return plain(maps, style)
 
-    monkeypatch.setattr(model.discriminator, "judge", judge)
-    return seen
+    monkeypatch.setattr(model.discriminator, "score", score)
+    return calls
 
 
-def test_real_pictures_are_judged_under_their_own_captions_and_under_wrong_ones(
+def test_real_images_are_scored_with_matched_and_mismatched_captions(
     monkeypatch, batch
 ):
-    "GG-1, GG-2: a peer judges real pictures by another batch's captions, and takes the right captions for wrong ones."
+    """GG-1, GG-2: a peer scores real images under another batch's captions, and takes
+    matched captions for mismatched ones."""
     model = built(clip_weight=0.0).eval()
     seen, own = (
         spy(model, monkeypatch),
         model.discriminator.text_to_style(model.encode_prompts(batch.captions)),
     )
     model.training_losses(batch, seeded_generator(0), "discriminator")
-    (real, right), (fake, told), (again, wrong), (fakes, others) = seen
+    (real, matched), (fake, given), (again, wrong), (fakes, others) = seen
     assert (
-        torch.equal(right, own)
-        and torch.equal(told, own)
+        torch.equal(matched, own)
+        and torch.equal(given, own)
         and torch.equal(wrong, others)
     )
     for maps, source, texts in ((again, real, wrong), (fakes, fake, others)):
-        for picture, text in zip(
+        for image, text in zip(
             maps, texts
-        ):  # the same picture as before, and a caption that is not its own
-            i = next(i for i in range(6) if torch.equal(source[i], picture))
+        ):  # the same image as before, and a caption that is not its own
+            i = next(i for i in range(6) if torch.equal(source[i], image))
             j = next(j for j in range(6) if torch.equal(own[j], text))
             assert batch.captions[i] != batch.captions[j]
 
 
-def test_the_generators_turn_tells_both_sides_the_same(monkeypatch, batch):
+def test_in_the_generators_loss_both_networks_get_the_same_captions(monkeypatch, batch):
     "PR-1: the predecessor's discriminator was given no text."
     model = built(clip_weight=0.0).eval()
     seen = spy(model, monkeypatch)
@@ -218,18 +228,18 @@ def test_the_score_of_every_head_depends_on_the_text(name, batch):
     "GG-3, PR-1: at the start and after the recorded training."
     model = built() if name == "start" else recorded()
     images = F.interpolate(batch.images, (model.config.size,) * 2)
-    slopes = text_gradient_per_head(
+    gradients = text_gradient_per_head(
         lambda x, t: model.discriminator(x, t).logits(),
         image_pyramid(images, model.config.discriminator.sizes),
         model.encode_prompts(batch.captions),
     )
     assert (
-        len(slopes) == len(model.config.discriminator.head_names)
-        and (slopes > 1e-5).all()
+        len(gradients) == len(model.config.discriminator.head_names)
+        and (gradients > 1e-5).all()
     )
 
 
-def test_a_deaf_critic_is_deaf(batch):
+def test_an_unconditional_discriminator_ignores_the_text(batch):
     "PR-1: the switch that repeats the predecessor's fault really does."
     model = built(text_conditional_discriminator=False, clip_weight=0.0).eval()
     other = replace(batch, captions=batch.captions[::-1])
@@ -241,38 +251,45 @@ def test_a_deaf_critic_is_deaf(batch):
         for x in (batch, other)
     )
     assert torch.equal(a, b) and set(
-        g.text_discrimination_accuracy(model, ("body_colour",), n=16).values()
+        diagnostics.text_discrimination_accuracy(model, ("body_colour",), n=16).values()
     ) == {0.5}
-    assert "wrong" not in model.training_losses(
+    assert "score_mismatched" not in model.training_losses(
         batch, seeded_generator(0), "discriminator"
     )
 
 
-# ---- borrowed eyes, and lessons
+# ---- the frozen backbone, and pre-training
 
-EYES = replace(SMALL.discriminator, eyes="critters-clip", vision_aided_channels=8)
+BACKBONE = replace(
+    SMALL.discriminator, vision_aided_model="critters-clip", vision_aided_channels=8
+)
 
 
-def test_eyes_are_a_switch(batch):
-    with_eyes = g.GigaGAN(replace(SMALL, discriminator=EYES))
+def test_the_backbone_is_a_switch(batch):
+    vision_aided = g.GigaGAN(replace(SMALL, discriminator=BACKBONE))
     assert [
-        w for w in with_eyes.discriminator.config.head_names if w[0] == "vision_aided"
+        w
+        for w in vision_aided.discriminator.config.head_names
+        if w[0] == "vision_aided"
     ] == [("vision_aided", 1), ("vision_aided", 2), ("vision_aided", 3)]
-    assert replace(SMALL, discriminator=EYES, eyes=False).network_configs()[
-        1
-    ] == replace(SMALL.discriminator, vision_aided_channels=8)
-    with_eyes.set_clip_negatives(["a red cat", "an owl"])
-    for phase in with_eyes.phases:
-        with_eyes.zero_grad()
-        with_eyes.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
+    assert replace(
+        SMALL, discriminator=BACKBONE, use_vision_aided=False
+    ).network_configs()[1] == replace(SMALL.discriminator, vision_aided_channels=8)
+    vision_aided.set_clip_negatives(["a red cat", "an owl"])
+    for phase in vision_aided.phases:
+        vision_aided.zero_grad()
+        vision_aided.training_losses(batch, seeded_generator(0), phase)[
+            "loss"
+        ].backward()
     assert all(
-        p.grad is None for p in with_eyes.discriminator.vision_aided.clip.parameters()
+        p.grad is None
+        for p in vision_aided.discriminator.vision_aided.clip.parameters()
     )
 
 
-def test_lessons_teach_reading_and_leave_the_rest_alone():
+def test_matching_pretraining_changes_the_text_conditional_parts_only():
     data = critters_dataset(256, 16)
-    model = g.GigaGAN(replace(SMALL, discriminator=EYES)).eval()
+    model = g.GigaGAN(replace(SMALL, discriminator=BACKBONE)).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     losses = g.pretrain_discriminator_text(
         model, data, num_steps=30, batch_size=32, lr=5e-3
@@ -283,9 +300,13 @@ def test_lessons_teach_reading_and_leave_the_rest_alone():
         for k, v in model.state_dict().items()
         if not torch.equal(v, before[k])
     }
-    assert moved == {"discriminator.style", "discriminator.text", "discriminator.eyes"}
+    assert moved == {
+        "discriminator.text_to_style",
+        "discriminator.text_heads",
+        "discriminator.vision_aided",
+    }
     assert all(p.grad is None for p in model.parameters())
-    again = g.GigaGAN(replace(SMALL, discriminator=EYES)).eval()
+    again = g.GigaGAN(replace(SMALL, discriminator=BACKBONE)).eval()
     again.load_state_dict(before)
     assert (
         g.pretrain_discriminator_text(again, data, num_steps=30, batch_size=32, lr=5e-3)
@@ -293,16 +314,16 @@ def test_lessons_teach_reading_and_leave_the_rest_alone():
     )
 
 
-def test_lessons_need_captions_that_differ():
+def test_matching_pretraining_needs_captions_that_differ():
     data = ImageTextDataset(
         lambda i: torch.zeros(3, 16, 16, dtype=torch.uint8), [("a red cat",)] * 8, 16
     )
     with pytest.raises(
-        UserError, match="nothing to read; set discriminator_pretrain_steps=0"
+        UserError, match="none is mismatched; set discriminator_pretrain_steps=0"
     ):
         g.pretrain_discriminator_text(built(), data, num_steps=1, batch_size=4)
     with pytest.raises(
-        UserError, match="nothing to teach; set discriminator_pretrain_steps=0"
+        UserError, match="cannot match it; set discriminator_pretrain_steps=0"
     ):
         g.pretrain_discriminator_text(
             built(text_conditional_discriminator=False), data, num_steps=1
@@ -313,8 +334,12 @@ def test_lessons_need_captions_that_differ():
         replace(SMALL, discriminator_pretrain_steps=-1)
 
 
-def test_a_training_begins_with_its_lessons(tmp_path):
-    settings = {"discriminator_pretrain_steps": 2, "clip_weight": 0.0, "max_steps": 1}
+def test_a_training_begins_with_its_pretraining(tmp_path):
+    settings = {
+        "discriminator_pretrain_steps": 2,
+        "clip_weight": 0.0,
+        "train.max_steps": 1,
+    }
     few = critters_dataset(32, 16)
     taught, plain = (
         g.train_gigagan(
@@ -329,7 +354,7 @@ def test_a_training_begins_with_its_lessons(tmp_path):
     assert taught.config.discriminator_pretrain_steps == 2
 
 
-def test_drawing_lessons_teach_the_generator_and_leave_the_rest_alone():
+def test_reconstruction_pretraining_changes_the_generator_only():
     data, model = critters_dataset(128, 16), built()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     losses = g.pretrain_generator(model, data, num_steps=30, batch_size=16, lr=1e-2)
@@ -348,19 +373,19 @@ def test_drawing_lessons_teach_the_generator_and_leave_the_rest_alone():
     )
 
 
-def test_of_several_tries_the_nearest_learns(monkeypatch):
-    "The loss of a lesson is the least over its draws of chance, picture by picture."
+def test_of_several_candidates_the_nearest_gets_the_gradient(monkeypatch):
+    "The loss of a step is the minimum over its latents, image by image."
     data, model = critters_dataset(8, 16), built()
-    unlike, calls = g._perceptual_loss(model), []
+    perceptual, calls = g._perceptual_loss(model), []
 
     class Watching:
-        see = staticmethod(unlike.features)
+        features = staticmethod(perceptual.features)
 
-        def __call__(self, num_images, real, aims):
-            calls.append(unlike(pictures, real))
+        def __call__(self, images, real, target):
+            calls.append(perceptual(images, real))
             return calls[-1]
 
-    monkeypatch.setattr(g, "_likeness", lambda model: Watching())
+    monkeypatch.setattr(g, "_perceptual_loss", lambda model: Watching())
     (loss,) = g.pretrain_generator(
         model, data, num_steps=1, batch_size=8, num_candidates=3
     )
@@ -370,7 +395,7 @@ def test_of_several_tries_the_nearest_learns(monkeypatch):
     assert (calls[0] - calls[1]).abs().max() > 0
 
 
-def test_likeness_is_a_term_of_the_generators_turn_and_no_part_of_the_model(batch):
+def test_the_perceptual_loss_is_in_the_generators_loss_and_not_in_the_weights(batch):
     plain, alike = (
         built(clip_weight=0.0).eval(),
         built(clip_weight=0.0, perceptual_weight=2.0).eval(),
@@ -381,8 +406,8 @@ def test_likeness_is_a_term_of_the_generators_turn_and_no_part_of_the_model(batc
         for m in (plain, alike)
     )
     assert (b["loss"] - a["loss"]).item() == pytest.approx(
-        2 * b["perceptual_weight"].item(), rel=1e-4
-    ) and "likeness" not in a
+        2 * b["perceptual_loss"].item(), rel=1e-4
+    ) and "perceptual_loss" not in a
     c, d = (
         m.training_losses(batch, seeded_generator(0), "discriminator")["loss"]
         for m in (plain, alike)
@@ -390,14 +415,14 @@ def test_likeness_is_a_term_of_the_generators_turn_and_no_part_of_the_model(batc
     assert c == d and set(alike.state_dict()) == names
 
 
-def test_without_text_there_is_no_picture_to_copy(batch):
+def test_without_text_nothing_can_be_reconstructed(batch):
     with pytest.raises(
         UserError, match="generator_pretrain_steps must be at least 0, not -2"
     ):
         replace(SMALL, generator_pretrain_steps=-2)
     with pytest.raises(UserError, match="perceptual_weight must be from 0"):
         replace(SMALL, perceptual_weight=-1.0)
-    deaf = built(
+    unconditional = built(
         text_conditional=False,
         matching_weight=0.0,
         clip_weight=0.0,
@@ -406,11 +431,11 @@ def test_without_text_there_is_no_picture_to_copy(batch):
     with pytest.raises(
         UserError, match="set generator_pretrain_steps=0 and perceptual_weight=0"
     ):
-        g.pretrain_generator(deaf, critters_dataset(8, 16), num_steps=1)
+        g.pretrain_generator(unconditional, critters_dataset(8, 16), num_steps=1)
     with pytest.raises(
         UserError, match="set generator_pretrain_steps=0 and perceptual_weight=0"
     ):
-        deaf.training_losses(batch, seeded_generator(0), "generator")
+        unconditional.training_losses(batch, seeded_generator(0), "generator")
 
 
 @pytest.mark.parametrize(
@@ -430,7 +455,7 @@ def test_without_text_there_is_no_picture_to_copy(batch):
         ),
     ],
 )
-def test_lessons_that_cannot_be_given_are_refused_before_anything_is_written(
+def test_impossible_pretraining_is_refused_before_anything_is_written(
     tmp_path, changes, message
 ):
     with pytest.raises(UserError, match=message):
@@ -444,10 +469,10 @@ def test_lessons_that_cannot_be_given_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_lessons_are_given_once_and_a_resumed_training_ends_with_the_same_bits(
+def test_pretraining_runs_once_and_a_resumed_training_ends_with_the_same_bits(
     tmp_path, monkeypatch
 ):
-    changes, given = (
+    changes, calls = (
         {
             "discriminator_pretrain_steps": 2,
             "generator_pretrain_steps": 2,
@@ -455,27 +480,23 @@ def test_lessons_are_given_once_and_a_resumed_training_ends_with_the_same_bits(
         },
         [],
     )
-    for name in ("teach_reading", "teach_drawing"):
-        monkeypatch.setattr(
-            g,
-            name,
-            lambda *a, name=name, teach=getattr(g, name), **k: (
-                given.append(name) or teach(*a, **k)
-            ),
-        )
+
+    def noted(name, plain):
+        return lambda *a, **k: calls.append(name) or plain(*a, **k)
+
+    for name in ("pretrain_discriminator_text", "pretrain_generator"):
+        monkeypatch.setattr(g, name, noted(name, getattr(g, name)))
     whole, halted = (
         g.train_gigagan(g.gigagan_preset(TINY, changes), "critters", tmp_path / name)[0]
         for name in ("a", "b")
     )
-    assert given == ["teach_drawing", "teach_reading"] * 2
-    import shutil
-
+    assert calls == ["pretrain_generator", "pretrain_discriminator_text"] * 2
     for gone in ("model", "checkpoints/step-000004"):
         shutil.rmtree(tmp_path / "b" / gone)
     resumed, _ = g.train_gigagan(
         g.gigagan_preset(TINY, changes), "critters", tmp_path / "b", resume=True
     )
-    assert len(given) == 4
+    assert len(calls) == 4
     for (name, a), b, c in zip(
         whole.state_dict().items(),
         halted.state_dict().values(),
@@ -488,23 +509,93 @@ def test_lessons_are_given_once_and_a_resumed_training_ends_with_the_same_bits(
 
 
 def test_the_penalty_is_lazy_and_covers_all_sizes(monkeypatch, batch):
-    "GG-11: a peer's penalty watches the largest picture only. Here all sizes, of real pictures, and with pairs of generated ones too; never in eval mode."
+    """GG-11: a peer's penalty covers the largest image only. Here all sizes, of real
+    images, and with R2 of generated ones too; never in eval mode."""
     calls, plain = [], g.zero_centered_gradient_penalty
     monkeypatch.setattr(
         g,
-        "r1_penalty",
+        "zero_centered_gradient_penalty",
         lambda score, inputs: (
             calls.append([x.shape[-1] for x in inputs]) or plain(score, inputs)
         ),
     )
     for loss, kinds in (("logistic", 1), ("relativistic", 2)):
         calls.clear()
-        model = built(loss=loss, r1_interval=3).train()
+        model = built(adversarial_loss=loss, r1_interval=3, clip_weight=0.0).train()
         for k in range(4):
-            model.training_losses(batch, seeded_generator(k), "discriminator")
+            for phase in model.phases:
+                model.training_losses(batch, seeded_generator(k), phase)
         assert calls == [[8, 16]] * kinds * 2 and model.d_steps.item() == 4
         model.eval().training_losses(batch, seeded_generator(0), "discriminator")
         assert len(calls) == 2 * kinds and model.d_steps.item() == 4
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_the_penalty_is_counted_in_optimiser_steps(pieces):
+    """However a batch is cut, all its micro-batches are penalised in every third step;
+    the log keeps the last value."""
+    model = built(clip_weight=0.0, r1_interval=3)
+    penalised, plain = [], model.discriminator_loss
+
+    def discriminator_loss(*args):
+        before, step = model.r1_penalty, model.d_steps.item()
+        terms = plain(*args)
+        penalised.append((step, model.r1_penalty is not before))
+        assert terms["r1_penalty"] is model.r1_penalty
+        return terms
+
+    model.discriminator_loss = discriminator_loss
+    train_config = replace(
+        TINY.train_config,
+        max_steps=5,
+        gradient_accumulation_steps=pieces,
+        log_every=1,
+        max_grad_norm=None,
+    )
+    history = Trainer(model, critters_dataset(8, 16), train_config).fit()
+    assert penalised == [
+        (step, step % 3 == 0) for step in range(5) for _ in range(pieces)
+    ]
+    assert model.d_steps.item() == 5
+    logged = [h["discriminator/r1_penalty"] for h in history]
+    assert len(logged) == 5 and min(logged) > 0 and len(set(logged[2:4])) == 2
+
+
+def test_an_interrupted_discriminator_step_is_counted_once(batch):
+    model = built(clip_weight=0.0).train()
+    for _ in range(3):  # as if a step had been begun again
+        model.training_losses(batch, seeded_generator(0), "discriminator")
+    assert model.d_steps.item() == 0
+    for _ in range(2):
+        model.training_losses(batch, seeded_generator(0), "generator")
+    assert model.d_steps.item() == 1
+
+
+def test_mismatched_captions_differ_in_what_they_state(monkeypatch, batch):
+    """Two ways of saying the same are no mismatched pair, in the loss and in pre-
+    training."""
+    same = ["a red cat", "a drawing of a red cat"] * 3
+    model = built(clip_weight=0.0).eval()
+    assert model.caption_key("a red cat") == "a red cat"
+    model.caption_key = g.caption_attributes
+    terms = model.training_losses(
+        replace(batch, captions=same), seeded_generator(0), "discriminator"
+    )
+    assert "score_mismatched" not in terms
+    keys = []
+    monkeypatch.setattr(
+        g,
+        "mismatched_indices",
+        lambda k, rng: keys.append(k) or (torch.arange(len(k)), torch.arange(len(k))),
+    )
+    g.pretrain_discriminator_text(
+        model, critters_dataset(8, 16), num_steps=1, batch_size=4, num_mismatched=1
+    )
+    assert all(isinstance(key, tuple) for key in keys[0])
+    for data, kind in (("critters", tuple), (critters_dataset(32, 16), str)):
+        settings = {"clip_weight": 0.0, "train.max_steps": 1, "diff_augment": True}
+        trained = g.train_gigagan(g.gigagan_preset(TINY, settings), data)[0]
+        assert isinstance(trained.caption_key("a red cat"), kind)
 
 
 def test_gamma_is_made_up_for_the_steps_between(batch):
@@ -524,7 +615,7 @@ def test_gamma_is_made_up_for_the_steps_between(batch):
     assert (b - a).item() == pytest.approx(4 * (once - a).item(), rel=1e-3) and b > a
 
 
-def test_rates_of_the_two_sides():
+def test_learning_rates_of_the_two_networks():
     model = built(discriminator_lr_ratio=2.0, r1_interval=16)
     model.train_config = replace(TINY.train_config, lr=1e-3, betas=(0.0, 0.99))
     c = 16 / 17
@@ -555,19 +646,19 @@ def test_a_clip_loss_without_a_bank_is_refused(batch):
         built().training_losses(batch, seeded_generator(0), "generator")
 
 
-def test_clip_pulls_at_the_picture_and_weighs_what_it_should(batch):
-    "PR-2: both vectors from one contrastive model; its slope reaches the generator."
-    quiet, loud = (
-        built(clip_weight=0.0, loss="logistic").eval(),
-        built(clip_weight=0.5, loss="logistic").eval(),
+def test_the_clip_loss_reaches_the_generator_with_its_weight(batch):
+    "PR-2: both vectors from one contrastive model; its gradient reaches the generator."
+    without, weighted = (
+        built(clip_weight=0.0, adversarial_loss="logistic").eval(),
+        built(clip_weight=0.5, adversarial_loss="logistic").eval(),
     )
-    loud.set_clip_negatives(["a red cat", "a blue fish", "a green owl"])
+    weighted.set_clip_negatives(["a red cat", "a blue fish", "a green owl"])
     a, b = (
         m.training_losses(batch, seeded_generator(0), "generator")
-        for m in (quiet, loud)
+        for m in (without, weighted)
     )
     assert (b["loss"] - a["loss"]).item() == pytest.approx(
-        0.5 * b["clip"].item(), rel=1e-4
+        0.5 * b["clip_loss"].item(), rel=1e-4
     )
 
 
@@ -583,7 +674,8 @@ def test_captions_that_state_the_same_are_the_same():
 
 
 def test_same_seed_same_bits_and_resumed_equals_uninterrupted(tmp_path):
-    "GG-10: each checkpoint has a place of its own; also the lazy penalty keeps its time across a halt."
+    """GG-10: each checkpoint has a folder of its own; the counter of the lazy penalty
+    survives a halt."""
     changes = {"r1_interval": 3}
     runs = [
         g.train_gigagan(g.gigagan_preset(TINY, changes), "critters", tmp_path / name)[0]
@@ -593,8 +685,6 @@ def test_same_seed_same_bits_and_resumed_equals_uninterrupted(tmp_path):
         "step-000002",
         "step-000004",
     ]
-    import shutil
-
     for gone in ("model", "checkpoints/step-000004"):
         shutil.rmtree(tmp_path / "b" / gone)
     resumed = g.train_gigagan(
@@ -613,19 +703,20 @@ def test_same_seed_same_bits_and_resumed_equals_uninterrupted(tmp_path):
     )
 
 
-def test_few_pictures_without_captions_of_creatures_train_too():
-    "GG-13: a peer asserts more than a hundred pictures. Here few are allowed, with a warning that says what helps."
+def test_a_few_images_of_another_source_train_too():
+    """GG-13: a peer asserts more than a hundred images. Here few are allowed, with a
+    warning that says what helps."""
     data = critters_dataset(10, 16)
     with pytest.warns(UserWarning, match="diff_augment=true helps"):
         model, _ = g.train_gigagan(
-            g.gigagan_preset(TINY, {"clip_weight": 0.0, "max_steps": 1}), data
+            g.gigagan_preset(TINY, {"clip_weight": 0.0, "train.max_steps": 1}), data
         )
     assert model.sample_prompts == [c[0] for c in data.captions[:8]]
 
 
 def test_only_the_generator_is_averaged():
     model, data = built(clip_weight=0.0), critters_dataset(8, 16)
-    trainer = Trainer(model, data, replace(TINY.train_config, steps=2))
+    trainer = Trainer(model, data, replace(TINY.train_config, max_steps=2))
     trainer.fit()
     assert trainer.ema and all(
         name.startswith("generator.") for name in trainer.ema.average
@@ -633,16 +724,17 @@ def test_only_the_generator_is_averaged():
 
 
 def test_a_batch_in_pieces_and_a_file_that_is_cut(tmp_path):
-    "GG-9: a peer's networks lose their attributes when they are wrapped for several pieces or processes, and its loader fails while it reports that it fails."
+    """GG-9: a peer's networks lose their attributes when they are wrapped for several
+    pieces or processes, and its loader fails while it reports that it fails."""
     model = built(clip_weight=0.0)
     history = Trainer(
         model,
         critters_dataset(8, 16),
-        replace(TINY.train_config, steps=2, gradient_accumulation_steps=2),
+        replace(TINY.train_config, max_steps=2, gradient_accumulation_steps=2),
     ).fit()
     assert (
-        model.d_steps.item() == 4 and history[-1]["step"] == 2
-    )  # each piece is a turn
+        model.d_steps.item() == 2 and history[-1]["step"] == 2
+    )  # a step has two micro-batches, and is counted once
     model.save_pretrained(tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
@@ -663,7 +755,7 @@ def test_settings_by_name():
     changed = g.gigagan_preset(
         "cpu-32",
         [
-            "max_steps=700",
+            "train.max_steps=700",
             "matching_weight=0.25",
             "text_conditional=false",
             "init_from=somewhere",
@@ -672,7 +764,7 @@ def test_settings_by_name():
     assert (
         changed.train_config.max_steps,
         changed.model_config.matching_weight,
-        changed.model_config.reads,
+        changed.model_config.text_conditional,
         changed.init_from,
     ) == (700, 0.25, False, "somewhere")
     with pytest.raises(UserError, match="did you mean 'cpu-32'"):
@@ -686,11 +778,11 @@ def test_every_preset_fits_together(name):
     c = g.GIGAGAN_PRESETS[name].model_config
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    eyeless = replace(c, eyes=False)  # borrowed eyes come from a file, with numbers
+    plain = replace(c, use_vision_aided=False)  # the backbone comes from a file
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers
         generator, discriminator = (
-            Generator(c.parts()[0]),
-            g.Discriminator(eyeless.parts()[1]),
+            Generator(c.network_configs()[0]),
+            g.Discriminator(plain.network_configs()[1]),
         )
         assert generator.synthesise(
             torch.zeros(2, c.generator.style_dim), text := hollow_text(2)
@@ -698,9 +790,9 @@ def test_every_preset_fits_together(name):
         scores = discriminator(
             [torch.zeros(2, 3, s, s) for s in c.discriminator.sizes], text
         )
-    assert len(scores.logits()) == len(eyeless.parts()[1].where)
+    assert len(scores.logits()) == len(plain.network_configs()[1].head_names)
     with torch.device("meta"):
-        whole = g.Discriminator(c.parts()[1])
+        whole = g.Discriminator(c.network_configs()[1])
     n = sum(p.numel() for net in (generator, whole) for p in net.parameters())
     assert not name.startswith(("tiny", "cpu")) or 2 * n <= 12e6
 
@@ -713,14 +805,14 @@ def hollow_text(b):
     )
 
 
-def test_widening_keeps_what_was_learned():
+def test_initialising_from_a_smaller_model_keeps_its_function():
     big = replace(
         SMALL,
         size=32,
         generator=replace(
             SMALL.generator,
             channels=(16, 16, 8, 8),
-            bank=(1, 2, 2, 2),
+            num_kernels=(1, 2, 2, 2),
             self_attention=(False, True, False, False),
             cross_attention=(False, True, False, False),
         ),
@@ -743,14 +835,14 @@ def test_widening_keeps_what_was_learned():
     images = image_pyramid(torch.rand(3, 3, 32, 32) * 2 - 1, (8, 16, 32))
     with torch.no_grad():
         a, b = small.discriminator(images[:2], text), model.discriminator(images, text)
-    old = dict(zip(b.where, b.logits()))
-    for place, score in zip(a.where, a.logits()):
-        assert torch.allclose(old[place], score, atol=1e-5)
+    old = dict(zip(b.head_names, b.logits()))
+    for name, score in zip(a.head_names, a.logits()):
+        assert torch.allclose(old[name], score, atol=1e-5)
     with pytest.raises(UserError, match="cannot start from this model of 32 pixels"):
         g.init_gigagan_from_smaller(model, small)
 
 
-# ---- the face
+# ---- sampling
 
 
 def test_alone_or_in_company_and_again():
@@ -808,30 +900,30 @@ def test_an_unconditional_model_draws_too():
 # ---- measures
 
 
-def test_in_proportion_counts_what_is_missing():
-    judge, group = (
+def test_class_coverage_counts_what_is_missing():
+    classifier, group = (
         AttributeClassifier.from_pretrained(),
         critters.sample_critters(128, 32, seed=2, split="test"),
     )
-    whole = g.class_coverage(judge, group.images, group.critters)
+    whole = diagnostics.class_coverage(classifier, group.images, group.critters)
     assert (
         whole["share"] > 0.95
         and sum(c["asked"] for c in whole["classes"] if c["attribute"] == "species")
         == 128
     )
-    collapsed = g.class_coverage(
-        judge, group.images[:1].expand(128, -1, -1, -1), group.critters
+    collapsed = diagnostics.class_coverage(
+        classifier, group.images[:1].expand(128, -1, -1, -1), group.critters
     )
     assert collapsed["share"] < 0.15
 
 
-def test_discerning_is_chance_at_the_start_and_high_after_the_recorded_training():
+def test_text_discrimination_is_at_chance_level_before_and_high_after_training():
     assert all(
         0.2 < v < 0.8
-        for v in g.text_discrimination_accuracy(built().eval(), n=48).values()
+        for v in diagnostics.text_discrimination_accuracy(built().eval(), n=48).values()
     )
     assert (
-        g.text_discrimination_accuracy(recorded(), ("body_colour",), n=48)[
+        diagnostics.text_discrimination_accuracy(recorded(), ("body_colour",), n=48)[
             "body_colour"
         ]
         > 0.8
@@ -862,10 +954,11 @@ def test_the_recorded_model_draws_what_it_is_asked_for():
 def test_the_record_is_whole():
     folder = BUNDLED_DIR / "critters-32-gigagan"
     assert (folder / "model.safetensors").stat().st_size <= 12e6
-    alone = json.loads((folder / "without-generator-pretraining.json").read_text())
+    results = RESULTS_DIR / "critters-32-gigagan"
+    alone = json.loads((results / "without-generator-pretraining.json").read_text())
     runs = [
-        json.loads((folder / f"{name}.json").read_text())
-        for name in ("stage1-run", "run")
+        json.loads(path.read_text())
+        for path in (results / "stage1-run.json", folder / "run.json")
     ] + alone["runs"]
     assert runs[0]["command"] == "t2i train gigagan --preset cpu-32"
     for run in runs:
@@ -881,23 +974,72 @@ def test_the_record_is_whole():
     assert sum(clip[-5:]) < 0.5 * sum(clip[:5])
     for split in ("test", "held_out"):
         assert (
-            alone["evaluation"][split]["n"]
-            == json.loads((folder / f"evaluation-{split}.json").read_text())["n"]
+            alone["evaluation"][split]["num_images"]
+            == json.loads((results / f"evaluation-{split}.json").read_text())[
+                "num_images"
+            ]
         )
 
 
-def test_compare_settings_goes_on_from_its_file(tmp_path):
+def test_an_ablation_goes_on_from_its_file(tmp_path):
     path, preset = (
         tmp_path / "s.json",
-        g.gigagan_preset(TINY, {"clip_weight": 0.0, "max_steps": 1}),
+        g.gigagan_preset(TINY, {"clip_weight": 0.0, "train.max_steps": 1}),
     )
-    g.run_gigagan_ablation(path, {"as it is": {}}, preset, num_images=16)
-    both = g.run_gigagan_ablation(
-        path, {"as it is": {}, "other": {"lr": 1e-4}}, preset, num_images=16
+    diagnostics.run_gigagan_ablation(path, {"as it is": {}}, preset, num_images=16)
+    both = diagnostics.run_gigagan_ablation(
+        path, {"as it is": {}, "other": {"train.lr": 1e-4}}, preset, num_images=16
     )
     assert list(both["runs"]) == ["as it is", "other"] and both["runs"]["other"][
         "changes"
-    ] == {"lr": 1e-4}
+    ] == {"train.lr": 1e-4}
     assert {"discriminator/loss", "generator/loss"} <= set(both["runs"]["other"])
-    with pytest.raises(UserError, match="was measured with n=16"):
-        g.run_gigagan_ablation(path, {}, preset, num_images=32)
+    with pytest.raises(UserError, match="was measured with num_images=16"):
+        diagnostics.run_gigagan_ablation(path, {}, preset, num_images=32)
+
+
+@pytest.mark.parametrize(
+    "name, cases",
+    [
+        ("hyperparameter-ablation", diagnostics.HYPERPARAMETER_ABLATIONS),
+        ("pretraining-ablation", diagnostics.PRETRAINING_ABLATIONS),
+        ("gigagan-failures", diagnostics.FAILURE_CASES),
+    ],
+)
+def test_recorded_ablations_are_those_of_the_code(name, cases):
+    "Same names; same changes, but for the dotted path that training settings have now."
+    runs = json.loads((RESULTS_DIR / f"{name}.json").read_text())["runs"]
+    assert set(runs) == set(cases)
+    for run, changes in cases.items():
+        plain = {k.removeprefix("train."): v for k, v in changes.items()}
+        old = {k.removeprefix("train."): v for k, v in runs[run]["changes"].items()}
+        assert plain == old, run
+        g.gigagan_preset("tiny", changes)
+
+
+def test_the_style_of_the_recorded_model_is_nearly_constant():
+    "What chapter 26 reports, and what a new training has to be measured against."
+    captions = [
+        full_caption(c)
+        for c in critters.sample_critters(16, 32, seed=3, split="test").critters
+    ]
+    torch.manual_seed(0)
+    start = diagnostics.style_variance_shares(g.GigaGAN(recorded().config), captions)
+    end = diagnostics.style_variance_shares(recorded(), captions)
+    assert min(start.values()) > 0.1 and max(end.values()) < 0.01
+    same = diagnostics.style_variance_shares(recorded(), captions[:1] * 4)
+    assert same["caption"] < 1e-6
+    assert end == diagnostics.style_variance_shares(recorded(), captions)
+
+
+def test_failure_cases_are_written_with_their_names(tmp_path):
+    from PIL import Image
+
+    cases = {"as it is": {}, "other": {"clip_weight": 1.0}}
+    preset = g.gigagan_preset(TINY, {"train.max_steps": 1})
+    saved = diagnostics.run_failure_cases(tmp_path, cases, preset, n=16)
+    written = json.loads((tmp_path / "gigagan-failures.json").read_text())
+    assert written["runs"] == saved["runs"]
+    rows = json.loads(Image.open(tmp_path / "gigagan-failures.png").text["rows"])
+    assert rows == list(saved["runs"]) == list(cases)
+    assert saved["runs"]["other"]["rms_over_seeds"] > 0
