@@ -391,7 +391,7 @@ def test_scales_0_and_1_are_the_branches(model, n):
     def run(text):
         def denoise(x, t):
             times = torch.full((n,), t)
-            return GuidanceConfig(1.0, model.config.thresholding).apply_threshold(
+            return GuidanceConfig(1.0, model.config.thresholding).threshold(
                 clean(model, x, times, text)
             )
 
