@@ -578,8 +578,10 @@ def test_a_short_training_takes_settings_of_its_network(t2i, monkeypatch):
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.parent.name + "/" + p.name)
 def test_a_recorded_command_names_settings_that_exist(path):
     for command in commands_in(load_json(path)):
-        t2i_, train, name, flag, preset, *settings = shlex.split(command)
-        assert (t2i_, train, flag) == ("t2i", "train", "--preset")
+        if not command.startswith("t2i "):
+            continue  # of another program, such as chapter 4's
+        _, train, name, flag, preset, *settings = shlex.split(command)
+        assert (train, flag) == ("train", "--preset")
         if name in ("imagen", "gigagan"):
             get_preset(HELP[name], preset, settings)
         else:
