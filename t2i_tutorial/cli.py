@@ -56,7 +56,7 @@ _Word = tyro.conf.Positional[str]
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class SamplingOptions:
     "How images are sampled; an option that is not given is the model's own."
 
     guidance_scale: float | None = None
@@ -74,7 +74,7 @@ class _Sampling:
 
 
 @dataclass(frozen=True)
-class _Generate(_Sampling):
+class GenerateOptions(SamplingOptions):
     "Generate images of a prompt and write them to one PNG."
 
     prompt: Annotated[_Word, tyro.conf.arg(metavar="PROMPT")] = tyro.MISSING
@@ -90,7 +90,7 @@ class _Generate(_Sampling):
 
 
 @dataclass(frozen=True)
-class _Evaluate(_Sampling):
+class EvaluateOptions(SamplingOptions):
     "Measure prompt accuracy, distances and diversity of a model on critters."
 
     model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = _DEFAULT_MODEL
@@ -106,7 +106,7 @@ class _Evaluate(_Sampling):
 
 
 @dataclass(frozen=True)
-class _Train:
+class TrainOptions:
     "Train a model and write it to a folder."
 
     name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
@@ -122,7 +122,7 @@ class _Train:
 
 
 @dataclass(frozen=True)
-class _Models:
+class ModelsOptions:
     "List the bundled models."
 
 
@@ -166,7 +166,7 @@ def _one_line(box: str) -> str:
 
 def _options(kind: type) -> list[str]:
     "The options of a command, as they are typed."
-    positional = ("prompt", "name") if kind is not _Evaluate else ("model",)
+    positional = ("prompt", "name") if kind is not EvaluateOptions else ("model",)
     names = [f.name for f in fields(kind) if f.name not in positional]
     return [f"--{name.replace('_', '-')}" for name in names]
 
@@ -180,7 +180,7 @@ def _refuse_rest(rest: Sequence[str], kind: type, prog: str) -> None:
         if word.startswith("-"):
             hint = _nearest(name, [*_options(kind), "--help"])
             raise _UsageError(f"{prog}: unknown option {name!r}; {hint}")
-        if kind is _Generate:
+        if kind is GenerateOptions:
             raise _UsageError(
                 f"{prog}: unexpected {word[:60]!r} after the prompt; "
                 "put the prompt in quotes"
@@ -196,7 +196,7 @@ def _read_settings(rest: Sequence[str], prog: str) -> list[str]:
         name = word.partition("=")[0]
         if not word.startswith("-"):
             settings.append(word)  # a word without "=" is refused where it is read
-        elif near := get_close_matches(name, _options(_Train), 1, cutoff=0.8):
+        elif near := get_close_matches(name, _options(TrainOptions), 1, cutoff=0.8):
             raise _UsageError(
                 f"{prog}: unknown option {name!r}; did you mean {near[0]!r}?"
             )
@@ -215,7 +215,7 @@ def _read_settings(rest: Sequence[str], prog: str) -> list[str]:
 # ---- generate, evaluate, models
 
 
-def _sampling_options(options: _Sampling, model_type: str) -> dict:
+def _sampling_options(options: SamplingOptions, model_type: str) -> dict:
     "Arguments for `sample`; raises `UserError` for an option of another kind of model."
     from t2i_tutorial.core import UserError
 
@@ -267,7 +267,7 @@ def _default_output(prompt: str, seed: int) -> Path:
     return path
 
 
-def _generate(options: _Generate) -> None:
+def _generate(options: GenerateOptions) -> None:
     "`t2i generate`: one PNG with a grid of images, what made them in its text chunks."
     from t2i_tutorial.core import make_grid
     from t2i_tutorial.experiments import save_annotated_png
@@ -300,7 +300,7 @@ def _generate(options: _Generate) -> None:
     print(output)
 
 
-def _evaluate(options: _Evaluate) -> None:
+def _evaluate(options: EvaluateOptions) -> None:
     "`t2i evaluate`: the table of an evaluation report."
     from t2i_tutorial.evaluation.report import evaluate
     from t2i_tutorial.hub import load_model
@@ -321,7 +321,7 @@ def _evaluate(options: _Evaluate) -> None:
         print(report.save(output))
 
 
-def _models(options: _Models) -> None:
+def _models(options: ModelsOptions) -> None:
     "`t2i models`: a line for each bundled model."
     from t2i_tutorial.core import load_json
     from t2i_tutorial.hub import bundled_models
@@ -339,7 +339,7 @@ def _models(options: _Models) -> None:
 # ---- train
 
 
-def _train(options: _Train, settings: Sequence[str]) -> None:
+def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     "`t2i train`: read the settings, train, say where the model is."
     from t2i_tutorial.core import check_choice
 
@@ -370,7 +370,7 @@ def _changes(config, settings: Sequence[str]) -> dict:
     return {(k := name.partition(".")[0]): getattr(changed, k) for name in words}
 
 
-def _check_new_folder(options: _Train, folder: str) -> None:
+def _check_new_folder(options: TrainOptions, folder: str) -> None:
     "Raise `UserError` for a used folder, and for what a short training does not have."
     from t2i_tutorial.core import UserError
 
@@ -384,7 +384,7 @@ def _check_new_folder(options: _Train, folder: str) -> None:
         raise UserError(f"folder {folder!r} is not empty; choose another with --output")
 
 
-def _training_help(options: _Train, prog: str) -> None:
+def _training_help(options: TrainOptions, prog: str) -> None:
     "Print every setting of a training, with its default in the chosen preset."
     from t2i_tutorial.core import check_choice
 
@@ -394,7 +394,7 @@ def _training_help(options: _Train, prog: str) -> None:
     chosen = check_choice("preset", options.preset or default, presets)
     preset, bare = presets[chosen], tyro.conf.arg(name="")
     no_flags = tyro.conf.FlagConversionOff
-    parts = {"options": (_Train, options, bare, tyro.conf.FlagCreatePairsOff)}
+    parts = {"options": (TrainOptions, options, bare, tyro.conf.FlagCreatePairsOff)}
     if name in _SAMPLING:  # model fields bare, those of the training under train.
         model, train = preset.model_config, preset.train_config
         images = tyro.conf.arg(help="critters to render, if the data are critters")
@@ -432,10 +432,10 @@ def _example(name: str) -> str:
 # ---- the program
 
 _COMMANDS = {
-    "generate": (_Generate, _generate),
-    "train": (_Train, _train),
-    "evaluate": (_Evaluate, _evaluate),
-    "models": (_Models, _models),
+    "generate": (GenerateOptions, _generate),
+    "train": (TrainOptions, _train),
+    "evaluate": (EvaluateOptions, _evaluate),
+    "models": (ModelsOptions, _models),
 }
 
 
@@ -468,7 +468,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise _UsageError(f"t2i: unknown {what} {command[:60]!r}; {hint}")
     kind, function = _COMMANDS[command]
     prog = f"t2i {command}"
-    if kind is not _Train:
+    if kind is not TrainOptions:
         options, rest = _parse(kind, rest, prog)
         _refuse_rest(rest, kind, prog)
         return function(options)
