@@ -77,8 +77,12 @@ def duplicate_mask(
         ids = torch.tensor([last[c] for c in captions])
         mask = ids[:, None] == ids
     else:
+        stated = [critters.parse_caption(c) for c in captions]
         mask = torch.tensor(
-            [[caption_matches(c, text) for text in captions] for c in creatures]
+            [
+                [all(getattr(c, k) == v for k, v in s.items()) for s in stated]
+                for c in creatures
+            ]
         )
     return mask.fill_diagonal_(False)
 
