@@ -378,7 +378,7 @@ class CritterDataset:
     ) -> "CritterDataset":
         "Render n creatures, a chunk at a time."
         chunks = []
-        for i in progress_bar(range(0, n, chunk_size), "drawing"):
+        for i in progress_bar(range(0, n, chunk_size), "rendering"):
             chunk_seed = seed * 1000 + i // chunk_size
             number = min(chunk_size, n - i)
             chunks.append(

@@ -69,7 +69,7 @@ def test_duplicates_are_no_negatives():
 def test_false_negatives_by_what_captions_state():
     "With creatures, caption j is masked for image i where it is true of creature i."
     a = critters.Critter("cat", "red", "blue", "green", action="standing")
-    b = critters.Critter("cat", "red", "green", "brown", action="running")
+    b = critters.Critter("cat", "red", "green", "yellow", action="running")
     c = critters.Critter("owl", "red", "blue")
     captions = ["a red cat", "a red and green cat", "an owl"]
     expected = [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
