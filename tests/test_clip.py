@@ -12,6 +12,11 @@ from t2i_tutorial import critters
 from t2i_tutorial.core import UserError, load_json
 from t2i_tutorial.text import Tokenizer, full_caption, sample_captions
 
+BITS = (
+    ("critters-clip", 65, 38392.29905772209),
+    ("critters-clip-score", 65, 25802.44391334057),
+)  # name, tensors, sum of magnitudes
+
 
 def unit(b, d=16, seed=0):
     return F.normalize(
@@ -47,7 +52,9 @@ def test_loss_of_a_guess_is_log_b():
 
 
 def test_duplicates_are_no_negatives():
-    "With the duplicate's cell taken out, the loss is that of a slow loop which skips it."
+    """With the duplicate's cell taken out, the loss is that of a slow loop which skips
+    it.
+    """
     u, v, captions = unit(5), unit(5, seed=1), ["a", "b", "a", "c", "b"]
     z, loss = 7 * u @ v.T, 0
     for i in range(5):
@@ -57,6 +64,50 @@ def test_duplicates_are_no_negatives():
     assert torch.allclose(
         C.contrastive_loss(u, v, 7.0, C.duplicate_mask(captions)), loss, atol=1e-6
     )
+
+
+def test_false_negatives_by_what_captions_state():
+    "With creatures, caption j is masked for image i where it is true of creature i."
+    a = critters.Critter("cat", "red", "blue", "green", action="standing")
+    b = critters.Critter("cat", "red", "green", "yellow", action="running")
+    c = critters.Critter("owl", "red", "blue")
+    captions = ["a red cat", "a red and green cat", "an owl"]
+    expected = [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert C.duplicate_mask(captions, [a, b, c]).int().tolist() == expected
+    assert not C.duplicate_mask(captions).any()
+    assert C.duplicate_mask(["x", "y", "x"]).int().tolist() == [
+        [0, 0, 1],
+        [0, 0, 0],
+        [1, 0, 0],
+    ]
+    assert C.caption_matches(b, captions[0]) and not C.caption_matches(a, captions[1])
+
+
+def test_lr_rises_in_a_line_then_follows_the_schedule():
+    def lrs(schedule, warmup=60):
+        return [C.lr_at_step(k, 1e-3, 1000, warmup, schedule) for k in range(1000)]
+
+    for schedule in C.LR_SCHEDULES:
+        rise = lrs(schedule)[:60]
+        assert rise == pytest.approx([1e-3 * n / 60 for n in range(1, 61)])
+    assert lrs("constant")[59:] == [1e-3] * 941
+    for schedule in ("cosine", "linear"):
+        fall = lrs(schedule)[59:]
+        assert all(a > b > 0 for a, b in zip(fall, fall[1:])) and fall[-1] < 2e-6
+    assert C.lr_at_step(529, 1e-3, 999, 60, "cosine") == pytest.approx(5e-4)
+    assert C.lr_at_step(529, 1e-3, 999, 60, "linear") == pytest.approx(5e-4)
+    assert lrs("cosine", warmup=0)[0] < 1e-3
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        C.lr_at_step(0, 1e-3, 10, 0, "cosin")
+
+
+def test_recorded_weights_keep_their_bits():
+    "Sums of the recorded tensors: a change of names must not change a number."
+    for name, count, total in BITS:
+        weights, _ = C.load_tensors(C.BUNDLED_DIR / name / "model.safetensors")
+        assert len(weights) == count
+        found = sum(w.double().abs().sum().item() for w in weights.values())
+        assert found == pytest.approx(total, rel=1e-12)
 
 
 def test_gradient_is_finite_when_all_captions_are_equal():
@@ -82,7 +133,9 @@ def test_any_size_gives_unit_vectors_and_gradients(recorded, size):
 
 
 def test_larger_drawings_mean_the_same(recorded):
-    "A creature drawn at 64 pixels lies near the same one at 32, thanks to antialiasing."
+    """A creature drawn at 64 pixels lies near the same one at 32, thanks to
+    antialiasing.
+    """
     made = [
         critters.Critter("dragon", "blue", "red", "green", action="breathing fire"),
         critters.Critter("owl", "brown", "pink"),
@@ -97,7 +150,10 @@ def test_order_of_words_counts(recorded, pool):
     a, b = recorded.encode_text(["a blue and red dragon", "a red and blue dragon"])
     assert (
         a @ b < 0.99
-        and C.attribute_binding_accuracy(recorded, pool)["body and second"] > 0.95
+        and C.attribute_binding_accuracy(recorded, pool)[
+            "body colour and second colour"
+        ]
+        > 0.95
     )
 
 
@@ -129,7 +185,7 @@ def test_the_record_is_whole_and_meets_the_targets(name):
     )
     for split, least, zero in (("test", 0.80, 0.95), ("held_out", 0.90, 0.90)):
         m = run["evaluation"][split]
-        assert m["n"] >= 2048 and m["retrieval, full captions"]["own"] >= least
+        assert m["num_images"] >= 2048 and m["retrieval, full captions"]["own"] >= least
         assert (
             min(m["zero-shot"][k] for k in ("species", "body_colour", "action")) >= zero
         )
@@ -174,8 +230,12 @@ def test_bad_models_get_one_line(recorded, tmp_path):
     C.save_json(folder / "config.json", load_json(folder / "config.json") | {"dim": 64})
     with pytest.raises(UserError, match="do not fit"):
         C.CLIP.from_pretrained(folder)
-    C.save_json(folder / "config.json", {"wings": 2})
+    config = load_json(folder / "config.json")
+    C.save_json(folder / "config.json", config | {"wings": 2})
     with pytest.raises(UserError, match="no contrastive model"):
+        C.CLIP.from_pretrained(folder)
+    C.save_json(folder / "config.json", {"wings": 2})
+    with pytest.raises(UserError, match="no clip model"):
         C.CLIP.from_pretrained(folder)
 
 
@@ -189,6 +249,8 @@ def test_training_learns_repeats_and_names_bad_fields(tmp_path):
     assert losses == [h["loss"] for h in again] and sum(losses[-3:]) < sum(losses[:3])
     with pytest.raises(UserError, match="did you mean 'batch_size'"):
         C.train_clip("tiny", batchsize=3)
+    with pytest.raises(UserError, match="did you mean 'max_steps'"):
+        C.make_clip_config("tiny", stepps=3)
     with pytest.raises(UserError, match="unknown preset 'tny'"):
         C.train_clip("tny")
 
@@ -207,7 +269,7 @@ def test_senseless_settings_get_one_line(change, message):
         C.train_clip("tiny", **change)
 
 
-def test_wobble_shifts_onto_white_and_never_mirrors():
+def test_augmentation_shifts_onto_white_and_never_mirrors():
     x = torch.full((64, 3, 16, 16), 1.0)
     x[:, :, 3, 2] = -1
     y = C.augment_images(x, torch.Generator().manual_seed(0))
@@ -229,7 +291,7 @@ def test_every_text_of_the_grammar_is_known(recorded):
     assert isinstance(encoder.tokenizer, Tokenizer) and encoder.name == recorded.name
 
 
-def test_the_words_stand_beside_what_the_tower_makes(recorded):
+def test_token_embeddings_are_appended_to_the_output(recorded):
     made, both = (
         C.CLIPTextEncoder(recorded),
         C.CLIPTextEncoder(recorded, token_embeddings=True),
@@ -258,21 +320,21 @@ def test_the_encoder_does_not_freeze_the_model(recorded):
     assert all(p.requires_grad for p in recorded.parameters())
 
 
-def test_the_maps_are_what_the_embedding_is_made_of(recorded):
-    "Borrowed elsewhere: three maps, each half the side of the one before, and the last one leads to the embedding."
+def test_feature_maps_lead_to_the_embedding(recorded):
+    "Three maps, each half the side of the one before; the last leads to the embedding."
     images = (
         torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     )
     clip = recorded
-    maps, c, s = clip.maps(images), clip.config.channels, clip.config.size
+    maps, c, s = clip.feature_maps(images), clip.config.channels, clip.config.size
     assert [tuple(m.shape) for m in maps] == [
         (2, c, s // 2, s // 2),
         (2, 2 * c, s // 4, s // 4),
         (2, 4 * c, s // 8, s // 8),
     ]
-    last = clip.image.stages[-2:](maps[-1])
+    last = clip.image_encoder.stages[-2:](maps[-1])
     assert torch.allclose(
-        F.normalize(clip.image.out(last.flatten(1)), dim=-1),
+        F.normalize(clip.image_encoder.out(last.flatten(1)), dim=-1),
         clip.encode_image(images),
         atol=1e-5,
     )
