@@ -307,7 +307,8 @@ def read_metadata(
         )
     return rows
 
-
+# %% ../nbs/06_data.ipynb #c912ac35
+#| code-fold: true
 def _splits(folder: Path) -> dict[str, Path]:
     "The metadata file of each split: of the folder itself (train), or of subfolders."
     if not folder.exists():
