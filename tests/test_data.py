@@ -1,4 +1,6 @@
-"""Captioned pictures: what a picture and a caption become, what is refused and how, and that batches repeat to the bit."""
+"""Chapter 6: what a file and a caption become, what is refused and how, and that
+batches repeat to the bit.
+"""
 
 import io
 import json
@@ -21,7 +23,6 @@ from t2i_tutorial.data import (
     Batch,
     ImageTextDataset,
     StreamingImageTextDataset,
-    _InMemoryImages,
     clean_caption,
     flip_caption,
     letterbox,
@@ -35,8 +36,8 @@ from t2i_tutorial.data import (
 DRAGON = "a red dragon"
 
 
-def picture(w=24, h=24):
-    "A picture with no symmetry: four quarters of different colours."
+def make_image(w=24, h=24):
+    "An image with no symmetry: four quarters of different colours."
     p = Image.new("RGB", (w, h), (200, 30, 40))
     p.paste((20, 160, 60), (w // 2, 0, w, h // 2))
     p.paste((30, 60, 210), (0, h // 2, w // 2, h))
@@ -62,11 +63,11 @@ def folder(
     text=None,
     metadata="metadata.jsonl",
 ):
-    "A folder with these pictures and these metadata records (or this metadata text)."
+    "A folder with these images and these metadata records (or this metadata text)."
     path = tmp_path / name
     for f in files:
         (path / f).parent.mkdir(parents=True, exist_ok=True)
-        picture().save(path / f)
+        make_image().save(path / f)
     path.mkdir(exist_ok=True)
     text = "\n".join(map(json.dumps, records)) + "\n" if text is None else text
     if metadata:
@@ -98,12 +99,14 @@ def same(a, b):
     )
 
 
-# ---- one picture
+# ---- one image
 
 
 @pytest.mark.parametrize("low, high", [(102, 153), (110, 130), (255, 255), (0, 0)])
 def test_colours_are_not_stretched_mi7(low, high):
-    "MI-7: a low-contrast picture keeps its levels, a picture of one colour does not become NaN."
+    """MI-7: a low-contrast image keeps its levels, an image of one colour does not
+    become NaN.
+    """
     p = Image.new("RGB", (32, 32), (low,) * 3)
     p.paste((high,) * 3, (16, 0, 32, 32))
     out = letterbox(p, 32)
@@ -115,7 +118,7 @@ def test_colours_are_not_stretched_mi7(low, high):
 
 @pytest.mark.parametrize("w, h", [(40, 10), (10, 40), (33, 32), (640, 480)])
 def test_not_squashed_but_padded_mi7(w, h):
-    "MI-7: a picture that is not square keeps its proportions, on white."
+    "MI-7: an image that is not square keeps its proportions, on white."
     inked = (letterbox(Image.new("RGB", (w, h), "black"), 64) < 128).all(0)
     rows, columns = inked.any(1).sum().item(), inked.any(0).sum().item()
     assert (
@@ -130,18 +133,20 @@ def test_not_squashed_but_padded_mi7(w, h):
 
 
 def test_same_size_keeps_every_bit():
-    assert torch.equal(letterbox(picture(64, 64), 64), pixels(picture(64, 64)))
+    assert torch.equal(letterbox(make_image(64, 64), 64), pixels(make_image(64, 64)))
 
 
 def test_whole_enlargement_repeats_pixels():
     assert torch.equal(
-        letterbox(picture(32, 32), 96),
-        pixels(picture(32, 32)).repeat_interleave(3, 1).repeat_interleave(3, 2),
+        letterbox(make_image(32, 32), 96),
+        pixels(make_image(32, 32)).repeat_interleave(3, 1).repeat_interleave(3, 2),
     )
 
 
 def test_shrinking_is_antialiased_as_in_torch():
-    "A fine checkerboard becomes even grey, and bytes agree with PyTorch's antialiased bicubic to one level."
+    """A fine checkerboard becomes even grey, and bytes agree with PyTorch's antialiased
+    bicubic to one level.
+    """
     board = (
         ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 255)
         .to(torch.uint8)
@@ -162,6 +167,26 @@ def test_shrinking_is_antialiased_as_in_torch():
         noise[None], (40, 40), mode="bicubic", antialias=True
     )[0]
     assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_the_filter_rings_less_than_lanczos_and_does_not_alias():
+    "Of a hard edge bicubic overshoots fewer levels; a fine chirp fades to grey."
+    edge = np.full((64, 64), 64, np.uint8)
+    edge[:, 30:] = 192
+
+    def overshoot(method):
+        out = np.asarray(Image.fromarray(edge).resize((24, 24), method)).astype(int)
+        return max(out.max() - 192, 64 - out.min())
+
+    filters = Image.Resampling
+    assert overshoot(filters.BICUBIC) < overshoot(filters.LANCZOS)
+    x = torch.linspace(0, 1, 384)
+    chirp = to_pil(torch.sin(2 * torch.pi * 60 * x**2).expand(3, 384, 384))
+    nearest = pixels(chirp.resize((96, 96), filters.NEAREST))
+    assert (
+        letterbox(chirp, 96)[..., -12:].float().std()
+        < 0.5 * nearest[..., -12:].float().std()
+    )
 
 
 def test_transparent_pixels_become_white_whatever_colour_hides_below():
@@ -203,7 +228,7 @@ def test_other_modes_with_alpha(mode):
 
 
 def test_palette_with_a_transparent_entry():
-    p = picture(32, 32).quantize(8)
+    p = make_image(32, 32).quantize(8)
     out = letterbox(reopened(p, "png", transparency=p.getpixel((0, 0))), 32)
     assert out[:, 0, 0].tolist() == [255] * 3 and out[:, 0, 31].tolist() == list(
         p.convert("RGB").getpixel((31, 0))
@@ -223,36 +248,36 @@ def test_sixteen_bit_grey_keeps_its_levels():
 
 
 def test_one_bit_and_grey():
-    assert letterbox(picture(32, 32).convert("1"), 32).unique().tolist() == [0, 255]
+    assert letterbox(make_image(32, 32).convert("1"), 32).unique().tolist() == [0, 255]
     assert torch.equal(
-        letterbox(picture(32, 32).convert("L"), 32)[0],
-        torch.from_numpy(np.array(picture(32, 32).convert("L"))),
+        letterbox(make_image(32, 32).convert("L"), 32)[0],
+        torch.from_numpy(np.array(make_image(32, 32).convert("L"))),
     )
 
 
 def test_cmyk():
     assert (
-        letterbox(reopened(picture(32, 32).convert("CMYK"), "tiff"), 32).int()
-        - pixels(picture(32, 32)).int()
+        letterbox(reopened(make_image(32, 32).convert("CMYK"), "tiff"), 32).int()
+        - pixels(make_image(32, 32)).int()
     ).abs().max() <= 2
 
 
 @pytest.mark.parametrize("format", ["gif", "webp", "png"])
 def test_animated_gives_the_first_frame(format):
     p = reopened(
-        picture(32, 32),
+        make_image(32, 32),
         format,
         save_all=True,
         append_images=[Image.new("RGB", (32, 32), "black")],
         **({"lossless": True} if format == "webp" else {}),
     )
     p.seek(1)  # whatever was looked at before
-    assert (letterbox(p, 32).int() - pixels(picture(32, 32)).int()).abs().max() <= 4
+    assert (letterbox(p, 32).int() - pixels(make_image(32, 32)).int()).abs().max() <= 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_undone(orientation):
-    "All eight orientations; a wide picture, so that the sides swap too."
+    "All eight orientations; a wide image, so that the sides swap too."
     T, exif = Image.Transpose, Image.Exif()
     exif[0x0112] = orientation
     stored = {
@@ -265,9 +290,9 @@ def test_exif_rotation_is_undone(orientation):
         7: T.TRANSVERSE,
         8: T.ROTATE_270,
     }[orientation]
-    p = picture(32, 16)
+    p = make_image(32, 16)
     p = reopened(p if stored is None else p.transpose(stored), "png", exif=exif)
-    assert torch.equal(letterbox(p, 32), letterbox(picture(32, 16), 32))
+    assert torch.equal(letterbox(p, 32), letterbox(make_image(32, 16), 32))
 
 
 def test_one_pixel_is_enlarged(tmp_path):
@@ -330,7 +355,7 @@ def test_decompression_bomb_is_refused_by_its_header(side, tmp_path):
         (
             "letter.png",
             lambda whole: b"Dear reader, I am not a picture.",
-            "not a picture",
+            "not an image",
         ),
     ],
 )
@@ -382,7 +407,7 @@ def test_floating_point_pixels_are_refused():
 @pytest.mark.parametrize("size", [0, 15, 1000, "64", True, 32.5])
 def test_bad_sizes(size, untyped, tmp_path):
     for action in (
-        lambda: letterbox(picture(), size),
+        lambda: letterbox(make_image(), size),
         lambda: ImageTextDataset.from_folder(folder(tmp_path, record()), size=size),
         lambda: ImageTextDataset.from_critters(2, size=size),
         lambda: ImageTextDataset.from_hub("no/where", size=size),
@@ -491,7 +516,8 @@ def test_left_and_right_in_captions(before, after):
 @given(
     st.lists(
         st.sampled_from(
-            "a red cat facing looking left right Left RIGHT , . on the its wing hand side sign of -handed".split()
+            "a red cat facing looking left right Left RIGHT , . on the its "
+            "wing hand side sign of -handed".split()
         ),
         max_size=12,
     )
@@ -502,7 +528,7 @@ def test_mirroring_twice_changes_nothing(words):
     assert once is None or flip_caption(once) == text
 
 
-def test_flips_keep_picture_caption_and_attribute_together():
+def test_flips_keep_image_caption_and_attribute_together():
     d = ImageTextDataset.from_critters(200, size=16, seed=2)
     turned = kept = 0
     for b in d.batches(64, seed=1, flip=True):
@@ -548,7 +574,7 @@ def test_a_folder_holds_what_pillow_reads_from_its_files(tmp_path):
         files=files,
     )
     for i, f in enumerate(files):
-        picture(20 + 4 * i, 30).save(path / f)
+        make_image(20 + 4 * i, 30).save(path / f)
     d = ImageTextDataset.from_folder(path, size=32)
     assert [t for _, t in d] == [f"{DRAGON} {i}" for i in range(6)]
     assert all(
@@ -583,7 +609,10 @@ def test_relative_folder_and_symbolic_link_to_a_folder(tmp_path, monkeypatch):
 def test_csv_with_commas_quotes_and_several_columns(tmp_path):
     path = folder(
         tmp_path,
-        text='file_name,short,long\r\na.png,red,"a ""red"" dragon, big"\r\nb.png,,"two\nlines"\r\n',
+        text=(
+            'file_name,short,long\r\na.png,red,"a ""red"" dragon, '
+            'big"\r\nb.png,,"two\nlines"\r\n'
+        ),
         files=("a.png", "b.png"),
         metadata="metadata.csv",
     )
@@ -632,17 +661,19 @@ def test_splits_in_subfolders(tmp_path):
     assert "'tset'" in m and "did you mean 'test'" in m and "train" in m
 
 
-def test_unlisted_pictures_are_spoken_of(tmp_path):
+def test_unlisted_images_are_named(tmp_path):
     path = folder(tmp_path, record(), files=("a.png", "b.png", "sub/c.jpg"))
-    with pytest.warns(
-        UserWarning, match="2 pictures are not in .*the first is 'b.png'"
-    ):
+    with pytest.warns(UserWarning, match="2 images are not in .*the first is 'b.png'"):
         assert len(ImageTextDataset.from_folder(path, size=16)) == 1
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
-    "The folder is only read; the cache of `datasets` goes to a temporary place and away again, or where it is told to."
+    """The folder is only read.
+
+    The cache of `datasets` goes to a temporary folder that is removed, or to
+    `cache_dir`.
+    """
     (tmp_path / "t").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
     path = folder(tmp_path, record())
@@ -659,16 +690,16 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     "make, says",
     [
         (lambda p: p / "nowhere", "check the path"),
-        (lambda p: (p / "empty").mkdir() or p / "empty", "is empty; put pictures"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", "is empty; put images"),
         (
             lambda p: folder(p, metadata=None),
             "no metadata.jsonl or metadata.csv; write one line",
         ),
         (lambda p: folder(p, record()) / "a.png", "is a file, not a folder"),
-        (lambda p: folder(p, text=""), "lists no picture"),
+        (lambda p: folder(p, text=""), "lists no image"),
         (
             lambda p: folder(p, text="file_name,text\n", metadata="metadata.csv"),
-            "lists no picture",
+            "lists no image",
         ),
         (
             lambda p: (
@@ -711,7 +742,7 @@ GOOD = json.dumps(record())
     ],
 )
 def test_bad_metadata_lines(text, line, says, tmp_path):
-    picture().save(tmp_path / "outside.png")
+    make_image().save(tmp_path / "outside.png")
     m = refusal(
         ImageTextDataset.from_folder,
         folder(tmp_path, text=text, files=("a.png", "sub/c.png")),
@@ -732,7 +763,9 @@ def test_bad_metadata_lines(text, line, says, tmp_path):
     ],
 )
 def test_bad_csv_lines(text, line, says, tmp_path):
-    "The last two: `datasets` reads a CSV by guessing types, so the captions null and 12 are not text any more."
+    """The last two: `datasets` reads a CSV by guessing types, so the captions null and
+    12 are not text any more.
+    """
     m = refusal(
         ImageTextDataset.from_folder,
         folder(tmp_path, text=text, metadata="metadata.csv"),
@@ -742,7 +775,7 @@ def test_bad_csv_lines(text, line, says, tmp_path):
 
 
 def test_symbolic_links(tmp_path):
-    picture().save(tmp_path / "outside.png")
+    make_image().save(tmp_path / "outside.png")
     path = folder(tmp_path, record(file="link.png"))
     (path / "link.png").symlink_to(tmp_path / "outside.png")
     assert (
@@ -788,10 +821,10 @@ def test_read_metadata_gives_line_numbers(tmp_path):
 
 @pytest.fixture(scope="module")
 def eleven(tmp_path_factory):
-    "A folder of eleven pictures, some with two captions, some that say left."
+    "A folder of eleven images, some with two captions, some that say left."
     path = tmp_path_factory.mktemp("eleven")
     for i in range(11):
-        picture(20 + i, 30).save(path / f"{i}.png")
+        make_image(20 + i, 30).save(path / f"{i}.png")
     (path / "metadata.jsonl").write_text(
         "\n".join(
             json.dumps(
@@ -811,7 +844,7 @@ def set_of_eleven(eleven):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_an_epoch_shows_each_picture_once(set_of_eleven, flip):
+def test_an_epoch_holds_each_image_once(set_of_eleven, flip):
     batches = list(set_of_eleven.batches(4, seed=3, flip=flip))
     assert [len(b) for b in batches] == [4, 4, 3]
     assert sorted(i for b in batches for i in b.indices.tolist()) == list(range(11))
@@ -860,7 +893,7 @@ def test_resuming_gives_the_rest_exactly(set_of_eleven, start):
 
 
 def test_choices_do_not_depend_on_the_batch_size(set_of_eleven):
-    by_picture = [
+    by_image = [
         {
             i: (x, t)
             for b in set_of_eleven.batches(n, seed=1, flip=True)
@@ -869,14 +902,16 @@ def test_choices_do_not_depend_on_the_batch_size(set_of_eleven):
         for n in (1, 4)
     ]
     assert all(
-        by_picture[0][i][1] == by_picture[1][i][1]
-        and torch.equal(by_picture[0][i][0], by_picture[1][i][0])
+        by_image[0][i][1] == by_image[1][i][1]
+        and torch.equal(by_image[0][i][0], by_image[1][i][0])
         for i in range(11)
     )
 
 
 def test_cache_or_not_gives_the_same_bits(eleven, set_of_eleven):
-    "The budget is exact: n * 3 * size * size bytes are kept, one byte less is not enough."
+    """The budget is exact: n * 3 * size * size bytes are kept, one byte less is not
+    enough.
+    """
     without = ImageTextDataset.from_folder(
         eleven, size=32, cache_bytes=11 * 3 * 32 * 32 - 1
     )
@@ -921,7 +956,7 @@ def test_bad_batch_options_fail_at_the_call(set_of_eleven, options, says, untype
     assert says in refusal(set_of_eleven.batches, **options)
 
 
-def test_places_in_the_set(set_of_eleven):
+def test_indexing(set_of_eleven):
     image, caption = set_of_eleven[-1]
     assert (
         image.shape == (3, 32, 32)
@@ -933,7 +968,7 @@ def test_places_in_the_set(set_of_eleven):
             set_of_eleven[i]
 
 
-def test_a_picture_that_breaks_later_is_named(tmp_path):
+def test_an_image_that_breaks_later_is_named(tmp_path):
     path = folder(tmp_path, record())
     d = ImageTextDataset.from_folder(path, size=16, cache_bytes=0)
     (path / "a.png").write_bytes((path / "a.png").read_bytes()[:60])
@@ -943,7 +978,7 @@ def test_a_picture_that_breaks_later_is_named(tmp_path):
 
 
 def test_worker_processes_and_pickling_mi9(set_of_eleven, eleven):
-    "MI-9: nothing but pictures and text in `__getitem__`, so worker processes work."
+    "MI-9: nothing but images and text in `__getitem__`, so worker processes work."
     assert torch.equal(
         pickle.loads(
             pickle.dumps(ImageTextDataset.from_folder(eleven, size=32, cache_bytes=0))
@@ -1002,20 +1037,23 @@ def test_critters_come_as_drawn():
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory):
-    "A folder in the form that a hub uses, in two files; among the pictures one with alpha and one EXIF-rotated."
+    """A folder in the form that a hub uses, in two files.
+
+    Among the images one with alpha and one EXIF-rotated.
+    """
     import datasets
 
     root = tmp_path_factory.mktemp("hub")
     exif = Image.Exif()
     exif[0x0112] = 6
-    pictures = [picture(20 + i, 30) for i in range(9)] + [
+    images = [make_image(20 + i, 30) for i in range(9)] + [
         reopened(
-            picture(32, 16).transpose(Image.Transpose.ROTATE_90), "png", exif=exif
+            make_image(32, 16).transpose(Image.Transpose.ROTATE_90), "png", exif=exif
         ),
         Image.new("RGBA", (8, 8), (0, 0, 0, 0)),
     ]
     raw = []
-    for p in pictures:
+    for p in images:
         b = io.BytesIO()
         p.save(b, "png", exif=p.getexif())
         raw.append({"bytes": b.getvalue(), "path": None})
@@ -1043,13 +1081,13 @@ def hub(parquet, tmp_path_factory):
     )
 
 
-def test_hub_pictures_pass_through_the_same_door(hub):
+def test_hub_images_are_read_like_files(hub):
     d = ImageTextDataset.from_hub(**hub)
     assert [t for _, t in d] == [f"dragon {i}" for i in range(11)] and torch.equal(
-        d.cache[3], letterbox(picture(23, 30), 32)
+        d.cache[3], letterbox(make_image(23, 30), 32)
     )
     assert (
-        torch.equal(d.cache[9], letterbox(picture(32, 16), 32))
+        torch.equal(d.cache[9], letterbox(make_image(32, 16), 32))
         and d.cache[10].min() == 255
     )
     assert same(
@@ -1057,7 +1095,7 @@ def test_hub_pictures_pass_through_the_same_door(hub):
     )
 
 
-def test_streaming_gives_the_same_pictures(hub):
+def test_streaming_gives_the_same_images(hub):
     d, s = (
         ImageTextDataset.from_hub(**hub),
         ImageTextDataset.from_hub(**hub, streaming=True, buffer=4),
@@ -1103,7 +1141,7 @@ def test_hub_columns_and_splits(hub, change, says, streaming):
     assert says in m and hub["dataset_id"] in m
 
 
-def test_hub_column_without_pictures(hub):
+def test_hub_column_without_images(hub):
     assert "name another image_column" in refusal(
         ImageTextDataset.from_hub, **hub | {"image_column": "more"}
     )
@@ -1132,7 +1170,7 @@ def test_hub_rows_that_are_broken_are_numbered(streaming, tmp_path, tmp_path_fac
             ).batches(1, shuffle=False)
         )
 
-    assert "row 0" in (m := refusal(walk)) and "not a picture" in m
+    assert "row 0" in (m := refusal(walk)) and "not an image" in m
     datasets.Dataset.from_dict(
         {"image": rows["image"], "text": ["x", ""]},
         features=datasets.Features(
@@ -1145,7 +1183,9 @@ def test_hub_rows_that_are_broken_are_numbered(streaming, tmp_path, tmp_path_fac
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_no_network_is_one_line_at_once(streaming, monkeypatch, tmp_path):
-    "With no name service the hub is not asked again and again, and the library's own switch is put back."
+    """With no name service the hub is not asked again and again, and the library's own
+    switch is put back.
+    """
     import socket
     import time
 
@@ -1206,7 +1246,7 @@ def test_shuffle_buffer_keeps_every_item_once_and_looks_no_further_than_it_holds
 # ---- whatever you have
 
 
-def test_open_pictures_decides(eleven, parquet, hub, tmp_path):
+def test_open_dataset_decides(eleven, parquet, hub, tmp_path):
     assert (
         len(open_dataset("critters", size=16, n=5)) == 5
         and len(open_dataset(eleven, size=16)) == 11
@@ -1221,7 +1261,7 @@ def test_open_pictures_decides(eleven, parquet, hub, tmp_path):
         )
         == 11
     )
-    assert isinstance(open_dataset(eleven, size=16), _InMemoryImages)
+    assert isinstance(open_dataset(eleven, size=16), ImageTextDataset)
 
 
 @pytest.mark.parametrize(
@@ -1233,17 +1273,21 @@ def test_open_pictures_decides(eleven, parquet, hub, tmp_path):
         ("", "choose from"),
     ],
 )
-def test_open_pictures_says_when_it_cannot(source, says):
+def test_open_dataset_says_when_it_cannot(source, says):
     assert says in refusal(open_dataset, source)
 
 
-def test_open_pictures_of_a_file(eleven):
+def test_open_dataset_of_a_file(eleven):
     assert "is a file, not a folder" in refusal(open_dataset, eleven / "0.png")
 
 
 def test_import_is_light():
     "No `datasets`, no pandas, no network at import."
-    code = "import sys, socket; socket.socket.connect = None; import t2i_tutorial.data; print([m for m in ('datasets', 'pandas', 'pyarrow', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    code = (
+        "import sys, socket; socket.socket.connect = None; import "
+        "t2i_tutorial.data; print([m for m in ('datasets', 'pandas', 'pyarrow', "
+        "'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
     )
@@ -1251,16 +1295,19 @@ def test_import_is_light():
 
 
 def test_real_pictures(pictures_folder):
-    "A real folder opens whole: as many pictures as lines, each with a caption, none blank."
+    """A real folder opens whole.
+
+    As many images as lines, each with a caption, none blank.
+    """
     d = open_dataset(pictures_folder, size=32)
     lines = [
-        l
-        for l in (pictures_folder / "metadata.jsonl")
+        line
+        for line in (pictures_folder / "metadata.jsonl")
         .read_text(encoding="utf-8")
         .splitlines()
-        if l.strip()
+        if line.strip()
     ]
-    assert len(d) == len({json.loads(l)["file_name"] for l in lines}) and all(
+    assert len(d) == len({json.loads(line)["file_name"] for line in lines}) and all(
         t for texts in d.captions for t in texts
     )
     if pictures_folder.name == "crawl_tiles":

@@ -181,12 +181,15 @@ def test_a_text_is_the_same_alone_and_in_longer_company(encoder):
     assert (together.tokens[1, n:] == 0).all()
 
 
-def test_masked_mean_ignores_nan_and_short_captions_stay_apart():
-    "Fault MI-4: pooled over 256 places, two random captions had a cosine of 0.98."
+def test_mean_pool_ignores_nan_and_short_captions_stay_apart():
+    "Fault MI-4: pooled over 256 positions, two random captions had a cosine of 0.98."
     torch.manual_seed(0)
     h, mask = torch.randn(2, 256, 32), torch.arange(256).expand(2, -1) < 8
     h = torch.where(mask[..., None], h, torch.randn(32))
-    cosine = lambda p: torch.cosine_similarity(p[0], p[1], dim=0).abs()
+
+    def cosine(p):
+        return torch.cosine_similarity(p[0], p[1], dim=0).abs()
+
     assert cosine(h.mean(1)) > 0.9 and cosine(T.mean_pool(h, mask)) < 0.6
     assert torch.equal(
         T.mean_pool(h.masked_fill(~mask[..., None], float("nan")), mask),
@@ -194,7 +197,7 @@ def test_masked_mean_ignores_nan_and_short_captions_stay_apart():
     )
 
 
-def test_encoders_are_frozen_and_of_one_face(encoder):
+def test_encoders_are_frozen_and_have_one_interface(encoder):
     e = encoder.encode([LONG])
     assert (
         isinstance(encoder, T.TextEncoder)
@@ -251,7 +254,7 @@ def test_other_models_and_foreign_code_are_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_unknown_words_are_named_with_near_ones(encoder, folders):
+def test_words_outside_the_vocabulary_are_named_with_similar_ones(encoder, folders):
     with pytest.warns(UserWarning, match="purpel") as seen:
         found = T.warn_oov(encoder, ["a purpel cat"])
     assert list(found) == ["purpel"] and len(seen) == 1
@@ -308,20 +311,22 @@ def test_cache_equals_the_encoder_and_encodes_once(encoder, tmp_path):
     calls = []
 
     class Counting:
-        name, dim, unknown_words = encoder.name, encoder.dim, encoder.oov_words
+        name, dim, oov_words = encoder.name, encoder.dim, encoder.oov_words
 
         def encode(self, texts):
             calls.extend(texts)
             return encoder.encode(texts)
 
-    first = T.encode_cached(Counting(), ["a red cat", LONG, "a red cat"], tmp_path)
+    first = T.CachedTextEncoder(Counting(), tmp_path).encode(
+        ["a red cat", LONG, "a red cat"]
+    )
     assert (
         torch.equal(
             first.tokens, encoder.encode(["a red cat", LONG, "a red cat"]).tokens
         )
         and calls.count(LONG) == 1
     )
-    again = T.encode_cached(Counting(), [LONG, "a red cat"], tmp_path)
+    again = T.CachedTextEncoder(Counting(), tmp_path).encode([LONG, "a red cat"])
     assert calls.count(LONG) == 1 and torch.equal(again.pooled, first.pooled[[1, 0]])
 
 
@@ -329,7 +334,7 @@ def test_cache_equals_the_encoder_and_encodes_once(encoder, tmp_path):
 def test_a_broken_cache_is_built_again_saying_so(folders, tmp_path, fault):
     encoder = T.PretrainedTextEncoder(folders["t5"])
     good, path = (
-        T.encode_cached(encoder, [LONG], tmp_path),
+        T.CachedTextEncoder(encoder, tmp_path).encode([LONG]),
         next(tmp_path.glob("*.safetensors")),
     )
     if fault == "other":
@@ -339,24 +344,26 @@ def test_a_broken_cache_is_built_again_saying_so(folders, tmp_path, fault):
             {"truncated": path.read_bytes()[:-40], "empty": b"", "json": b"{}"}[fault]
         )
     with pytest.warns(UserWarning, match="built again"):
-        healed = T.encode_cached(encoder, [LONG], tmp_path)
+        healed = T.CachedTextEncoder(encoder, tmp_path).encode([LONG])
     assert torch.equal(healed.tokens, good.tokens)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        T.encode_cached(encoder, [LONG], tmp_path)
+        T.CachedTextEncoder(encoder, tmp_path).encode([LONG])
 
 
 def test_a_cache_of_other_weights_is_stale(folders, tmp_path):
     encoder = T.PretrainedTextEncoder(folders["t5"])
-    old = T.encode_cached(encoder, ["a red cat"], tmp_path)
+    old = T.CachedTextEncoder(encoder, tmp_path).encode(["a red cat"])
     with torch.no_grad():
         encoder.model.get_input_embeddings().weight.mul_(-2)
     with pytest.warns(UserWarning, match="encoder has changed"):
-        new = T.encode_cached(encoder, ["a red cat"], tmp_path)
+        new = T.CachedTextEncoder(encoder, tmp_path).encode(["a red cat"])
     assert not torch.allclose(old.pooled, new.pooled)
 
 
 def test_two_encoders_do_not_share_a_file(folders, tmp_path):
     for kind in ("t5", "clip"):
-        T.encode_cached(T.PretrainedTextEncoder(folders[kind]), [LONG], tmp_path)
+        T.CachedTextEncoder(T.PretrainedTextEncoder(folders[kind]), tmp_path).encode(
+            [LONG]
+        )
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
