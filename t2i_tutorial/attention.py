@@ -22,7 +22,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(
         self,
         dim: int,  # of queries and output
-        context_dim: int | None = None,  # of the context; `dim` if not given
+        context_dim: int | None = None,  # of the context, `dim` if not given
         heads: int = 4,  # `dim` must be a multiple of it
     ):
         super().__init__()
@@ -97,7 +97,7 @@ class CrossAttention2d(nn.Module):
         self,
         x: Float[Tensor, "b c h w"],
         tokens: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"],  # True at tokens; at least one in each text
+        mask: Bool[Tensor, "b n"],  # True at tokens, at least one in each text
     ) -> Float[Tensor, "b c h w"]:
         "x + attention of all positions to all words."
         positions = rearrange(self.norm(x), "b c h w -> b (h w) c")
@@ -141,7 +141,7 @@ class L2SelfAttention2d(nn.Module):
         self,
         channels: int,  # a multiple of `heads`
         heads: int = 4,
-        gain: float = 0.1,  # of what is added, at the start; learned
+        gain: float = 0.1,  # of what is added, at the start, learned
     ):
         super().__init__()
         if heads < 1 or channels % heads:

@@ -101,7 +101,7 @@ def _sync_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(
-    path: str | os.PathLike,  # the finished directory; an older one is replaced
+    path: str | os.PathLike,  # the finished directory, an older one is replaced
 ):
     """Yields a temporary directory, renamed to `path` if all goes well, else removed.
 
@@ -336,7 +336,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        folder: str | os.PathLike | None,  # of the training; None writes nothing
+        folder: str | os.PathLike | None,  # of the training, None writes nothing
         max_checkpoints: int = 2,  # how many of the newest to keep
     ):
         self.folder = None if folder is None else Path(folder)
@@ -369,7 +369,7 @@ class Checkpointer:
 
     def find(
         self,
-        resume: bool | str | os.PathLike,  # True: the newest one; or a path
+        resume: bool | str | os.PathLike,  # True: the newest one, or a path
     ) -> Path | None:  # None to begin at step 0
         "The checkpoint to resume from; raises `UserError` for a folder of others."
         if not isinstance(resume, bool):

@@ -67,7 +67,7 @@ def caption_matches(critter: critters.Critter, caption: str) -> bool:
 def duplicate_mask(
     captions: Sequence[str],
     creatures: Sequence[critters.Critter] | None = None,  # of the images
-) -> Bool[Tensor, "b b"]:  # rows are images, columns captions; the diagonal is False
+) -> Bool[Tensor, "b b"]:  # rows are images, columns captions, the diagonal is False
     """True where image i has the caption of another position j.
 
     With `creatures`: True where caption j is true of creature i.
@@ -201,7 +201,7 @@ class CLIPConfig:
     layers: int = 2  # of the text encoder
     heads: int = 4
     channels: int = 40  # of the image encoder's first stage, a multiple of 8
-    size: int = 32  # pixels; other images are resized
+    size: int = 32  # pixels, other images are resized
     vocab_size: int = 469
     max_length: int = 48  # tokens at most
 
@@ -319,7 +319,7 @@ class CLIPTextEncoder(nn.Module):
     def __init__(
         self,
         clip: CLIP,
-        token_embeddings: bool = False,  # append the token embeddings; doubles `dim`
+        token_embeddings: bool = False,  # append the token embeddings, doubles `dim`
     ):
         super().__init__()
         self.text_transformer = deepcopy(clip.text_encoder).eval().requires_grad_(False)
@@ -342,7 +342,7 @@ class CLIPTextEncoder(nn.Module):
         output = self.text_transformer(ids, mask)
         if not self.token_embeddings:
             return output
-        # each half with mean 0 and variance 1; pooled alike
+        # each half with mean 0 and variance 1, pooled alike
         d = (output.tokens.shape[-1],)
         positions = self.text_transformer.position_embedding[: ids.shape[1]]
         plain = F.layer_norm(self.text_transformer.token_embedding(ids) + positions, d)

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.resources import files
 from io import BytesIO
-from itertools import product
 from math import ceil, prod
 from pathlib import Path
 from textwrap import wrap
@@ -42,7 +41,7 @@ class UserError(ValueError):
 
 
 def to_uint8(
-    images: Float[Tensor, "*b 3 h w"],  # images in [-1, 1]; values outside are clamped
+    images: Float[Tensor, "*b 3 h w"],  # images in [-1, 1], values outside are clamped
 ) -> UInt8[Tensor, "*b 3 h w"]:  # whole numbers from 0 to 255
     """Turn images in [-1, 1] into bytes, rounding to the nearest level.
 
@@ -81,7 +80,7 @@ def from_pil(
 
 def to_pil(
     image: Float[Tensor, "3 h w"],  # one image in [-1, 1]
-    enlarge: int = 1,  # whole factor; each pixel becomes a block of enlarge x enlarge
+    enlarge: int = 1,  # whole factor, each pixel becomes a block of enlarge x enlarge
 ) -> Image.Image:  # an RGB picture
     "Turn a tensor into a Pillow picture, enlarged without blur."
     picture = Image.fromarray(
@@ -162,12 +161,12 @@ def show_images(
     images: Float[Tensor, "b 3 h w"]
     | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
     captions: Sequence[str] | None = None,  # one text below each image
-    columns: int | None = None,  # images in a row; as many as fit a page if not given
+    columns: int | None = None,  # images in a row, as many as fit a page if not given
     scale: int
-    # screen pixels for one image pixel; an image is about 90 wide if not given
+    # screen pixels for one image pixel, an image is about 90 wide if not given
     | None = None,
     title: str | None = None,  # a line above the grid
-):  # a matplotlib Figure; as the last line of a cell it is displayed
+):  # a matplotlib Figure, as the last line of a cell it is displayed
     """Show images in a grid, pixels sharp, captions below.
 
     Raises `UserError` if the numbers differ.
@@ -233,7 +232,7 @@ def _draw_grid(
 def make_grid(
     images: Float[Tensor, "b 3 h w"]
     | Sequence[Float[Tensor, "3 h w"]],  # in [-1, 1], one size
-    columns: int | None = None,  # images in a row; a square grid if not given
+    columns: int | None = None,  # images in a row, a square grid if not given
     padding: int = 2,  # white pixels between and around the images
 ) -> Float[Tensor, "3 gh gw"]:  # one large image
     """Lay images out on white.
@@ -258,7 +257,7 @@ def show_table(
         Mapping
     ],  # a mapping from column to value each, all with the same columns
     digits: int = 3,  # significant ones of a float
-):  # an IPython Markdown object; as the last line of a cell it is displayed
+):  # an IPython Markdown object, as the last line of a cell it is displayed
     "Rows as a table; raises `UserError` if there are none or their columns differ."
     from IPython.display import Markdown
 
@@ -391,7 +390,7 @@ def check_image_size(
 
 def get_device(
     name: str
-    # "cpu", "cuda", "cuda:1", "mps"; the best that there is if not given
+    # "cpu", "cuda", "cuda:1", "mps", the best that there is if not given
     | None = None,
 ) -> torch.device:  # ready to use
     """A CUDA GPU, else Apple's, else the CPU.

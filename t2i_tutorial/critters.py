@@ -47,7 +47,7 @@ class Critter:
     species: str
     body_colour: str  # a name from `COLOURS`
     second_colour: str  # another name from `COLOURS`
-    # a name from `EYE_COLOURS`; not given: "closed" if asleep, else the first
+    # a name from `EYE_COLOURS`, not given: "closed" if asleep, else the first
     eye_colour: str | None = None
     action: str = "standing"
     size: str = "large"

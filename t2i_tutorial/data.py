@@ -52,7 +52,7 @@ from t2i_tutorial.core import (
 
 # %% ../nbs/06_data.ipynb #e50547a0
 #| code-fold: true
-MAX_PIXELS = 89_478_485  # width x height; Pillow's limit against decompression bombs
+MAX_PIXELS = 89_478_485  # width x height, Pillow's limit against decompression bombs
 MAX_ASPECT_RATIO = 16  # longer side over shorter side
 
 
@@ -79,7 +79,7 @@ def _flatten(image: Image.Image) -> Image.Image:
             "its pixels are floating-point numbers of unknown range; save it as an "
             "8-bit or 16-bit PNG"
         )
-    if image.mode.startswith("I"):  # 16-bit grey; 65535 / 255 = 257
+    if image.mode.startswith("I"):  # 16-bit grey, 65535 / 255 = 257
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.mode in ("La", "RGBa", "PA"):
@@ -107,7 +107,7 @@ def letterbox(
 def load_image(
     source: str | os.PathLike | bytes,  # a file, or the content of one
     size: int,  # pixels of the square's side
-    name: str | None = None,  # for error messages; the path if not given
+    name: str | None = None,  # for error messages, the path if not given
 ) -> UInt8[Tensor, "3 {size} {size}"]:  # bytes, the image centred on white
     "Open and `letterbox` an image; raises `UserError` with its name if that fails."
     check_image_size(size)
@@ -162,7 +162,7 @@ MAX_CAPTION = 1000  # characters
 
 
 def clean_caption(
-    text: object,  # as read from the file; should be a string
+    text: object,  # as read from the file, should be a string
     max_caption: int = MAX_CAPTION,  # the most characters allowed
 ) -> str:  # in Unicode normal form C, white space collapsed
     "Normalise a caption; raises `UserError` if missing, not text, empty or too long."
@@ -542,7 +542,7 @@ def _other_side(word: str) -> str:
 
 def flip_caption(
     caption: str,  # of the image as it is
-) -> str | None:  # of the mirrored image; None if that is uncertain
+) -> str | None:  # of the mirrored image, None if that is uncertain
     "Swap left and right where they are directions."
     spans = [m.span(m.lastindex) for m in _DIRECTED.finditer(caption)]
     if len(spans) != len(_ANY_SIDE.findall(caption)) or _NO_FLIP.search(caption):
@@ -737,7 +737,7 @@ def _row_captions(
 def _read_images(
     read: Callable[[int], Tensor],
     indices: Sequence[int],
-    description: str | None = None,  # of the progress bar; none if not given
+    description: str | None = None,  # of the progress bar, none if not given
 ) -> UInt8[Tensor, "b 3 s s"]:
     "Read images with a few threads, which decode at the same time."
     if len(indices) == 1:
@@ -922,7 +922,7 @@ class StreamingImageTextDataset(IterableDataset):
 
     def __init__(
         self,
-        rows: Iterable[dict],  # undecoded; can be iterated again and again
+        rows: Iterable[dict],  # undecoded, can be iterated again and again
         image_column: str,
         columns: Sequence[str],  # of the captions
         size: int,  # pixels of a side
@@ -962,7 +962,7 @@ class StreamingImageTextDataset(IterableDataset):
         seed: int = 0,
         epoch: int = 0,
         shuffle: bool = True,
-        start: int = 0,  # batches to skip; their rows arrive but are not decoded
+        start: int = 0,  # batches to skip, their rows arrive but are not decoded
         drop_last: bool = False,
         flip: bool = False,
     ) -> Iterator[Batch]:

@@ -136,7 +136,7 @@ def cache_text_embeddings(model: TextToImage, data, folder: Path) -> None:
 
 def cli_command(
     model_type: str,  # as in "t2i train NAME"
-    name: object,  # of the preset; a preset without a name has no command
+    name: object,  # of the preset, a preset without a name has no command
     overrides: "Mapping | Iterable[str]" = (),
     data: object = "critters",  # a folder, a hub id, or a data set already opened
 ) -> str | None:
@@ -168,7 +168,7 @@ def save_run_record(
     preset: Preset,
     history: list[dict],  # from `Trainer.fit`
     seconds: float,  # of this session
-    start_step: int = 0,  # where this session resumed; 0 if it began the training
+    start_step: int = 0,  # where this session resumed, 0 if it began the training
 ) -> Path:
     "Write run.json beside the weights: how they were made."
     rounded = [
@@ -197,7 +197,7 @@ def run_training(
     prepare: Callable | None = None,  # (model, preset, data, are critters, is new)
     validation: int = 0,  # critters of the split val, for a validation loss
     upscale: Callable | None = None,  # (trained model, new model to be overwritten)
-) -> tuple[TextToImage, list[dict]]:  # averaged weights, in eval mode; the log
+) -> tuple[TextToImage, list[dict]]:  # averaged weights, in eval mode, the log
     """Train a model as a preset says.
 
     Raises `UserError` for bad data, and for a used folder before writing to it.
@@ -242,7 +242,7 @@ def _open_data(data, preset: Preset, validation: int):
 # %% ../nbs/16_experiments.ipynb #5feddfd5
 def sample_history_grid(
     folder: str | os.PathLike,  # of a training that logged samples to TensorBoard
-    steps: Sequence[int] | None = None,  # a row each; all there are if not given
+    steps: Sequence[int] | None = None,  # a row each, all there are if not given
     path: str | os.PathLike | None = None,  # PNG to write, with the steps in its text
     n: int = 8,  # images of a step
     note: str = "",  # for the PNG's text, for instance how they were sampled
@@ -276,7 +276,7 @@ def save_annotated_png(
 def split_grid(
     grid: Float[Tensor, "3 gh gw"],  # from `core.make_grid`
     n: int,  # images in it
-    columns: int | None = None,  # images in a row; a square grid if not given
+    columns: int | None = None,  # images in a row, a square grid if not given
     padding: int = 2,  # white pixels between and around the images
 ) -> Float[Tensor, "n 3 s s"]:
     "The images that a grid was made of."
@@ -318,9 +318,9 @@ def _logged_grids(folder: Path) -> dict[int, Tensor]:
 def quick_evaluate(
     model: TextToImage,
     n: int = 256,  # images, at least 16
-    seed: int = 1,  # of prompts and noise; reports use 0
+    seed: int = 1,  # of prompts and noise, reports use 0
     classifier: AttributeClassifier | None = None,  # the recorded one if not given
-    split: str = "val",  # of the critters; "test" only for a final report
+    split: str = "val",  # of the critters, "test" only for a final report
     **sampling,  # arguments of the model's `sample`, for instance num_steps
 ) -> dict:  # seconds, CPU seconds, and for each metric the fields of a `Metric`
     "Prompt accuracy and distances; the prompts depend on seed and split alone."
@@ -369,7 +369,7 @@ def probe_critters(
 
 # %% ../nbs/16_experiments.ipynb #2b3fb6b9
 def load_or_init_results(
-    path: Path | None,  # JSON; None if nothing is to be kept
+    path: Path | None,  # JSON, None if nothing is to be kept
     settings: dict,  # what the measurements depend on
 ) -> dict:  # settings, commit, hardware, and under "runs" what was measured before
     "Earlier results from `path`; raises `UserError` if they had other settings."
@@ -390,7 +390,7 @@ def run_ablation(
     path: str | os.PathLike | None,  # JSON, written after each run
     variants: Mapping[str, Mapping],  # name -> changes of the settings
     preset: Preset,  # of every run
-    train: Callable,  # of a preset and data; gives a model and its log
+    train: Callable,  # of a preset and data, gives a model and its log
     n: int = 256,  # images to evaluate each run by
     seed: int = 1,  # of the evaluation, see `quick_evaluate`
     split: str = "val",

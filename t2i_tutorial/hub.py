@@ -46,7 +46,7 @@ from t2i_tutorial.text import (
 # %% ../nbs/15_models.ipynb #a4370fac
 def cast_to_half(
     weights: dict[str, Tensor],
-) -> dict[str, Tensor]:  # floats in 16 bits; integers, and what does not fit, unchanged
+) -> dict[str, Tensor]:  # floats in 16 bits, integers, and what does not fit, unchanged
     "Halve the size of weights without making a finite one infinite."
 
     def fits(w):

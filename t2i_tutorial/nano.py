@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Images', 'Times', 'Tokens', 'NANO_VOCABULARY', 'MAX_TOKENS', 'to_words', 'tokenize', 'describe', 'load_data',
            'flow_path', 'euler_sample', 'NanoConfig', 'ResBlock', 'NanoDenoiser', 'flow_matching_loss', 'train_nano',
-           'guided_velocity', 'sample_nano', 'load_nano', 'main']
+           'guided_velocity', 'sample_nano', 'load_nano', 'nano_main']
 
 # %% ../nbs/04_nano.ipynb #117f78a7
 import argparse
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import core, critters
 
-Images = Float[Tensor, "b 3 h w"]  # colours from -1 to 1; also noise and velocities
+Images = Float[Tensor, "b 3 h w"]  # colours from -1 to 1, also noise and velocities
 Times = Float[Tensor, " b"]  # from 0 (the image) to 1 (pure noise)
 Tokens = Int[Tensor, "b n"]  # indices of words in the vocabulary
 
@@ -215,7 +215,7 @@ def load_nano(path: Path | None = None) -> NanoDenoiser:
 
 # %% ../nbs/04_nano.ipynb #df89e44e
 #| eval: false
-def main(arguments: list[str] | None = None) -> None:
+def nano_main(arguments: list[str] | None = None) -> None:
     "The command line: `python -m t2i_tutorial.nano PROMPT`."
     parser = argparse.ArgumentParser("nano", description=__doc__)
     parser.error = lambda message: parser.exit(2, f"nano: {message}\n")
@@ -247,4 +247,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    nano_main()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 # %% ../nbs/02_shapes.ipynb #2fda6617
 Scalar = float | int | Tensor  # one number, or one a sample: a tensor (b, 1, 1)
-DistanceField = Float[Tensor, "#b #h #w"]  # at each point; axes of length 1 broadcast
+DistanceField = Float[Tensor, "#b #h #w"]  # at each point, axes of length 1 broadcast
 
 
 class Coordinates(NamedTuple):
@@ -60,7 +60,7 @@ def sdf_capsule(
     a: tuple[Scalar, Scalar],
     b: tuple[Scalar, Scalar],  # its two ends
     radius: Scalar,  # half the thickness, at `a`
-    end_radius: Scalar | None = None,  # at `b`, if it differs; then approximate
+    end_radius: Scalar | None = None,  # at `b`, if it differs, then approximate
 ) -> DistanceField:
     "Signed distance to a line with round ends."
     ux, uy, dx, dy = b[0] - a[0], b[1] - a[1], p.x - a[0], p.y - a[1]
@@ -156,7 +156,7 @@ def sdf_arc(
 
 # %% ../nbs/02_shapes.ipynb #033bb55b
 def composite(
-    image: Float[Tensor, "b 3 h w"],  # painted in place; values in [0, 1]
+    image: Float[Tensor, "b 3 h w"],  # painted in place, values in [0, 1]
     d: DistanceField,  # the shape
     colour: Float[Tensor, "#b 3 1 1"] | tuple[float, float, float],  # RGB in [0, 1]
     pixel: Scalar,  # width of a pixel

@@ -51,7 +51,7 @@ def sample_captions(
     n: int,
     seed: int = 0,
     split: str = "train",  # one of `critters.SPLITS`
-    tries: int = 1,  # captions drawn for each critter; the most detailed is kept
+    tries: int = 1,  # captions drawn for each critter, the most detailed is kept
 ) -> list[str]:
     "Captions of random critters, without images; `UserError` for a bad n or split."
     attributes = critters.sample_attributes(n, seed, split)
@@ -137,7 +137,7 @@ class Tokenizer:
         self,
         bpe,  # a trained `tokenizers.Tokenizer`
         words: Sequence[str],  # the words that it was trained on
-        max_length: int = 48,  # tokens with the end token; longer texts are cut
+        max_length: int = 48,  # tokens with the end token, longer texts are cut
     ):
         self.bpe = bpe
         self.words = tuple(words)
@@ -155,8 +155,8 @@ class Tokenizer:
     def encode(
         self,
         texts: Sequence[str],
-        length: int | None = None,  # of the rows; that of the longest if not given
-    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:  # numbers; True: a token
+        length: int | None = None,  # of the rows, that of the longest if not given
+    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:  # numbers, True: a token
         "Rows of token numbers, ended and padded; warns of a text that is cut."
         encodings = self.bpe.encode_batch(check_texts(texts), add_special_tokens=False)
         rows = [e.ids for e in encodings]
@@ -209,7 +209,7 @@ class Tokenizer:
 class TextEmbedding:
     "A batch of texts as vectors."
 
-    tokens: Float[Tensor, "b n d"]  # one vector for each token; zero at padding
+    tokens: Float[Tensor, "b n d"]  # one vector for each token, zero at padding
     mask: Bool[Tensor, "b n"]  # True where there is a token
     pooled: Float[Tensor, "b d"]  # one vector for each text
 
@@ -249,7 +249,7 @@ def mean_pool(
 
 def eos_pool(
     tokens: Float[Tensor, "b n d"],
-    mask: Bool[Tensor, "b n"],  # True where there is a token; padding is at the end
+    mask: Bool[Tensor, "b n"],  # True where there is a token, padding is at the end
 ) -> Float[Tensor, "b d"]:
     "The vector of the last token, the end token."
     return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(1) - 1]
@@ -358,7 +358,7 @@ class PretrainedTextEncoder(nn.Module):
         # "google/t5-v1_1-small", "openai/clip-vit-base-patch32", "./my-encoder"
         name_or_folder: str,
         device: str | torch.device | None = None,  # the CPU if not given
-        max_length: int = 77,  # tokens; longer texts are cut
+        max_length: int = 77,  # tokens, longer texts are cut
     ):
         super().__init__()
         self.name = str(name_or_folder)
@@ -514,7 +514,7 @@ class CachedTextEncoder:
     def __init__(
         self,
         encoder: TextEncoder,
-        folder: str | Path,  # of the file; one file for each encoder's name
+        folder: str | Path,  # of the file, one file for each encoder's name
         batch_size: int = 256,
     ):
         self.encoder, self.name, self.dim = encoder, encoder.name, encoder.dim

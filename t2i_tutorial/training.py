@@ -120,7 +120,7 @@ def check_finite(
 # %% ../nbs/14_training.ipynb #14041594
 def clip_grad_norm(
     parameters: Iterable[Tensor],  # those that the optimizer holds
-    max_norm: float | None,  # the largest norm allowed; None only measures
+    max_norm: float | None,  # the largest norm allowed, None only measures
 ) -> Float[Tensor, ""]:  # norm of the gradient over all parameters, before clipping
     "Scale the gradient to `max_norm`; raises `UserError` if there is nothing to clip."
     parameters = list(parameters)
@@ -192,7 +192,7 @@ class EMA:
 @contextmanager
 def evaluation_mode(
     model: nn.Module,
-    ema: EMA | None = None,  # averaged weights to use; the model's own without it
+    ema: EMA | None = None,  # averaged weights to use, the model's own without it
 ):
     """Averaged weights, eval mode and no gradients inside the block.
 
@@ -259,17 +259,17 @@ class TrainConfig:
     warmup_steps: int = 0  # updates over which the learning rate rises to `lr`
     lr_schedule: str = "constant"  # afterwards: "constant", "cosine" or "linear"
     max_grad_norm: float | None = 1.0  # None does not clip
-    ema_decay: float | None = 0.999  # of the averaged weights; None keeps no average
+    ema_decay: float | None = 0.999  # of the averaged weights, None keeps no average
     mixed_precision: str = "no"  # "no" or "bf16"
     gradient_accumulation_steps: int = 1  # micro-batches of a batch
     seed: int = 0  # of everything random
-    save_every: int = 500  # updates between checkpoints; the last is always saved
+    save_every: int = 500  # updates between checkpoints, the last is always saved
     max_checkpoints: int = 2  # checkpoints to keep, beside the best one
-    sample_every: int = 0  # updates between sample images; 0 for none
+    sample_every: int = 0  # updates between sample images, 0 for none
     log_every: int = 10  # updates between lines of the log
     val_batches: int = 4  # batches for the validation loss
     log_with: str = "tensorboard"  # "tensorboard", "wandb" or "none"
-    device: str | None = None  # "cpu", "cuda", "mps"; None takes the best
+    device: str | None = None  # "cpu", "cuda", "mps", None takes the best
 
     def __post_init__(self):
         for f in fields(self):
@@ -301,7 +301,7 @@ def validate_field(
     name: str,  # of the field, for the message
     value: object,  # what was given
     kind: object,  # int, float, str, bool, tuple[...] or Sequence[...], perhaps | None
-):  # the value; whole numbers become floats and lists tuples where the type asks for it
+):  # the value, whole numbers become floats and lists tuples where the type asks for it
     "Check a value against a type; raises `UserError` with the name if it does not fit."
     if value is None and NoneType in _options(kind):
         return None
@@ -390,7 +390,7 @@ def _parse_value(text: str, kind):
 
 
 def parse_overrides(
-    words: "Mapping | Iterable[str]",  # like "lr=1e-4"; a mapping is taken as it is
+    words: "Mapping | Iterable[str]",  # like "lr=1e-4", a mapping is taken as it is
 ) -> dict:  # {"lr": "1e-4"}
     'Settings by name, hyphens as underscores; raises `UserError` without a "=".'
     if not isinstance(words, Mapping):
@@ -487,7 +487,7 @@ def _to(batch, device):
 
 def make_accelerator(
     config: TrainConfig,
-    folder: Path | None = None,  # where a tracker may write; None uses no tracker
+    folder: Path | None = None,  # where a tracker may write, None uses no tracker
 ):  # an `accelerate.Accelerator`
     "Processes, device, precision, trackers; raises `UserError` for a missing package."
     try:
@@ -759,7 +759,7 @@ class Trainer:
         model: nn.Module,
         data,  # offers `batches`, as `ImageTextDataset` does
         config: TrainConfig = TrainConfig(),
-        folder: str | os.PathLike | None = None,  # for all files; None writes nothing
+        folder: str | os.PathLike | None = None,  # for all files, None writes nothing
         validation=None,  # more data, for the loss that decides on the best checkpoint
     ):
         self.model = model
@@ -780,7 +780,7 @@ class Trainer:
 
     def fit(
         self,
-        resume: bool | str | os.PathLike = False,  # True: the newest checkpoint; or one
+        resume: bool | str | os.PathLike = False,  # True: the newest checkpoint, or one
     ) -> list[dict]:  # the log: step, losses, gradient norms, learning rate
         """Train to the last step.
 

@@ -332,7 +332,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     Path("folder.png").mkdir()
     Path("file").write_text("")
     with pytest.raises(SystemExit) as stop:
-        nano.main(arguments)
+        nano.nano_main(arguments)
     errors = [x for x in capsys.readouterr().err.splitlines() if "note:" not in x]
     assert stop.value.code == 2 and len(errors) == 1 and errors[0].startswith("nano: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
@@ -347,5 +347,5 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_noticed_before_training(monkeypatch):
     monkeypatch.setattr(nano, "train_nano", lambda *a: pytest.fail("it trained"))
     with pytest.raises(SystemExit) as stop:
-        nano.main(["a cat", "--output", "/proc/cat.png"])
+        nano.nano_main(["a cat", "--output", "/proc/cat.png"])
     assert stop.value.code == 2

@@ -76,7 +76,7 @@ def test_no_public_name_stands_in_two_modules():
     owner = {}
     for path in MODULES:
         for name in set(defined(path)):
-            if not name.startswith("_") and name != "main":  # entry points
+            if not name.startswith("_"):
                 owner.setdefault(name, []).append(dotted(path))
     assert not {n: where for n, where in owner.items() if len(where) > 1}
 

@@ -71,7 +71,7 @@ LOSS_ABLATIONS = {
 
 
 def run_loss_ablation(
-    path: str | os.PathLike | None = None,  # JSON; runs that it holds are not repeated
+    path: str | os.PathLike | None = None,  # JSON, runs that it holds are not repeated
     variants: Mapping[str, Mapping] = LOSS_ABLATIONS,  # name -> changed settings
     preset: Preset = IMAGEN_ABLATION_PRESET,  # of every run
     n: int = 256,  # generated images per run

@@ -74,7 +74,7 @@ def _std(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
 def rescale_cfg(
     guided: Float[Tensor, "b ..."],  # the output of `apply_cfg`
     cond: Float[Tensor, "b ..."],  # the prediction with the text
-    guidance_rescale: float = 0.7,  # phi; 0: nothing is changed, 1: wholly
+    guidance_rescale: float = 0.7,  # phi, 0: nothing is changed, 1: wholly
 ) -> Float[Tensor, "b ..."]:
     "Move the standard deviation back to that of `cond` (Lin et al. 2024, eq. 15, 16)."
     phi = guidance_rescale
@@ -95,11 +95,11 @@ def _check_number(name: str, value, fits: Callable[[float], bool], wanted: str) 
 class GuidanceConfig:
     "Settings of guidance and thresholding; raises `UserError` for impossible ones."
 
-    guidance_scale: float = 3.0  # at least 0; 1 is the conditional prediction
+    guidance_scale: float = 3.0  # at least 0, 1 is the conditional prediction
     thresholding: str = "dynamic"  # one of `THRESHOLDING_MODES`
     dynamic_threshold_percentile: float = 0.995  # in (0, 1]
     guidance_rescale: float = 0.0  # phi of `rescale_cfg`, in [0, 1]
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # range of t / T; else scale 1
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # range of t / T, else scale 1
 
     def __post_init__(self):
         check_choice("thresholding", self.thresholding, THRESHOLDING_MODES)

@@ -134,7 +134,7 @@ class Imagen(TextToImage):
     def training_losses(
         self,
         batch,  # with `images` (b, 3, s, s) in [-1, 1] and `captions`, one each
-        rng: torch.Generator,  # on the CPU; the only source of randomness
+        rng: torch.Generator,  # on the CPU, the only source of randomness
         phase: str = "model",  # there is only this one
     ) -> dict[str, Float[Tensor, ""]]:  # "loss" to minimise, "mse" unweighted
         "The weighted squared error of the prediction, {eq}`eq-imagen-loss`."
@@ -161,7 +161,7 @@ class Imagen(TextToImage):
         self,
         prompts: Sequence[str],
         guidance_scale: float | None = None,  # the configuration's if not given
-        num_steps: int = 20,  # of the sampler; two predictions each under guidance
+        num_steps: int = 20,  # of the sampler, two predictions each under guidance
         sampler: str = "dpmpp-2m",  # or "ddim", "ddpm"
         seed: int = 0,  # with the prompt it determines the noise
         show_progress: bool = False,  # a bar
@@ -326,7 +326,7 @@ def imagen_preset(
 @torch.no_grad()
 def init_imagen_from_smaller(
     small: Imagen,  # trained
-    model: Imagen,  # with patches twice as large, or token embeddings; overwritten
+    model: Imagen,  # with patches twice as large, or token embeddings, overwritten
 ) -> Imagen:
     "Copy weights: a pixel becomes a patch, and new text features get weight zero."
     factor = _patch_factor(small.config, model.config)
@@ -375,7 +375,7 @@ def train_imagen(
     folder: str | os.PathLike | None = None,  # nothing is written without one
     overrides: "Mapping | Iterable[str]" = (),  # see `imagen_preset`
     resume: bool = False,  # continue from the newest checkpoint in `folder`
-) -> tuple[Imagen, list[dict]]:  # with averaged weights, in eval mode; the log
+) -> tuple[Imagen, list[dict]]:  # with averaged weights, in eval mode, the log
     "Train an Imagen; raises `UserError` for bad settings or data."
     overrides = parse_overrides(overrides)
     return run_training(

@@ -67,7 +67,7 @@ def add_noise(
     x0: Float[Tensor, "b ..."],  # clean images in [-1, 1]
     t: Int[Tensor, " b"],  # one timestep per image, 0 <= t < T
     schedule: NoiseSchedule,
-    eps: Float[Tensor, "b ..."] | None = None,  # normal noise; drawn if not given
+    eps: Float[Tensor, "b ..."] | None = None,  # normal noise, drawn if not given
 ) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:  # noisy images, noise
     "Sample q(x_t | x_0) in closed form (Ho et al. 2020, eq. 4)."
     if eps is None:

@@ -9,7 +9,6 @@ __all__ = ['SAMPLERS', 'ddim_step', 'sampling_timesteps', 'ddpm_step', 'dpmpp_2m
 from collections.abc import Callable, Iterator
 from math import inf, log, sqrt
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +22,7 @@ def ddim_step(
     current: tuple[float, float],  # alpha and sigma of xt, sigma > 0
     next: tuple[float, float],  # alpha and sigma of the result, alpha > 0
     eta: float = 0.0,  # 0: deterministic, 1: as much new noise as DDPM
-    noise: Float[Tensor, "b ..."] | None = None,  # standard normal; for eta > 0
+    noise: Float[Tensor, "b ..."] | None = None,  # standard normal, for eta > 0
 ) -> Float[Tensor, "b ..."]:  # the batch with less noise
     "One DDIM step, {eq}`eq-samplers-ddim` (Song et al. 2021, eq. 12 and 16)."
     (alpha, sigma), (alpha_next, sigma_next) = current, next

@@ -63,7 +63,7 @@ class ClassifierConfig:
 
     channels: int = 32  # of the first stage, a multiple of 8
     dim: int = 128  # of the features
-    size: int = 32  # pixels; images of another size are resized
+    size: int = 32  # pixels, images of another size are resized
 
 
 def resize_images(
@@ -335,7 +335,7 @@ def train_classifier(
 def wilson_interval(
     successes: int,
     n: int,  # 0 <= successes <= n
-    z: float = 1.96,  # standard errors; 1.96 for 95 %
+    z: float = 1.96,  # standard errors, 1.96 for 95 %
 ) -> tuple[float, float]:  # both in [0, 1]
     "Confidence interval of a proportion, {eq}`eq-wilson` (Wilson 1927)."
     from scipy.stats import binomtest

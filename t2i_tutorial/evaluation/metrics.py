@@ -60,7 +60,7 @@ def proportion(
 
 
 def chance_accuracy(
-    values: Sequence,  # the value that each prompt requests; anything hashable
+    values: Sequence,  # the value that each prompt requests, anything hashable
 ) -> float | None:  # None for fewer than two prompts
     "Probability that two different prompts request the same value."
     n = len(values)
@@ -253,7 +253,7 @@ def lpips_distance(
     a: Float[Tensor, "b 3 h w"],
     b: Float[Tensor, "b 3 h w"],  # pairs of images in [-1, 1]
     net: str = "squeeze",  # or "alex" or "vgg"
-    size: int = 64,  # both are resized to this; the networks need some pixels
+    size: int = 64,  # both are resized to this, the networks need some pixels
 ) -> Float[Tensor, " b"]:  # 0 for identical images
     "LPIPS (Zhang et al. 2018); raises `UserError` if its weights cannot be had."
     model = _load_lpips(net).to(a.device)
@@ -309,7 +309,7 @@ def _versions(
 def nearest_neighbours(
     images: Float[Tensor, "n 3 h w"],
     training_images: Float[Tensor, "m 3 h2 w2"] | UInt8[Tensor, "m 3 h2 w2"],
-    size: int = 32,  # pixels; both are resized to this before
+    size: int = 32,  # pixels, both are resized to this before
     mirror: bool = False,  # also compare mirrored images
     max_shift: int = 0,  # also compare images shifted by up to so many pixels
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # pixel RMSE, indices

@@ -19,7 +19,7 @@ from ..core import UserError
 
 # %% ../../nbs/05_first_gan.ipynb #c2eab1d0
 def logistic_d_loss(
-    real: Float[Tensor, " b"],  # logits of real examples; larger is more real
+    real: Float[Tensor, " b"],  # logits of real examples, larger is more real
     fake: Float[Tensor, " b2"],  # logits of generated ones
 ) -> Float[Tensor, ""]:  # 2 log 2 at D = 0, towards 0 if D is right
     """Logistic loss of telling real from generated, {eq}`eq-first-d` (Goodfellow et al.
@@ -29,14 +29,14 @@ def logistic_d_loss(
 
 # %% ../../nbs/05_first_gan.ipynb #2c6bb711
 def nonsaturating_g_loss(
-    fake: Float[Tensor, " b"],  # logits of generated examples; larger is more real
+    fake: Float[Tensor, " b"],  # logits of generated examples, larger is more real
 ) -> Float[Tensor, ""]:
     "Non-saturating loss, {eq}`eq-first-g` (Goodfellow et al. 2014, section 3)."
     return F.softplus(-fake).mean()
 
 
 def minimax_g_loss(
-    fake: Float[Tensor, " b"],  # logits of generated examples; larger is more real
+    fake: Float[Tensor, " b"],  # logits of generated examples, larger is more real
 ) -> Float[Tensor, ""]:
     "Minimax loss, {eq}`eq-first-g`: its gradient vanishes where D is right."
     return -F.softplus(fake).mean()
@@ -72,12 +72,12 @@ def zero_centered_gradient_penalty(
 
 # %% ../../nbs/05_first_gan.ipynb #20fb8666
 def discriminator_step(
-    generator: nn.Module,  # z (b, z_dim) -> examples; has `z_dim`
+    generator: nn.Module,  # z (b, z_dim) -> examples, has `z_dim`
     discriminator: nn.Module,  # examples -> logits (b,)
     optimizer: torch.optim.Optimizer,  # of the discriminator
     real: Float[Tensor, "b ..."],  # real examples
     rng: torch.Generator,
-    r1_gamma: float = 0.0,  # strength of R1; 0 for none
+    r1_gamma: float = 0.0,  # strength of R1, 0 for none
     diff_augment_images: Callable | None = None,  # for real and generated alike
 ) -> dict[str, float]:  # mean logits of real and of generated examples
     "One update of the discriminator; the generator is left as it is."
@@ -98,7 +98,7 @@ def discriminator_step(
 
 
 def generator_step(
-    generator: nn.Module,  # z (b, z_dim) -> examples; has `z_dim`
+    generator: nn.Module,  # z (b, z_dim) -> examples, has `z_dim`
     discriminator: nn.Module,  # examples -> logits (b,)
     optimizer: torch.optim.Optimizer,  # of the generator
     n: int,  # examples to make
@@ -201,8 +201,8 @@ def _cut(
 def diff_augment(
     images: Float[Tensor, "b c h w"],  # real or generated, in [-1, 1]
     rng: torch.Generator,  # on the CPU
-    translation: float = 0.125,  # largest shift, as a share of the side; 0 for none
-    cutout: float = 0.5,  # side of the hole, as a share of the side; 0 for none
+    translation: float = 0.125,  # largest shift, as a share of the side, 0 for none
+    cutout: float = 0.5,  # side of the hole, as a share of the side, 0 for none
 ) -> Float[Tensor, "b c h w"]:
     """A shift and a hole (DiffAugment, Zhao et al. 2020, without its colour changes).
 

@@ -49,7 +49,7 @@ def class_coverage(
     classifier: AttributeClassifier,
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
     requested: Sequence[critters.Critter],  # one for each image
-) -> dict:  # "share" of the classes drawn half to twice as often as asked; "classes"
+) -> dict:  # "share" of the classes drawn half to twice as often as asked, "classes"
     "Mode collapse, counted over every value of every attribute that was asked for."
     predicted = predict_attributes(classifier, images)
     classes = []
@@ -91,7 +91,7 @@ def text_discrimination_accuracy(
     attributes: Sequence[str] = CLASSIFIED_ATTRIBUTES,
     n: int = 256,  # creatures of the test set, none of them asleep
     seed: int = 0,
-) -> dict[str, float]:  # by attribute; 1/2 if the text is ignored
+) -> dict[str, float]:  # by attribute, 1/2 if the text is ignored
     "How often a real image scores higher with its caption than with a changed one."
     creatures, images = probe_critters(n, model.config.size, seed)
     D = model.discriminator
@@ -153,7 +153,7 @@ PRETRAINING_ABLATIONS = {
 
 
 def run_gigagan_ablation(
-    path: str | os.PathLike | None = None,  # JSON; runs that it holds are not repeated
+    path: str | os.PathLike | None = None,  # JSON, runs that it holds are not repeated
     variants: Mapping[str, Mapping] = HYPERPARAMETER_ABLATIONS,  # name -> overrides
     preset: Preset = GAN_ABLATION_PRESET,  # of every run: same seed, same creatures
     num_images: int = 256,  # generated for the evaluation of each run

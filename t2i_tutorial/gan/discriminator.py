@@ -70,7 +70,7 @@ class TextHead(nn.Module):
 # %% ../../nbs/23_discriminator.ipynb #48d94f0c
 def image_pyramid(
     images: Float[Tensor, "b 3 s s"],  # in [-1, 1]
-    sizes: Sequence[int],  # sides in pixels; each must divide s
+    sizes: Sequence[int],  # sides in pixels, each must divide s
 ) -> list[Float[Tensor, "b 3 _ _"]]:  # in the order of `sizes`, in [-1, 1]
     "Images at smaller sizes by averaging; `UserError` if a size does not divide."
     side = images.shape[-1]
@@ -90,7 +90,7 @@ class DiscriminatorBlock(nn.Module):
         self,
         c_in: int,  # input channels
         c_out: int,  # output channels
-        heads: int = 0,  # of the self-attention; 0 leaves it out
+        heads: int = 0,  # of the self-attention, 0 leaves it out
     ):
         super().__init__()
         self.conv1 = EqualConv2d(c_in, c_in)
@@ -187,7 +187,7 @@ class DiscriminatorConfig:
     text_layers: int = 1  # trainable attention layers over the text encoder
     text_conditional: bool = True  # False: no text heads, unconditional scores only
     multiscale_loss: bool = True  # False: only the largest image and the last head
-    vision_aided_model: str = ""  # a contrastive model; "": no vision-aided heads
+    vision_aided_model: str = ""  # a contrastive model, "": no vision-aided heads
     vision_aided_channels: int = 64  # of the projected maps of the frozen encoder
 
     def __post_init__(self):
@@ -212,7 +212,7 @@ class DiscriminatorConfig:
 class DiscriminatorOutput:
     "Scores of a discriminator, one per image from each head; larger is better."
 
-    conditional: list[Float[Tensor, " b"]]  # match with the text; empty without text
+    conditional: list[Float[Tensor, " b"]]  # match with the text, empty without text
     unconditional: list[Float[Tensor, " b"]]  # realism, whatever the text
     head_names: list[tuple[int | str, int]]  # see `DiscriminatorConfig.head_names`
 
@@ -323,7 +323,7 @@ class Discriminator(nn.Module):
     def forward(
         self,
         images: Sequence[Float[Tensor, "b 3 _ _"]],  # in [-1, 1], smallest first
-        text: TextEmbedding | None = None,  # one per image; None if unconditional
+        text: TextEmbedding | None = None,  # one per image, None if unconditional
     ) -> DiscriminatorOutput:
         "Feature maps of the images, then their scores under the texts."
         _check_text(self.config, len(images[0]) if len(images) else 0, text)
@@ -351,7 +351,7 @@ class Discriminator(nn.Module):
     def score(
         self,
         features: Sequence[Float[Tensor, "b _ _ _ _"]],  # from `features`
-        # or what `text_to_style` made of it; None if unconditional
+        # or what `text_to_style` made of it, None if unconditional
         text: TextEmbedding | Float[Tensor, "b style"] | None = None,
     ) -> DiscriminatorOutput:
         "Scores of every head for these maps under any texts; raises `UserError`."

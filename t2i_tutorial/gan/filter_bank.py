@@ -23,7 +23,7 @@ class FilterBankConv2d(ModulatedConv2d):
         c_out: int,  # output channels
         kernel: int,  # side in pixels, odd
         style_dim: int,  # length of w
-        num_kernels: int = 4,  # size of the bank; 1 is the plain layer
+        num_kernels: int = 4,  # size of the bank, 1 is the plain layer
         demodulate: bool = True,
     ):
         if num_kernels < 1:
@@ -39,7 +39,7 @@ class FilterBankConv2d(ModulatedConv2d):
     def kernel_weights(
         self,
         w: Float[Tensor, "b style_dim"],  # one style per image
-    ) -> Float[Tensor, "b n"]:  # positive; each row has sum 1
+    ) -> Float[Tensor, "b n"]:  # positive, each row has sum 1
         "The weight of each kernel in each image's mixture, {eq}`eq-select`."
         if self.kernel_selector is None:
             return w.new_ones(len(w), 1)
@@ -59,7 +59,7 @@ class FilterBankConv2d(ModulatedConv2d):
 # %% ../../nbs/21_filter_bank.ipynb #27ca1e89
 def effective_num_kernels(
     kernel_weights: Float[Tensor, "b n"],  # from `FilterBankConv2d.kernel_weights`
-) -> dict[str, float]:  # "each": per image; "all": over the batch; both from 1 to n
+) -> dict[str, float]:  # "each": per image, "all": over the batch, both from 1 to n
     "exp(entropy) of each image's kernel weights, averaged, and of the mean weights."
 
     def count(a):

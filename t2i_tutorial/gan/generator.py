@@ -41,7 +41,7 @@ class MappingNetwork(nn.Module):
     def __init__(
         self,
         z_dim: int,  # length of z
-        text_dim: int | None,  # length of the pooled text; None: unconditional
+        text_dim: int | None,  # length of the pooled text, None: unconditional
         style_dim: int,  # length of w
         layers: int = 4,
         lr_mul: float = 0.01,  # learning rate multiplier of the layers
@@ -151,14 +151,14 @@ class GeneratorConfig:
     "Sizes of a generator; raises `UserError` if they do not fit together."
 
     z_dim: int = 64  # length of the noise vector
-    text_dim: int | None = 128  # of the text encoder's vectors; None: unconditional
+    text_dim: int | None = 128  # of the text encoder's vectors, None: unconditional
     style_dim: int = 128  # length of w
     mapping_layers: int = 4
     mapping_lr_mul: float = 0.01  # learning rate multiplier of the mapping network
     text_layers: int = 1  # trainable attention layers over the text encoder
     # for each level, 4 pixels first, then doubled:
     channels: Sequence[int] = (128, 128, 64, 32)  # multiples of 8
-    num_kernels: Sequence[int] = (1, 1, 2, 4)  # size of the bank; 1: a plain layer
+    num_kernels: Sequence[int] = (1, 1, 2, 4)  # size of the bank, 1: a plain layer
     self_attention: Sequence[bool] = (False, True, False, False)
     cross_attention: Sequence[bool] = (False, True, True, False)
     heads: int = 4
@@ -249,7 +249,7 @@ class Generator(nn.Module):
         z: Float[Tensor, "b z_dim"],  # standard normal
         text: TextEmbedding | None = None,  # of the frozen encoder, one per image
         truncation: float = 1.0,  # psi: less is closer to the mean, less varied
-    ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first; about [-1, 1], not clamped
+    ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first, about [-1, 1], not clamped
         "Text attention layers, mapping network, synthesis."
         text = self.encode_text(text)
         w = self.map_style(z, text, truncation)
@@ -270,7 +270,7 @@ class Generator(nn.Module):
         self,
         z: Float[Tensor, "b z_dim"],
         text: TextEmbedding | None = None,  # from `encode_text`
-        truncation: float = 1.0,  # psi: 1 leaves w; 0 gives each caption's mean style
+        truncation: float = 1.0,  # psi: 1 leaves w, 0 gives each caption's mean style
     ) -> Float[Tensor, "b style_dim"]:
         "The style w, interpolated towards its mean over z for the same caption."
         pooled = None if text is None else text.pooled
@@ -287,7 +287,7 @@ class Generator(nn.Module):
         self,
         w: Float[Tensor, "b style_dim"],
         text: TextEmbedding | None = None,  # from `encode_text`
-    ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first; about [-1, 1], not clamped
+    ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first, about [-1, 1], not clamped
         "Styles and tokens to images, {eq}`eq-pyramid`."
         x = self.start.expand(len(w), -1, -1, -1)
         image, images = None, []

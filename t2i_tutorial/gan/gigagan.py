@@ -33,7 +33,7 @@ from t2i_tutorial.experiments import (
 from .basics import diff_augment
 from t2i_tutorial.gan.config import (
     GAN_CPU_TRAIN_CONFIG,
-    GIGAGAN_PRESETS,
+    GIGAGAN_PRESETS,  # noqa: F401
     GigaGANConfig,
     gigagan_preset,
 )
@@ -95,7 +95,7 @@ class GigaGAN(TextToImage):
     def training_losses(
         self,
         batch,  # `images` (b, 3, s, s) in [-1, 1], and `captions`, one each
-        rng: torch.Generator,  # on the CPU; the only source of randomness
+        rng: torch.Generator,  # on the CPU, the only source of randomness
         phase: str = "generator",  # or "discriminator"
     ) -> dict[str, Float[Tensor, ""]]:  # "loss", and numbers for the log
         "The loss of one network; its optimiser leaves the other one alone."
@@ -246,7 +246,7 @@ class GigaGAN(TextToImage):
         self,
         prompts: Sequence[str],
         seed: int = 0,  # with the prompt it decides z, whatever else is in the list
-        truncation_psi: float | None = None,  # 1: w as it is; 0: mean w of the caption
+        truncation_psi: float | None = None,  # 1: w as it is, 0: mean w of the caption
         show_progress: bool = False,  # show a progress bar
         batch_size: int = 64,  # prompts in a forward pass
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
@@ -299,7 +299,7 @@ def pretrain_generator(
     data,  # captioned images, with `batches`
     num_steps: int = 1000,
     batch_size: int = 32,
-    num_candidates: int = 2,  # latents a caption; the gradient goes through the best
+    num_candidates: int = 2,  # latents a caption, the gradient goes through the best
     lr: float = 2e-3,  # after a warm-up of 50 steps it falls to 0, along a cosine
     seed: int = 0,
 ) -> list[float]:  # the loss of each step
@@ -417,10 +417,10 @@ def pretrain_discriminator_text(
 def train_gigagan(
     preset: str | Preset = "cpu-32",
     data: "str | os.PathLike | ImageTextDataset" = "critters",  # or folder, or hub id
-    folder: str | os.PathLike | None = None,  # for all files; None: nothing is written
+    folder: str | os.PathLike | None = None,  # for all files, None: nothing is written
     overrides: "Mapping | Iterable[str]" = (),  # see `gigagan_preset`
     resume: bool = False,  # continue from the newest checkpoint in `folder`
-) -> tuple[GigaGAN, list[dict]]:  # with averaged generator, in eval mode; the log
+) -> tuple[GigaGAN, list[dict]]:  # with averaged generator, in eval mode, the log
     "Train a GigaGAN; raises `UserError` for bad settings or data."
     overrides = parse_overrides(overrides)
     command = cli_command("gigagan", preset, overrides, data)
@@ -470,7 +470,7 @@ def caption_attributes(caption: str) -> tuple:
 # %% ../../nbs/25_gigagan.ipynb #a242f35a
 def init_gigagan_from_smaller(
     small: GigaGAN,  # trained
-    model: GigaGAN,  # the same with one more level in both networks; overwritten
+    model: GigaGAN,  # the same with one more level in both networks, overwritten
 ) -> GigaGAN:
     "Copy a smaller model's weights (Karras et al. 2018); raises `UserError`."
     old, new = small.state_dict(), model.state_dict()

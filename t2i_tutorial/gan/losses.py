@@ -72,7 +72,7 @@ def lazy_penalty_weight(
     step: int,  # counted from 0
     r1_gamma: float,  # strength of the penalty, as if applied in each step
     interval: int = 16,  # steps from one penalty to the next
-) -> float:  # factor of the penalty; 0 if it need not be computed
+) -> float:  # factor of the penalty, 0 if it need not be computed
     "gamma / 2 times the interval, every `interval` steps (Karras et al. 2020)."
     if interval < 1:
         raise UserError(f"R1 is applied every 1, 2, ... steps, not every {interval}")
@@ -91,7 +91,7 @@ def lazy_adam_kwargs(
 
 # %% ../../nbs/24_gan_losses.ipynb #c11bfff6
 def mismatched_indices(
-    captions: Sequence[Hashable],  # or what they state; equal entries count as the same
+    captions: Sequence[Hashable],  # or what they state, equal entries count as the same
     rng: torch.Generator,
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:  # images, and their captions' indices
     """Captions of other images of the batch, each used once, never an equal one.
@@ -114,7 +114,7 @@ def mismatched_indices(
 # %% ../../nbs/24_gan_losses.ipynb #4c988589
 def hard_negative_indices(
     captions: Sequence[Hashable],  # captions, or what they state
-) -> Int[Tensor, " b"]:  # an index for each; its own index if all are equal
+) -> Int[Tensor, " b"]:  # an index for each, its own index if all are equal
     "For each caption the unequal one with the largest share of common words (Jaccard)."
     words = [frozenset(re.findall(r"\w+", str(c).lower())) for c in captions]
 
@@ -136,7 +136,7 @@ class PairLogits:
 
     real: list[Tensor]  # real images under their own captions
     fake: list[Tensor]  # generated images under theirs
-    mismatched_real: list[Tensor]  # real images, mismatched captions; may be empty
+    mismatched_real: list[Tensor]  # real images, mismatched captions, may be empty
     mismatched_fake: list[Tensor]  # generated images, mismatched captions
     rows: Int[Tensor, " k"] | None = None  # the images that have a mismatched caption
 
@@ -237,7 +237,7 @@ class CLIPContrastiveLoss:
 
     def __init__(
         self,
-        clip: CLIP,  # copied and frozen; not registered, so in no checkpoint
+        clip: CLIP,  # copied and frozen, not registered, so in no checkpoint
         captions: Sequence[str],  # negatives, for instance of the training set
         caption_key: Callable[[str], Hashable] = str,  # what a caption states
     ):
@@ -289,7 +289,7 @@ class PerceptualLoss:
 
     def __init__(
         self,
-        clip: CLIP,  # copied and frozen; not registered, so in no checkpoint
+        clip: CLIP,  # copied and frozen, not registered, so in no checkpoint
         pixels: float = 5.0,  # lambda: weight of the pixels against the features
     ):
         if pixels < 0:

@@ -20,7 +20,7 @@ from ..core import UserError
 def scaled_leaky_relu(
     x: Float[Tensor, "..."],
 ) -> Float[Tensor, "..."]:
-    "Leaky ReLU, negative slope 0.2, that keeps the mean square of normal inputs."
+    "Leaky ReLU (`negative_slope` 0.2) that keeps the mean square of normal inputs."
     return math.sqrt(2 / (1 + 0.2**2)) * F.leaky_relu(x, 0.2)
 
 
@@ -32,7 +32,7 @@ class EqualLinear(nn.Module):
         c_in: int,  # length of the input vectors
         c_out: int,  # length of the output vectors
         bias: float = 0.0,  # initial value of every bias
-        lr_mul: float = 1.0,  # learning rate multiplier; the initial output is the same
+        lr_mul: float = 1.0,  # learning rate multiplier, the initial output is the same
     ):
         super().__init__()
         if lr_mul <= 0:
@@ -54,7 +54,7 @@ class EqualConv2d(nn.Module):
         self,
         c_in: int,  # input channels
         c_out: int,  # output channels
-        kernel: int = 3,  # side in pixels, odd; with stride 1 the image keeps its size
+        kernel: int = 3,  # side in pixels, odd, with stride 1 the image keeps its size
         stride: int = 1,
     ):
         super().__init__()
@@ -89,7 +89,7 @@ def _demodulation(
 
 def modulated_conv2d(
     x: Float[Tensor, "b i h w"],
-    # one kernel for all images, or one for each; k is odd
+    # one kernel for all images, or one for each, k is odd
     kernel: Float[Tensor, "o i k k"] | Float[Tensor, "b o i k k"],
     style: Float[Tensor, "b i"],  # factor of each input channel
     demodulate: bool = True,  # keep the scale of the output constant
