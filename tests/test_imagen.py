@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2i_tutorial import critters
+from t2i_tutorial.checkpoints import find_checkpoint, load_checkpoint
 from t2i_tutorial.core import UserError, seeded_generator, to_pil
 from t2i_tutorial.data import Batch, ImageTextDataset
 from t2i_tutorial.diffusion import diagnostics
@@ -28,7 +29,7 @@ from t2i_tutorial.diffusion.samplers import run_sampler
 from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
 from t2i_tutorial.hub import bundled_models, prompt_generators, randn_per_prompt
 from t2i_tutorial.text import TextEmbedding, full_caption
-from t2i_tutorial.training import Trainer, find_checkpoint, load_checkpoint
+from t2i_tutorial.training import Trainer
 
 TINY = IMAGEN_PRESETS["tiny"].model_config
 FEW = {

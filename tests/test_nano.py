@@ -48,12 +48,15 @@ def test_the_file_can_be_read_at_one_sitting():
 
 
 def test_it_leans_on_nothing_but_core_and_critters():
+    "And on what critters are drawn with."
     code = (
         "import sys, t2i_tutorial.nano\n"
         "print(sorted(m for m in sys.modules if m.startswith('t2i_tutorial.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    names = [f"t2i_tutorial.{m}" for m in ("core", "critters", "nano")]
+    names = [
+        f"t2i_tutorial.{m}" for m in ("core", "critters", "nano", "shapes", "species")
+    ]
     assert done.stdout.strip() == str(names), done.stderr
 
 

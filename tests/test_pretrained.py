@@ -21,6 +21,7 @@ CHECKSUMS = {
     "critters-clip": ("398a87e4359ea5d8", 65),
     "critters-clip-score": ("946aa64946614e01", 65),
     "critters-classifier": ("d9a18ecb55291751", 44),
+    "nano": ("50aaf48a55dc9013", 75),  # recorded later
 }
 
 
