@@ -1,7 +1,7 @@
 """The command line `t2i`: generate, train, evaluate, models.
 
 The options of each command are the fields of a dataclass, and those of a training are
-the fields of its configuration; tyro turns both into options and help. A user's mistake
+the fields of its configuration. Tyro turns both into options and help. A user's mistake
 ends in one line and exit code 2, never in a traceback. Torch is imported only when a
 command runs.
 """

@@ -97,7 +97,7 @@ def mismatched_indices(
     """Captions of other images of the batch, each used once, never an equal one.
 
     If more than half of the captions are equal, only as many of their images are used
-    as there are other captions; k is 0 if all are equal.
+    as there are other captions, and k is 0 if all are equal.
     """
     groups = {}
     for i in torch.randperm(len(captions), generator=rng).tolist():
