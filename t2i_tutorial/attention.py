@@ -36,7 +36,7 @@ class MultiHeadAttention(nn.Module):
         self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # see "One zero, never two" below
+        nn.init.zeros_(self.out.bias)  # see the section on zeros below
 
     def project(
         self,

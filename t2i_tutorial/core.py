@@ -64,11 +64,11 @@ def from_uint8(
 # %% ../nbs/01_images.ipynb #fa94e497
 #| code-fold: true
 def from_pil(
-    image: Image.Image,  # any Pillow picture
+    image: Image.Image,  # any Pillow image
     # the colour behind transparent pixels, 0 to 255
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Float[Tensor, "3 h w"]:  # float32 image in [-1, 1]
-    "Turn a Pillow picture into a tensor, transparent parts laid over `background`."
+    "Turn a Pillow image into a tensor, transparent parts laid over `background`."
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(
@@ -81,8 +81,8 @@ def from_pil(
 def to_pil(
     image: Float[Tensor, "3 h w"],  # one image in [-1, 1]
     enlarge: int = 1,  # whole factor, each pixel becomes a block of enlarge x enlarge
-) -> Image.Image:  # an RGB picture
-    "Turn a tensor into a Pillow picture, enlarged without blur."
+) -> Image.Image:  # an RGB image
+    "Turn a tensor into a Pillow image, enlarged without blur."
     picture = Image.fromarray(
         rearrange(to_uint8(image), "c h w -> h w c").cpu().numpy()
     )
@@ -289,8 +289,8 @@ def slider_grid(
     | Sequence[Float[Tensor, "3 h w"]],  # the last axis fastest
     axes: dict[str, Sequence[str]],  # the name of each slider and its labels
     width: int = 256,  # pixels on the screen
-):  # an ipywidgets box: the picture above one slider an axis
-    """Sliders over pictures that work in a static page.
+):  # an ipywidgets box: the image above one slider for each axis
+    """Sliders over images that work in a static page.
 
     Raises `UserError` if the numbers differ.
     """

@@ -198,7 +198,7 @@ def _caption(c: Critter, u: Sequence[float]) -> tuple[str, frozenset[str]]:
 
 def write_caption(
     critter: Critter,
-    generator: torch.Generator,  # decides on the words
+    generator: torch.Generator,  # chooses the words
 ) -> tuple[str, frozenset[str]]:  # the caption, the attributes that it states
     "Describe a creature in one of many ways; all of it is true, none of it complete."
     return _caption(critter, torch.rand(8, generator=generator).tolist())

@@ -198,7 +198,7 @@ def guided_velocity(model, xt: Images, t: Times, tokens: Tokens, scale: float):
 
 @torch.no_grad()
 def sample_nano(model, prompts: list[str], guidance_scale=2.5, num_steps=20, seed=0):
-    "Draw prompts; image i depends on prompt i, on i, the seed and the settings."
+    "Images for prompts; image i depends on prompt i, i, the seed and the settings."
     tokens, rng = tokenize(prompts), core.seeded_generator(seed, "nano", "sample")
     noise = torch.randn(len(prompts), 3, 16, 16, generator=rng)
     velocity = partial(guided_velocity, model, tokens=tokens, scale=guidance_scale)

@@ -121,7 +121,7 @@ class ToyGenerator(nn.Module):
 
     def __init__(
         self,
-        z_dim: int = 32,  # random numbers for a image
+        z_dim: int = 32,  # random numbers for an image
         channels: int = 32,  # of the feature map
     ):
         super().__init__()
@@ -138,12 +138,12 @@ class ToyGenerator(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "b z_dim"]) -> Float[Tensor, "b 3 16 16"]:
-        "Pictures in [-1, 1]."
+        "Images in [-1, 1]."
         return self.upsample(rearrange(self.start(z), "b (c h w) -> b c h w", h=4, w=4))
 
 
 class ToyDiscriminator(nn.Module):
-    "Pictures of 16 x 16 pixels to logits; larger is more real."
+    "Images of 16 x 16 pixels to logits; larger is more real."
 
     def __init__(self, channels: int = 32):  # of the first feature map
         super().__init__()

@@ -98,7 +98,7 @@ class GigaGAN(TextToImage):
         rng: torch.Generator,  # on the CPU, the only source of randomness
         phase: str = "generator",  # or "discriminator"
     ) -> dict[str, Float[Tensor, ""]]:  # "loss", and numbers for the log
-        "The loss of one network; its optimiser leaves the other one alone."
+        "The loss of one network; its optimiser does not change the other one."
         self._count_d_steps(phase)
         sizes = self.config.discriminator.sizes
         real = image_pyramid(batch.images.to(self.device), sizes)
@@ -245,7 +245,7 @@ class GigaGAN(TextToImage):
     def sample(
         self,
         prompts: Sequence[str],
-        seed: int = 0,  # with the prompt it decides z, whatever else is in the list
+        seed: int = 0,  # with the prompt it determines z, whatever else is in the list
         truncation_psi: float | None = None,  # 1: w as it is, 0: mean w of the caption
         show_progress: bool = False,  # show a progress bar
         batch_size: int = 64,  # prompts in a forward pass
