@@ -185,6 +185,13 @@ def save_checkpoint(
 
 # %% ../nbs/13_checkpoints.ipynb #0e17462c
 #| code-fold: true
+def _is_training(folder: Path) -> bool:
+    "Whether config.json in a folder is that of a training, not of a model."
+    path = folder / "config.json"
+    saved = load_json(path) if path.is_file() else None
+    return isinstance(saved, dict) and "save_every" in saved
+
+
 _STATE_KEYS = {"format", "files", "model", "step"}
 
 
@@ -384,7 +391,7 @@ class Checkpointer:
         names = [p.name for p in files if not p.name.startswith(".")]
         if resume and list_checkpoints(self.folder):
             return find_checkpoint(self.folder)
-        if names and not (resume and "config.json" in names):
+        if names and not (resume and _is_training(self.folder)):
             why = "resume=True (on the command line --resume) goes on"
             if resume:
                 why = "it is not the folder of a training"

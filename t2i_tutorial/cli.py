@@ -159,9 +159,15 @@ def _parse(kind: type, arguments: Sequence[str], prog: str) -> tuple[object, lis
 
 def _one_line(box: str) -> str:
     "The message in the box that tyro draws around an error."
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), None)
-    return " ".join(" ".join(lines[:rule]).split())[:300]
+    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()[1:]]
+    message = []
+    for line in lines:
+        if line and not line.strip("─-"):  # a rule, of hyphens on an ASCII terminal
+            if message:
+                break
+        else:
+            message += line.split()
+    return " ".join(message)[:300]
 
 
 def _options(kind: type) -> list[str]:
@@ -275,7 +281,9 @@ def _generate(options: GenerateOptions) -> None:
 
     (prompt,) = check_prompts([options.prompt])
     n, width = options.num_images, options.image_width
-    output = options.output or _default_output(prompt, options.seed)
+    output = options.output
+    if output is None:
+        output = _default_output(prompt, options.seed)
     output = _check_output(Path(output), ".png")
     _check_range("num-images", n, 1, 64)
     _check_range("image-width", width, 16, 2048)
@@ -305,7 +313,9 @@ def _evaluate(options: EvaluateOptions) -> None:
     from t2i_tutorial.evaluation.report import evaluate
     from t2i_tutorial.hub import load_model
 
-    output = options.output and _check_output(Path(options.output), ".json")
+    output = options.output
+    if output is not None:
+        output = _check_output(Path(output), ".json")
     model = load_model(options.model, options.device)
     sampling = _sampling_options(options, model.model_type)
     report = evaluate(
@@ -347,8 +357,9 @@ def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     module, presets, function, default = _TRAININGS[name]
     module = import_module(f"t2i_tutorial.{module}")
     presets, train = getattr(module, presets), getattr(module, function)
-    preset = check_choice("preset", options.preset or default, presets)
-    folder = options.output or f"runs/{name}-{preset}"
+    preset = default if options.preset is None else options.preset
+    preset = check_choice("preset", preset, presets)
+    folder = _training_folder(options, f"runs/{name}-{preset}")
     if name in _SAMPLING:
         if not find_spec("accelerate"):  # before anything is computed or written
             raise ModuleNotFoundError(name="accelerate")
@@ -359,6 +370,18 @@ def _train(options: TrainOptions, settings: Sequence[str]) -> None:
         _check_new_folder(options, folder)
         train(preset, folder, **_changes(presets[preset], settings))
         print(folder)
+
+
+def _training_folder(options: TrainOptions, default: str) -> str:
+    "The folder of a training; a note if there is nothing in it to go on from."
+    from t2i_tutorial.core import UserError
+
+    folder = default if options.output is None else options.output
+    if not folder:
+        raise UserError("--output is empty; name a folder, or leave it out")
+    if options.resume and not Path(folder).exists() and options.name in _SAMPLING:
+        warnings.warn(f"no training in {folder!r} to resume; it begins at step 0")
+    return folder
 
 
 def _changes(config, settings: Sequence[str]) -> dict:
@@ -487,6 +510,22 @@ def _note(message, category, *_) -> None:
         print(f"t2i: note: {message}", file=sys.stderr)
 
 
+def _explain(e: Exception) -> str | None:
+    "A user's mistake in one line; None for an error of the program."
+    core = sys.modules.get("t2i_tutorial.core")
+    if core is not None and isinstance(e, core.UserError):
+        return str(e)
+    if isinstance(e, OSError):
+        return str(e)[:300]  # a name of 5000 letters is in it
+    memory = re.search("out of memory|can't allocate memory", str(e))
+    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and memory:
+        return (
+            "not enough memory; make the batch or the network smaller "
+            "(train.batch_size, --num-images, --batch-size)"
+        )
+    return None
+
+
 def main(
     arguments: Sequence[str] | None = None,  # of this process if not given
 ) -> int:  # exit code: 0 if all went well, 2 after a user's mistake, 130 after Ctrl-C
@@ -516,10 +555,10 @@ def main(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as e:
-            core = sys.modules.get("t2i_tutorial.core")
-            if core is None or not isinstance(e, (core.UserError, OSError)):
+            message = _explain(e)
+            if message is None:
                 raise
-            print(f"t2i: {e}", file=sys.stderr)
+            print(f"t2i: {message}", file=sys.stderr)
             return 2
     return 0
 

@@ -466,6 +466,8 @@ def load_json(
         ) from e
     except UnicodeDecodeError as e:
         raise UserError(f"{name} is not text in UTF-8; mend or remove it") from e
+    except RecursionError as e:
+        raise UserError(f"{name} is nested too deeply; mend or remove it") from e
 
 # %% ../nbs/01_images.ipynb #2ef51983
 #| code-fold: true

@@ -10,7 +10,7 @@ __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'pro
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +61,8 @@ def check_prompts(
     "Prompts fit for sampling; raises `UserError` for none, an empty one or a bad one."
     if isinstance(prompts, str):
         raise UserError(f"give a list of prompts, not one string: [{prompts[:40]!r}]")
+    if not isinstance(prompts, Iterable):
+        raise UserError(f"give a list of prompts, not {prompts!r}")
     prompts = [p.strip() if isinstance(p, str) else p for p in prompts]
     if not prompts:
         raise UserError("no prompts: the list is empty; give at least one")
@@ -124,6 +126,11 @@ def load_text_encoder(
     A contrastive model of this book may be followed by "+token-embeddings". Raises
     `UserError` if the encoder cannot be loaded.
     """
+    if not isinstance(name_or_folder, str):
+        raise UserError(
+            f"the text encoder must be a name, not {name_or_folder!r}; "
+            "for instance 'critters-clip'"
+        )
     name = name_or_folder.removesuffix("+token-embeddings")
     token_embeddings = name != name_or_folder
     if name in BUNDLED_CLIPS or _is_clip(Path(name)):
@@ -198,6 +205,8 @@ def resolve_model(
     name_or_folder: str | os.PathLike,  # bundled, a folder, or a hub id "owner/name"
 ) -> Path:  # a folder with config.json and model.safetensors
     "The folder of a model, downloaded if need be; raises `UserError` if there is none."
+    if not isinstance(name_or_folder, (str, os.PathLike)):
+        raise UserError(f"a model is named by a text or a path, not {name_or_folder!r}")
     name, bundled = str(name_or_folder), bundled_models()
     folder = Path(name_or_folder).expanduser()
     if name in bundled:
@@ -253,9 +262,15 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
         "Embeddings of the prompts, on the model's device."
         return self.encoder.encode(list(prompts)).to(self.device)
 
-    def validate_prompts(self, prompts: Sequence[str]) -> list[str]:
+    def validate_prompts(
+        self, prompts: Sequence[str], batch_size: int = 1
+    ) -> list[str]:
         "`check_prompts`, and a warning of words that are not in the vocabulary."
         prompts = check_prompts(prompts)
+        if type(batch_size) is not int or batch_size < 1:
+            raise UserError(
+                f"batch_size must be a whole number of at least 1, not {batch_size!r}"
+            )
         warn_oov(self.encoder, prompts)
         return prompts
 
@@ -363,7 +378,7 @@ def load_model(
     folder = resolve_model(name_or_folder)
     saved = load_json(folder / "config.json")
     model_type = saved.get("model_type") if isinstance(saved, dict) else None
-    if model_type not in MODEL_CLASSES:
+    if not isinstance(model_type, str) or model_type not in MODEL_CLASSES:
         load_model_config(folder, " or ".join(MODEL_CLASSES))  # raises
     module, name = MODEL_CLASSES[model_type]
     return getattr(import_module(module), name).from_pretrained(folder, device)

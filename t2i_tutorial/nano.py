@@ -231,8 +231,10 @@ def nano_main(arguments: list[str] | None = None) -> None:
             print("nano: note: skipped", *sorted(unknown), file=sys.stderr)
         if (tokenize(args.prompts) > 0).sum(1).min() < 2:
             raise core.UserError("a prompt without a known word; try 'a blue dragon'")
-        if args.steps < 1 or not abs(args.guidance_scale) < 1000:
-            raise core.UserError("--steps must be at least 1, the scale below 1000")
+        if not 0 < args.steps < 10**9 or not abs(args.guidance_scale) < 1000:
+            raise core.UserError(
+                "--steps must be from 1 to 999999999, the scale below 1000"
+            )
         if args.output.suffix.lower() != ".png" or args.output.is_dir():
             raise core.UserError(f"{str(args.output)!r} is no name of a .png file")
         with core.atomic_write(args.output) as file:
@@ -241,8 +243,8 @@ def nano_main(arguments: list[str] | None = None) -> None:
             model = load_nano() if args.recorded else train_nano(config, args.seed)[0]
             x = sample_nano(model, args.prompts, args.guidance_scale, seed=args.seed)
             core.to_pil(core.make_grid(x), enlarge=8).save(file, "png")
-    except (core.UserError, KeyboardInterrupt) as e:
-        parser.error(str(e) or "stopped")
+    except (core.UserError, OSError, KeyboardInterrupt) as e:
+        parser.error(str(e)[:300] or "stopped")
     print(args.output)
 
 

@@ -1067,12 +1067,12 @@ class Trainer:
     def _open(self, found: Path | None) -> None:
         "Go to where a checkpoint stands; open the folder, the log and the trackers."
         self.logger.accelerator = self.accelerator
-        if self.logger.is_writer:
-            save_json(self.folder / "config.json", asdict(self.config))
         if found:
-            self.load(found)
+            self.load(found)  # refuses other settings before anything is written
             if self.logger.is_writer:
                 self.checkpointer.discard_after(self.step)
+        if self.logger.is_writer:
+            save_json(self.folder / "config.json", asdict(self.config))
         if found or self.step == 0:
             self.logger.rewind(self.step)
         self.logger.open(self.config, self.step)

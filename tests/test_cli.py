@@ -1,6 +1,7 @@
 """`t2i` as people use and mistype it: a mistake is one line, exit code 2, no file."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -171,6 +172,7 @@ def test_an_unknown_word_is_noted_and_the_image_generated_all_the_same(t2i, fold
         (["a cat", "--output", "no/such/folder/a.png"], ["does not exist"]),
         (["a cat", "--output", "a.jpg"], ["must end in .png"]),
         (["a cat", "--output", "folder.png"], ["is a folder"]),
+        (["a cat", "--output", ""], ["must end in .png"]),
     ],
 )
 def test_generate_refuses(t2i, folder, tmp_path, arguments, parts):
@@ -227,6 +229,17 @@ def listed(folder):
     (folder / "config.json").write_text("[]")
 
 
+def listed_type(folder):
+    save_json(
+        folder / "config.json",
+        load_json(folder / "config.json") | {"model_type": ["imagen"]},
+    )
+
+
+def nested(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+
+
 def pickled(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -239,6 +252,8 @@ def pickled(folder):
         (foreign, "'parti'"),
         (unconfigured, "holds no config.json"),
         (listed, "holds no imagen or gigagan model"),
+        (listed_type, "holds no imagen or gigagan model"),
+        (nested, "nested too deeply"),
         (pickled, "pickle"),
     ],
     ids=lambda x: getattr(x, "__name__", None),
@@ -401,6 +416,12 @@ def test_train_resumes_and_its_model_generates(t2i, tmp_path):
         (["imagen", "train.max_steps"], ["write it as name=value"]),
         (["imagen", "--preset", "cpu32"], ["did you mean 'cpu-32'"]),
         (["imagen", "--preset"], ["--preset"]),
+        (["imagen", "--preset="], ["unknown preset ''"]),
+        (["imagen", "--output="], ["--output is empty"]),
+        (
+            ["imagen", "--preset", "tiny", "unet.cond_dim=1000000"],
+            ["not enough memory"],
+        ),
         (["imagen", "train.batch_size=0"], ["batch_size must be at least 1"]),
         (["imagen", "train.lr=-1"], ["lr must be"]),
         (
@@ -714,3 +735,41 @@ def test_the_command_line_starts_without_torch(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.returncode == 0
+
+
+def test_errors_are_one_line_on_a_terminal_without_unicode(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "t2i_tutorial.cli", "generate", "a", "--seed", "x"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "---" not in result.stderr
+    assert result.stderr.count("\n") == 1 and "--seed" in result.stderr
+
+
+def test_a_long_name_is_a_short_line(t2i, folder):
+    long = "x" * 5000
+    code, _, err = t2i(
+        "generate", "a cat", "--model", folder, "--output", f"{long}.png"
+    )
+    assert code == 2 and "too long" in err and len(err) < 400
+
+
+def test_resume_does_not_overwrite_the_config_of_a_model(t2i, folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "model")
+    before = (model / "config.json").read_bytes()
+    refused(t2i(*TINY, "--output", model, "--resume"), "not the folder of a training")
+    assert (model / "config.json").read_bytes() == before
+
+
+def test_resume_notes_that_there_is_nothing_to_resume(t2i):
+    code, _, err = t2i(*TINY, "--output", "rnu", "--resume")
+    assert code == 0 and "no training in 'rnu' to resume" in err
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_training(t2i):
+    assert t2i(*TINY, "--output", "run")[0] == 0
+    before = load_json("run/config.json")
+    refused(t2i(*TINY, "train.lr=0.5", "--output", "run", "--resume"), "lr=")
+    assert load_json("run/config.json") == before

@@ -653,3 +653,56 @@ def test_imagen_config_of_another_size_does_not_fit_the_weights(imagen, tmp_path
     )
     with pytest.raises(UserError, match="do not fit its config.json"):
         Imagen.from_pretrained(tmp_path / "other", "cpu")
+
+
+WRONG = """
+import sys
+from t2i_tutorial.core import UserError
+from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
+from t2i_tutorial.gan.gigagan import GigaGAN, GIGAGAN_PRESETS
+from t2i_tutorial.hub import load_model, load_text_encoder
+
+imagen = Imagen(imagen_preset("tiny").model_config)
+gan = GigaGAN(GIGAGAN_PRESETS["tiny"].model_config)
+calls = [
+    lambda: imagen.sample(None),
+    lambda: gan.sample(3),
+    lambda: imagen.sample(["a cat"], guidance_scale="x"),
+    lambda: imagen.sample(["a cat"], guidance_scale=[1]),
+    lambda: imagen.sample(["a cat"], batch_size=0),
+    lambda: gan.sample(["a cat"], batch_size=1.5),
+    lambda: gan.sample(["a cat"], truncation_psi="x"),
+    lambda: load_model(None),
+    lambda: Imagen.from_pretrained(3),
+    lambda: load_text_encoder(3),
+]
+for call in calls:
+    try:
+        call()
+    except UserError as e:
+        print(e)
+"""
+
+WRONG_PARTS = (
+    "give a list of prompts, not None",
+    "give a list of prompts, not 3",
+    "guidance_scale must be a number of at least 0, not x",
+    "guidance_scale must be a number of at least 0, not [1]",
+    "batch_size must be a whole number of at least 1, not 0",
+    "batch_size must be a whole number of at least 1, not 1.5",
+    "truncation_psi must be from 0 to 1, not 'x'",
+    "named by a text or a path, not None",
+    "named by a text or a path, not 3",
+    "text encoder must be a name, not 3",
+)
+
+
+def test_arguments_of_a_wrong_type_are_user_errors():
+    "In a process of its own: here the annotations are checked, users have no check."
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRONG], capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 10, done.stderr
+    for line, part in zip(lines, WRONG_PARTS):
+        assert part in line, line

@@ -323,6 +323,8 @@ MISTAKES = {
     "a negative seed": ["a cat", "--seed", "-1", "--steps", "1"],
     "no PNG": ["a cat", "--output", "cat.jpg"],
     "a folder": ["a cat", "--output", "folder.png"],
+    "endless steps": ["a cat", "--steps", "9" * 30],
+    "a very long name": ["a cat", "--output", "x" * 300 + ".png"],
     "a file as folder": ["a cat", "--output", "file/cat.png"],
 }
 

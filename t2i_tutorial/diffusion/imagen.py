@@ -169,9 +169,12 @@ class Imagen(TextToImage):
         **guidance,  # other fields of `GuidanceConfig`
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
         "Generate an image for each prompt; raises `UserError` for bad values."
-        prompts = self.validate_prompts(prompts)
+        prompts = self.validate_prompts(prompts, batch_size)
         if guidance_scale is not None:
-            guidance["guidance_scale"] = float(guidance_scale)
+            number = hasattr(guidance_scale, "__float__")  # a text is refused below
+            guidance["guidance_scale"] = (
+                float(guidance_scale) if number else guidance_scale
+            )
         guidance = self.config.guidance(**guidance)
         generators = prompt_generators(prompts, seed)
         shape = (3, self.config.size, self.config.size)

@@ -251,10 +251,10 @@ class GigaGAN(TextToImage):
         batch_size: int = 64,  # prompts in a forward pass
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
         "One image for each prompt; raises `UserError` for bad prompts or values."
-        prompts = self.validate_prompts(prompts)
+        prompts = self.validate_prompts(prompts, batch_size)
         psi = self.config.truncation_psi if truncation_psi is None else truncation_psi
-        if not 0 <= psi <= 1:
-            raise UserError(f"truncation_psi must be from 0 to 1, not {psi}")
+        if not hasattr(psi, "__float__") or not 0 <= float(psi) <= 1:
+            raise UserError(f"truncation_psi must be from 0 to 1, not {psi!r}")
         generators = prompt_generators(prompts, seed)
         starts = range(0, len(prompts), batch_size)
         images = []
