@@ -380,7 +380,8 @@ def _training_folder(options: TrainOptions, default: str) -> str:
     if not folder:
         raise UserError("--output is empty; name a folder, or leave it out")
     if options.resume and not Path(folder).exists() and options.name in _SAMPLING:
-        warnings.warn(f"no training in {folder!r} to resume; it begins at step 0")
+        message = f"no training in {folder!r} to resume; it begins at step 0"
+        warnings.warn(message, stacklevel=2)
     return folder
 
 
