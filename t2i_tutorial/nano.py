@@ -232,9 +232,7 @@ def nano_main(arguments: list[str] | None = None) -> None:
         if (tokenize(args.prompts) > 0).sum(1).min() < 2:
             raise core.UserError("a prompt without a known word; try 'a blue dragon'")
         if not 0 < args.steps < 10**9 or not abs(args.guidance_scale) < 1000:
-            raise core.UserError(
-                "--steps must be from 1 to 999999999, the scale below 1000"
-            )
+            raise core.UserError("--steps: 1 to 10**9; scale: below 1000")
         if args.output.suffix.lower() != ".png" or args.output.is_dir():
             raise core.UserError(f"{str(args.output)!r} is no name of a .png file")
         with core.atomic_write(args.output) as file:
