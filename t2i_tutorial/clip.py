@@ -199,10 +199,10 @@ class CLIPConfig:
 
     dim: int = 128  # of a token, and of the common space
     layers: int = 2  # of the text encoder
-    heads: int = 4
+    heads: int = 4  # of each attention layer
     channels: int = 40  # of the image encoder's first stage, a multiple of 8
     size: int = 32  # pixels, other images are resized
-    vocab_size: int = 469
+    vocab_size: int = 469  # tokens that the tokenizer knows
     max_length: int = 48  # tokens at most
 
 
@@ -436,13 +436,13 @@ class CLIPTrainConfig:
     "How a contrastive model is trained."
 
     model_config: CLIPConfig = field(default_factory=CLIPConfig)
-    seed: int = 0
+    seed: int = 0  # of the weights and the images
     num_images: int = 49_152  # rendered once
-    max_steps: int = 1000
-    batch_size: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 60
+    max_steps: int = 1000  # optimizer steps
+    batch_size: int = 256  # images and captions in a step
+    lr: float = 1e-3  # learning rate of AdamW after the warm-up
+    weight_decay: float = 0.05  # of AdamW
+    warmup_steps: int = 60  # the learning rate rises from 0 in them
     mixed_precision: bool = True  # image encoder in bfloat16, where supported
 
 

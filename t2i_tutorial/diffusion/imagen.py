@@ -53,7 +53,7 @@ class ImagenConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     text_encoder: str = "critters-clip"  # a bundled one, a folder, or a hub id
     noise_schedule: str = "cosine"  # or "linear"
-    num_timesteps: int = 1000
+    num_timesteps: int = 1000  # T, of the noise schedule
     zero_terminal_snr: bool = True  # no signal is left at the last timestep
     shift_snr: bool = True  # more noise above 32 pixels, less below
     prediction_type: str = "v"  # what the U-Net predicts: "v", "x0" or "eps"
@@ -61,7 +61,7 @@ class ImagenConfig:
     cond_drop_prob: float = 0.1  # share of captions replaced by the null text
     guidance_scale: float = 2.0  # where `sample` is given none
     thresholding: str = "static"  # or "dynamic", or "none"
-    dynamic_threshold_percentile: float = 0.995
+    dynamic_threshold_percentile: float = 0.995  # of absolute pixel values
 
     def __post_init__(self):
         if isinstance(self.unet, Mapping):

@@ -209,14 +209,14 @@ class ClassifierTrainConfig:
     "How an attribute classifier is trained."
 
     model_config: ClassifierConfig = field(default_factory=ClassifierConfig)
-    seed: int = 0
+    seed: int = 0  # of the weights and the images
     num_images: int = 49_152  # rendered at the classifier's size
     num_downscaled_images: int = 16_384  # rendered at twice that size and resized
     max_steps: int = 2100  # of the first stage, without held-out pairs
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 60
+    batch_size: int = 128  # images in a step
+    lr: float = 1e-3  # learning rate of AdamW after the warm-up
+    weight_decay: float = 0.05  # of AdamW
+    warmup_steps: int = 60  # the learning rate rises from 0 in them
     augment_images: bool = True  # blur, shift and noise
     finetune_steps: int = 300  # of the second stage, with held-out pairs
     num_held_out_images: int = 6_144  # of held-out pairs then, and as many others

@@ -153,15 +153,15 @@ class GeneratorConfig:
     z_dim: int = 64  # length of the noise vector
     text_dim: int | None = 128  # of the text encoder's vectors, None: unconditional
     style_dim: int = 128  # length of w
-    mapping_layers: int = 4
+    mapping_layers: int = 4  # fully connected, of the mapping network
     mapping_lr_mul: float = 0.01  # learning rate multiplier of the mapping network
     text_layers: int = 1  # trainable attention layers over the text encoder
     # for each level, 4 pixels first, then doubled:
     channels: Sequence[int] = (128, 128, 64, 32)  # multiples of 8
     num_kernels: Sequence[int] = (1, 1, 2, 4)  # size of the bank, 1: a plain layer
-    self_attention: Sequence[bool] = (False, True, False, False)
-    cross_attention: Sequence[bool] = (False, True, True, False)
-    heads: int = 4
+    self_attention: Sequence[bool] = (False, True, False, False)  # at these levels
+    cross_attention: Sequence[bool] = (False, True, True, False)  # to the text, too
+    heads: int = 4  # of each attention layer
     min_output_size: int = 8  # pixels of the smallest image that is returned
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass
 
