@@ -77,7 +77,7 @@ def test_a_chapter_shows_figures_and_library_cells(pages, chapter):
         ]
     ]
     promised = sum(
-        "#| fig-alt:" in c and "explore(" not in c for c in cells
+        "#| fig-alt:" in c and "slider_grid(" not in c for c in cells
     )  # a slider is a widget and no picture file
     assert len(own) >= promised >= 1, (
         "each cell that promises a figure shows one; fewer, and it was not executed or "
