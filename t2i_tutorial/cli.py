@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -351,14 +351,7 @@ def _models(options: ModelsOptions) -> None:
 
 def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     "`t2i train`: read the settings, train, say where the model is."
-    from t2i_tutorial.core import check_choice
-
-    name = check_choice("training", options.name, _TRAININGS)
-    module, presets, function, default = _TRAININGS[name]
-    module = import_module(f"t2i_tutorial.{module}")
-    presets, train = getattr(module, presets), getattr(module, function)
-    preset = default if options.preset is None else options.preset
-    preset = check_choice("preset", preset, presets)
+    name, preset, presets, train = _find_training(options)
     folder = _training_folder(options, f"runs/{name}-{preset}")
     if name in _SAMPLING:
         if not find_spec("accelerate"):  # before anything is computed or written
@@ -370,6 +363,19 @@ def _train(options: TrainOptions, settings: Sequence[str]) -> None:
         _check_new_folder(options, folder)
         train(preset, folder, **_changes(presets[preset], settings))
         print(folder)
+
+
+def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
+    "Name and preset, checked, the training's presets, and the function that trains."
+    from t2i_tutorial.core import check_choice
+
+    name = check_choice("training", options.name, _TRAININGS)
+    module, presets, function, default = _TRAININGS[name]
+    module = import_module(f"t2i_tutorial.{module}")
+    presets = getattr(module, presets)
+    preset = default if options.preset is None else options.preset
+    preset = check_choice("preset", preset, presets)
+    return name, preset, presets, getattr(module, function)
 
 
 def _training_folder(options: TrainOptions, default: str) -> str:
@@ -410,12 +416,7 @@ def _check_new_folder(options: TrainOptions, folder: str) -> None:
 
 def _training_help(options: TrainOptions, prog: str) -> None:
     "Print every setting of a training, with its default in the chosen preset."
-    from t2i_tutorial.core import check_choice
-
-    name = check_choice("training", options.name, _TRAININGS)
-    module, presets, _, default = _TRAININGS[name]
-    presets = getattr(import_module(f"t2i_tutorial.{module}"), presets)
-    chosen = check_choice("preset", options.preset or default, presets)
+    name, chosen, presets, _ = _find_training(options)
     preset, bare = presets[chosen], tyro.conf.arg(name="")
     no_flags = tyro.conf.FlagConversionOff
     parts = {"options": (TrainOptions, options, bare, tyro.conf.FlagCreatePairsOff)}

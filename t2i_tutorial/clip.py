@@ -8,7 +8,7 @@ __all__ = ['BUNDLED_CLIPS', 'LR_SCHEDULES', 'CLIP_PRESETS', 'ZERO_SHOT_TEMPLATES
            'CLIP', 'CLIPTextEncoder', 'CritterDataset', 'augment_images', 'lr_at_step', 'CLIPTrainConfig',
            'make_clip_config', 'sample_batch', 'supports_bf16', 'clip_train_step', 'train_clip', 'zero_shot_prompts',
            'embed_images', 'zero_shot_accuracy', 'retrieval_recall', 'attribute_binding_accuracy', 'evaluate_clip',
-           'hardware_info', 'git_commit', 'save_clip_run']
+           'hardware_info', 'git_commit', 'training_record', 'save_clip_run']
 
 # %% ../nbs/09_clip.ipynb #bddc8f92
 #| code-fold: true
@@ -747,6 +747,30 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def training_record(
+    name: str,  # of the command, as in `t2i train clip`
+    model: nn.Module,  # with a `name`, that of its preset
+    config,  # a dataclass
+    history: list[dict],
+    every: int,  # steps between two that are kept; the last is kept, too
+    seconds: float,
+) -> dict:
+    "What a short training writes to `run.json`, without its evaluation."
+    kept = [h for h in history if h["step"] % every == 0 or h is history[-1]]
+    return {
+        "command": f"t2i train {name} --preset {model.name}",
+        "training": asdict(config),
+        "git_commit": git_commit(),
+        "hardware": hardware_info(),
+        "seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "history": [
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()}
+            for h in kept
+        ],
+    }
+
+
 def save_clip_run(
     clip: CLIP,
     config: CLIPTrainConfig,
@@ -756,18 +780,6 @@ def save_clip_run(
 ) -> Path:
     "Save the weights, load them again, evaluate what was loaded, write the record."
     folder = clip.save_pretrained(folder)
-    kept = [h for h in history if h["step"] % 10 == 0 or h is history[-1]]
-    run = {
-        "command": f"t2i train clip --preset {clip.name}",
-        "training": asdict(config),
-        "git_commit": git_commit(),
-        "hardware": hardware_info(),
-        "seconds": round(seconds, 1),
-        "parameters": sum(p.numel() for p in clip.parameters()),
-        "history": [
-            {k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()}
-            for h in kept
-        ],
-        "evaluation": evaluate_clip(CLIP.from_pretrained(folder)),
-    }
+    run = training_record("clip", clip, config, history, 10, seconds)
+    run["evaluation"] = evaluate_clip(CLIP.from_pretrained(folder))
     return save_json(folder / "run.json", run)

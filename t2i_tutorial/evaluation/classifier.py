@@ -27,9 +27,8 @@ from t2i_tutorial.clip import (
     CritterDataset,
     ImageEncoder,
     augment_images,
-    git_commit,
-    hardware_info,
     lr_at_step,
+    training_record,
 )
 from t2i_tutorial.core import (
     BUNDLED_DIR,
@@ -409,18 +408,7 @@ def save_classifier_run(
 ) -> Path:
     "Save the weights, load and evaluate them, and write `run.json`."
     folder = classifier.save_pretrained(folder)
-    logged = [h for h in history if h["step"] % 20 == 0 or h is history[-1]]
-    record = {
-        "command": f"t2i train classifier --preset {classifier.name}",
-        "training": asdict(config),
-        "git_commit": git_commit(),
-        "hardware": hardware_info(),
-        "seconds": round(seconds, 1),
-        "parameters": sum(p.numel() for p in classifier.parameters()),
-        "history": [
-            {k: round(v, 4) if isinstance(v, float) else v for k, v in h.items()}
-            for h in logged
-        ],
-        "robustness": evaluate_classifier(AttributeClassifier.from_pretrained(folder)),
-    }
+    record = training_record("classifier", classifier, config, history, 20, seconds)
+    loaded = AttributeClassifier.from_pretrained(folder)
+    record["robustness"] = evaluate_classifier(loaded)
     return save_json(folder / "run.json", record)
