@@ -157,8 +157,9 @@ def clean_text(
     text: str,  # a prompt or a caption, as typed, pasted or read from a file
 ) -> str:  # in Unicode normal form C, words one space apart
     "One form for texts that look alike: odd white space and invisible characters out."
-    text = unicodedata.normalize("NFC", text.translate(_REPLACED))
-    text = unicodedata.normalize("NFC", _STRAY_JOINERS.sub("", text))
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFC", text.translate(_REPLACED))
+        text = unicodedata.normalize("NFC", _STRAY_JOINERS.sub("", text))
     return " ".join(text.split())
 
 
