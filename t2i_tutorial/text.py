@@ -118,27 +118,29 @@ def warn_cut(
     encoder,  # a text encoder or a tokenizer of this book
     texts: Sequence[str],
     max_length: int | None = None,  # tokens that are read, the encoder's if not given
-) -> int | None:  # how many different texts are cut; None if it cannot count tokens
+    noted: int = 0,  # no warning unless a text is longer than so many tokens
+) -> int:  # tokens of the longest text, 0 if the encoder cannot count them
     "Warn, in one line, of texts that are longer than the encoder reads."
     counters = encoder, getattr(encoder, "tokenizer", None)
     counter = next((c for c in counters if hasattr(c, "count_tokens")), None)
     if counter is None:
-        return None
-    texts, most = list(dict.fromkeys(texts)), max_length or counter.max_length
-    cut = [(n, t) for n, t in zip(counter.count_tokens(texts), texts) if n > most]
-    if not cut:
         return 0
-    n, longest = max(cut, key=lambda c: c[0])
+    texts, most = list(dict.fromkeys(texts)), max_length or counter.max_length
+    counts = counter.count_tokens(texts)
+    n, longest = max(zip(counts, texts))
+    if n <= max(most, noted):
+        return n
     message = f"only {most} of {n} tokens are read of the text {longest[:60]!r}; "
     message += "shorten it"
     if len(texts) > 1:
         message = (
-            f"{len(cut):,} of {len(texts):,} texts have more than the {most} tokens "
-            f"that are read, the longest has {n} ({longest[:60]!r}); shorten them, or "
-            "choose a text encoder that reads more"
+            f"{sum(c > most for c in counts):,} of {len(texts):,} texts have more "
+            f"than the {most} tokens that are read, the longest has {n} "
+            f"({longest[:60]!r}); shorten them, or choose a text encoder that reads "
+            "more"
         )
     warnings.warn(message, TextCutWarning, stacklevel=3)
-    return len(cut)
+    return n
 
 
 def _train_bpe(texts: Sequence[str], size: int):
@@ -562,6 +564,7 @@ class CachedTextEncoder:
     ):
         self.encoder, self.name, self.dim = encoder, encoder.name, encoder.dim
         self.batch_size = batch_size
+        self.noted = 0  # tokens of the longest text so far, for `warn_cut`
         slug = re.sub(r"[^\w.-]+", "-", self.name).strip("-")[-60:]
         digest = sha256(self.name.encode()).hexdigest()[:8]
         self.path = Path(folder) / f"{slug}-{digest}.safetensors"
@@ -609,11 +612,12 @@ class CachedTextEncoder:
         return _pack([self.rows[t] for t in texts])
 
     def _encode_new(self, new: Sequence[str]) -> None:
-        "Encode in batches; one warning in all if texts are cut."
-        counted = warn_cut(self.encoder, new) is not None
+        "Encode in batches; one warning if texts are cut, again for longer ones only."
+        longest = warn_cut(self.encoder, new, noted=self.noted)
+        self.noted = max(self.noted, longest)
         steps = range(0, len(new), self.batch_size)
         with warnings.catch_warnings():
-            if counted:
+            if longest:
                 warnings.simplefilter("ignore", TextCutWarning)
             for i in progress_bar(steps, "encoding texts") if len(steps) > 2 else steps:
                 batch = new[i : i + self.batch_size]

@@ -148,6 +148,9 @@ def test_texts_that_are_cut_are_one_line_with_count_and_longest(
         "the longest has " in note and "choose a text encoder that reads more" in note
     )
     assert cut_notes(encoder.encode, texts[:2]) == []
+    longer = cut_notes(encoder.encode, ["a red cat " * 60])
+    assert len(longer) == 1 and longer[0].endswith("; shorten it")
+    assert len(cut_notes(encoder.encode, ["a red cat " * 59])) == (not cached)
     assert len(cut_notes(encoder.encode, texts[3:4])) == (not cached)
 
 
@@ -167,7 +170,7 @@ def test_an_encoder_that_cannot_count_still_speaks_for_itself(tokenizer, tmp_pat
             return {}
 
     other = Other()
-    assert T.warn_cut(other, ["red " * 100]) is None
+    assert T.warn_cut(other, ["red " * 100]) == 0
     cached = T.CachedTextEncoder(other, tmp_path)
     assert len(cut_notes(cached.encode, ["red " * 100])) == 1
 
