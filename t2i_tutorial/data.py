@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_ASPECT_RATIO', 'MAX_CAPTION', 'METADATA_FILES', 'letterbox', 'load_image', 'clean_caption',
            'MetadataRow', 'read_metadata', 'Batch', 'flip_caption', 'Augmentation', 'sample_augmentation', 'collate',
-           'ImageTextDataset', 'shuffle_buffer', 'StreamingImageTextDataset', 'open_dataset']
+           'describe_data_change', 'ImageTextDataset', 'shuffle_buffer', 'StreamingImageTextDataset', 'open_dataset']
 
 # %% ../nbs/06_data.ipynb #c3aa5242
 #| code-fold: true
 import csv
 import glob
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import socket
 import tempfile
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -724,6 +726,23 @@ def _read_file(paths: Sequence[str], size: int, i: int) -> UInt8[Tensor, "3 s s"
     return load_image(paths[i], size)
 
 
+def _row_content(table, column: str, i: int) -> bytes:
+    "What image i of a table is made of: bytes, else what a path or address leads to."
+    value = table[i][column] or {}
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    path = value.get("path") or ""
+    return path.encode() if "://" in path else _file_content([path], 0)
+
+
+def _file_content(paths: Sequence[str], i: int) -> bytes:
+    "The bytes of file i, none if it has been lost."
+    try:
+        return Path(paths[i]).read_bytes()
+    except OSError:
+        return b""
+
+
 def _row_captions(
     row: dict, columns: Sequence[str], max_caption: int, name: str
 ) -> tuple[str, ...]:
@@ -750,6 +769,71 @@ def _read_images(
             return torch.stack(list(pixels))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _short_digest(content: bytes) -> str:
+    "Eight hexadecimal digits: enough to say which images of a set are others."
+    return hashlib.blake2b(content, digest_size=4).hexdigest()
+
+
+def _summary(**parts) -> dict:
+    "The parts and a digest of them all."
+    text = json.dumps(parts, sort_keys=True)
+    return {"digest": hashlib.sha256(text.encode()).hexdigest()[:16], **parts}
+
+
+def describe_data_change(
+    old: dict,  # from `summary` of one data set
+    new: dict,  # from `summary` of another
+) -> str:  # what differs, in a few words; empty if nothing does
+    "Say how two data sets differ: images added, removed, captions rewritten."
+    if old["digest"] == new["digest"]:
+        return ""
+    changes = []
+    for name in ("source", "size", "fit"):
+        if old[name] != new[name]:
+            changes.append(f"{name} {new[name]} instead of {old[name]}")
+    before, after = (
+        dict(zip(_eights(part["contents"]), _eights(part["captions"])))
+        for part in (old, new)
+    )
+    counts = [Counter(_eights(part["contents"])) for part in (old, new)]
+    rewritten = sum(before[k] != after[k] for k in before.keys() & after.keys())
+    if not old["contents"] and not new["contents"]:
+        pairs = zip(_eights(old["captions"]), _eights(new["captions"]))
+        rewritten = sum(a != b for a, b in pairs)
+    for verb, number in (
+        ("added", (counts[1] - counts[0]).total()),
+        ("removed", (counts[0] - counts[1]).total()),
+    ):
+        if number:
+            changes.append(f"{number:,} image{'s' * (number > 1)} {verb}")
+    if rewritten:
+        changes.append(
+            f"captions of {rewritten:,} image{'s' * (rewritten > 1)} changed"
+        )
+    if not changes and old["images"] != new["images"]:
+        changes.append(f"{new['images']} images instead of {old['images']}")
+    return ", ".join(changes) or "the same images in another order"
+
+
+def _nothing(i: int) -> bytes:
+    "The content of an image that need not be looked at."
+    return b""
+
+
+def _digests(content: Callable[[int], bytes], n: int) -> str:
+    "Short digests of the contents of n images, in one string; empty if there are none."
+    if content is _nothing:
+        return ""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda i: _short_digest(content(i)), range(n))
+        return "".join(progress_bar(digests, "comparing images", n))
+
+
+def _eights(text: str) -> list[str]:
+    "A string of short digests, taken apart."
+    return [text[i : i + 8] for i in range(0, len(text), 8)]
 
 
 def _check_batches(
@@ -779,11 +863,18 @@ class ImageTextDataset(Dataset):
         attributes: dict[str, Tensor] | None = None,  # of critters: each (n,)
         cache_bytes: int = 2**29,  # keep the images in memory if they need no more
         cache: UInt8[Tensor, "n 3 s s"] | None = None,  # the images, if in memory
+        source: str = "files",  # where they come from, for `summary`
+        content: Callable[[int], bytes]
+        | None = None,  # of image i, its pixels if not given
     ):
         self.read = read
         self.captions = captions
         self.size = check_image_size(size)
         self.attributes = attributes
+        self.source = source
+        self.content = content
+        self.fit = "letterbox"
+        self.contents: str | None = None  # digests, from the first `summary` on
         if cache is None and len(captions) * 3 * size * size <= cache_bytes:
             cache = _read_images(read, range(len(captions)), "reading images")
         self.cache = cache
@@ -798,7 +889,16 @@ class ImageTextDataset(Dataset):
         drawn = critters.sample_critters(n, size=size, seed=seed, split=split)
         pixels = to_uint8(drawn.images)
         captions = [(c,) for c in drawn.captions]
-        return cls(pixels.__getitem__, captions, size, drawn.attributes, cache=pixels)
+        source = f"critters ({n} of the split {split}, seed {seed})"
+        return cls(
+            pixels.__getitem__,
+            captions,
+            size,
+            drawn.attributes,
+            cache=pixels,
+            source=source,
+            content=_nothing,  # the source says it all
+        )
 
     @classmethod
     def from_folder(
@@ -815,6 +915,7 @@ class ImageTextDataset(Dataset):
         check_image_size(size)
         captions = _read_folder(Path(path), split, text_column, max_caption, cache_dir)
         read = partial(_read_file, list(captions), size)
+        options |= {"content": partial(_file_content, list(captions))}
         return cls(read, list(captions.values()), size, **options)
 
     @classmethod
@@ -849,6 +950,7 @@ class ImageTextDataset(Dataset):
                 f"split {split!r} of {dataset_id!r} is empty; choose another split"
             )
         read = partial(_read_row, table, image_column, size, dataset_id)
+        options |= {"content": partial(_row_content, table, image_column)}
         return cls(read, captions, size, **options)
 
     def __len__(self) -> int:
@@ -865,6 +967,25 @@ class ImageTextDataset(Dataset):
         if self.cache is None:
             return _read_images(self.read, indices.tolist())
         return self.cache[indices]
+
+    def summary(self) -> dict:
+        "Size, source and short digests of images and captions, and a digest of all."
+        content = self.content or (lambda i: self.read(i).numpy().tobytes())
+        if self.contents is None:
+            self.contents = _digests(content, len(self))
+        captions = (json.dumps(list(c)).encode() for c in self.captions)
+        return _summary(
+            source=self.source,
+            size=self.size,
+            fit=self.fit,
+            images=len(self),
+            contents=self.contents,
+            captions="".join(map(_short_digest, captions)),
+        )
+
+    def fingerprint(self) -> str:
+        "A digest of images, captions, their order and size; the same for equal data."
+        return self.summary()["digest"]
 
     def batches(
         self,
@@ -937,6 +1058,22 @@ class StreamingImageTextDataset(IterableDataset):
         self.name = name
         self.buffer = buffer
         self.max_caption = max_caption
+        self.fit = "letterbox"
+
+    def summary(self) -> dict:
+        "Source and size, and a digest of them; a stream is not read for it."
+        return _summary(
+            source=f"the stream {self.name} ({self.image_column}: {self.columns})",
+            size=self.size,
+            fit=self.fit,
+            images=None,
+            contents="",
+            captions="",
+        )
+
+    def fingerprint(self) -> str:
+        "A digest of source and size, as `ImageTextDataset.fingerprint`."
+        return self.summary()["digest"]
 
     def _decode(
         self, i: int, row: dict

@@ -24,6 +24,7 @@ from t2i_tutorial.data import (
     ImageTextDataset,
     StreamingImageTextDataset,
     clean_caption,
+    describe_data_change,
     flip_caption,
     letterbox,
     load_image,
@@ -1314,3 +1315,107 @@ def test_real_pictures(pictures_folder):
         assert len(d) == 1035
     assert (d.cache.flatten(1).float().std(1) > 0).all()
     assert sum(len(b) for b in d.batches(64)) == len(d)
+
+
+# ---- whether two data sets are the same (F3)
+
+
+def changed(before, **options):
+    "What a data set of the same folder says of a summary made before."
+    d = ImageTextDataset.from_folder(before[0], **{"size": 16} | options)
+    return describe_data_change(before[1], d.summary())
+
+
+@pytest.fixture
+def three(tmp_path):
+    "A folder of three images of different sizes, and the summary of its data set."
+    files = [f"{i}.png" for i in range(3)]
+    path = folder(tmp_path, *[record(f"x {f}", f) for f in files], files=files)
+    for i, f in enumerate(files):
+        make_image(20 + i, 30).save(path / f)
+    return path, ImageTextDataset.from_folder(path, size=16).summary()
+
+
+def test_fingerprint_is_the_same_for_the_same_data_f3(three, tmp_path):
+    "Wherever the folder is, in memory or not, and from one process to the next."
+    path, before = three
+    moved = path.rename(tmp_path / "elsewhere")
+    for cache_bytes in (0, 2**29):
+        d = ImageTextDataset.from_folder(moved, size=16, cache_bytes=cache_bytes)
+        assert d.fingerprint() == before["digest"] == d.summary()["digest"]
+        assert json.loads(json.dumps(d.summary())) == before
+        assert describe_data_change(before, d.summary()) == ""
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda p: rewrite(p, lambda r: r[:2]), "1 image removed"),
+        (lambda p: rewrite(p, lambda r: [*r, more(p, 3)]), "1 image added"),
+        (
+            lambda p: rewrite(p, lambda r: [*r[1:], more(p, 3), more(p, 4)]),
+            "2 images added, 1 image removed",
+        ),
+        (lambda p: more(p, 2), "1 image added, 1 image removed"),  # another content
+        (
+            lambda p: rewrite(
+                p, lambda r: [x | {"text": "new"} for x in r[:2]] + r[2:]
+            ),
+            "captions of 2 images changed",
+        ),
+        (lambda p: rewrite(p, lambda r: r[::-1]), "the same images in another order"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*left out:UserWarning")
+def test_what_changed_in_a_folder_is_said_f3(three, change, says):
+    change(three[0])
+    assert changed(three) == says
+
+
+def more(path, i):
+    "One more image in a folder, and its record."
+    make_image(40 + i, 30).save(path / f"{i}.png")
+    return record(f"x {i}", f"{i}.png")
+
+
+def rewrite(path, change):
+    "Rewrite the metadata of a folder."
+    file = path / "metadata.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(map(json.dumps, change(records))))
+
+
+def test_another_size_or_source_is_said_f3(three):
+    assert changed(three, size=32) == "size 32 instead of 16"
+    drawn = [
+        ImageTextDataset.from_critters(*args, seed=seed).summary()
+        for *args, seed in ((4, 16, 0), (4, 16, 0), (4, 16, 1), (5, 16, 0))
+    ]
+    assert drawn[0] == drawn[1] and drawn[0]["contents"] == ""
+    said = describe_data_change(drawn[0], drawn[2])
+    assert "seed 1) instead of critters (4 of the split train, seed 0)" in said
+    assert "critters (5 of" in describe_data_change(drawn[0], drawn[3])
+    assert "instead of files" in describe_data_change(three[1], drawn[0])
+
+
+def test_fingerprints_of_other_sources_f3(hub):
+    "A table is read for its bytes, a set of another kind for its pixels."
+    d = ImageTextDataset.from_hub(**hub)
+    assert d.fingerprint() == ImageTextDataset.from_hub(**hub).fingerprint()
+    streams = [
+        ImageTextDataset.from_hub(**hub | {"size": s}, streaming=True)
+        for s in (16, 16, 32)
+    ]
+    assert len({s.fingerprint() for s in streams}) == 2
+    one, two = (torch.full((2, 3, 16, 16), v, dtype=torch.uint8) for v in (1, 2))
+    own = [
+        ImageTextDataset(pixels.__getitem__, captions, 16)
+        for pixels, captions in (
+            (one, [("x",)] * 2),
+            (two, [("x",)] * 2),
+            (two, [("x",), ("y",)]),
+        )
+    ]
+    prints = [x.summary() for x in own]
+    assert describe_data_change(*prints[:2]) == "2 images added, 2 images removed"
+    assert describe_data_change(*prints[1:]) == "captions of 1 image changed"
