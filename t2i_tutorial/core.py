@@ -40,8 +40,18 @@ from torch import Tensor
 class UserError(ValueError):
     """A mistake in what was asked for.
 
-    The message is one line that says what was wrong and what to do.
+    The message is one line that says what was wrong and what to do. What a user gave
+    and cannot be printed is escaped, and the middle of a very long message is cut.
     """
+
+    def __init__(self, message: str = ""):
+        words = " ".join(str(message).split())
+        odd = {c for c in words if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+        for c in odd:
+            words = words.replace(c, repr(c)[1:-1])
+        if len(words) > 600:
+            words = f"{words[:350]} ... {words[-240:]}"
+        super().__init__(words)
 
 
 def to_uint8(

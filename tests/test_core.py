@@ -423,3 +423,17 @@ def test_rows_become_a_table():
         core.show_table([])
     with pytest.raises(UserError, match="other columns"):
         core.show_table([{"a": 1}, {"b": 1}])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    (
+        ("two\nlines and\ta tab", "two lines and a tab"),
+        ("an escape \x1b and half a character \ud800", r"an escape \x1b and half"),
+        ("x" * 100_000 + "; shorten it", "; shorten it"),
+    ),
+)
+def test_a_message_is_one_line_of_a_sensible_length(message, expected):
+    said = str(UserError(message))
+    assert expected in said and len(said) <= 600
+    said.encode()  # can be printed
