@@ -307,9 +307,12 @@ class CLIP(nn.Module):
             check_choice("contrastive model", name, options)
         config = load_model_config(folder, "clip", CLIPConfig)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        for key, found in ("vocab_size", tokenizer.size), (
-            "max_length",
-            tokenizer.max_length,
+        for key, found in (
+            ("vocab_size", tokenizer.size),
+            (
+                "max_length",
+                tokenizer.max_length,
+            ),
         ):
             if found > getattr(config, key):
                 raise UserError(

@@ -630,7 +630,9 @@ def dataclass_from_dict(
     new = {}
     for name, value in values.items():
         if not _is_of_type(value, kinds[name]):
-            wanted = getattr(kinds[name], "__name__", kinds[name])
+            is_plain = isinstance(kinds[name], type) and not get_args(kinds[name])
+            wanted = kinds[name].__name__ if is_plain else str(kinds[name])
+            wanted = wanted.removeprefix("collections.abc.")
             raise UserError(f"{name!r} is {value!r:.40}, which is no {wanted}")
         if is_dataclass(kinds[name]):
             value = dataclass_from_dict(kinds[name], value)
@@ -673,11 +675,12 @@ def load_model_config(
         return dataclass_from_dict(kind, values)
     except (UserError, ArithmeticError, TypeError, ValueError) as e:
         raise UserError(
-            f"config.json in {name} makes no sense: {e}; fetch it again"
+            f"config.json in {name} makes no sense: {e}; fetch it again, or upgrade "
+            "t2i-tutorial"
         ) from e
 
 
-_MAX_TENSORS = 10_000  # of a model
+_MAX_TENSORS = 2000  # of a model
 
 
 class _WithoutGenerators(torch.overrides.TorchFunctionMode):
