@@ -410,9 +410,7 @@ def check_number(
         number = nan
     if not minimum <= number <= maximum:
         bounds = f"from {minimum:g} to {maximum:g}"
-        if maximum == inf:
-            bounds = f"of at least {minimum:g}"
-        raise UserError(f"{name} must be a number {bounds}, not {value!r:.80}")
+        raise UserError(f"{name} must be {bounds}, not {value!r:.80}")
     return number
 
 

@@ -397,6 +397,4 @@ def evaluate(
     }
     seconds = round(time.time() - start, 2), round(sampling_seconds, 2)
     settings = (n, size, seed, split, classifier.name)
-    return EvaluationReport(
-        metrics, skipped, *settings, *seconds, len(training_images)
-    )
+    return EvaluationReport(metrics, skipped, *settings, *seconds, len(training_images))
