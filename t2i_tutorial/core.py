@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT_COLOUR', 'PALETTE', 'PACKAGE_DIR', 'BUNDLED_DIR', 'RESULTS_DIR', 'MODEL_VERSION', 'UserError', 'to_uint8',
            'from_uint8', 'from_pil', 'to_pil', 'set_plot_style', 'show_images', 'make_grid', 'show_table',
-           'slider_grid', 'seed_everything', 'seeded_generator', 'check_choice', 'check_whole_number', 'check_number',
+           'slider_grid', 'check_whole_number', 'check_number', 'seed_everything', 'seeded_generator', 'check_choice',
            'check_image_size', 'get_device', 'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors',
            'load_tensor_config', 'dataclass_from_dict', 'load_model_config', 'load_module', 'progress_bar']
 
@@ -329,6 +329,48 @@ def slider_grid(
             widgets.jslink((slider, "index"), (stack, "selected_index"))
     return widgets.VBox([*level, *sliders])
 
+# %% ../nbs/01_images.ipynb #c5e0bd7e
+#| code-fold: true
+def check_whole_number(
+    name: str,  # of the argument, for the message
+    value,  # Python's, NumPy's or torch's
+    minimum: int = 0,
+    maximum: int | None = None,  # bounds, both allowed, None: no upper one
+    unit: str = "",  # for the message, for instance " of pixels"
+) -> int:  # Python's
+    "A whole number in bounds; raises `UserError` for anything else, also for a bool."
+    is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
+    try:
+        number = None if is_bool else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not minimum <= number <= (inf if maximum is None else maximum):
+        bounds = f"of at least {minimum}"
+        if maximum is not None:
+            bounds = f"from {minimum} to {maximum}"
+        raise UserError(
+            f"{name} must be a whole number{unit} {bounds}, not {value!r:.80}"
+        )
+    return number
+
+
+def check_number(
+    name: str,  # of the argument, for the message
+    value,  # Python's, NumPy's or torch's
+    minimum: int | float = 0,
+    maximum: int | float = 1,  # bounds, both allowed
+) -> float:  # Python's
+    "A number in bounds; raises `UserError` for anything else, also for NaN or a bool."
+    is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
+    try:
+        number = nan if is_bool or isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = nan
+    if not minimum <= number <= maximum:
+        bounds = f"from {minimum:g} to {maximum:g}"
+        raise UserError(f"{name} must be {bounds}, not {value!r:.80}")
+    return number
+
 # %% ../nbs/01_images.ipynb #21d43c5e
 def seed_everything(
     seed: int,  # 0 <= seed < 2**32
@@ -371,47 +413,6 @@ def check_choice(
     raise UserError(
         f"unknown {kind} {value!r}; {hint}choose from: {', '.join(options)}"
     )
-
-
-def check_whole_number(
-    name: str,  # of the argument, for the message
-    value,  # Python's, NumPy's or torch's
-    minimum: int = 0,
-    maximum: int | None = None,  # bounds, both allowed, None: no upper one
-    unit: str = "",  # for the message, for instance " of pixels"
-) -> int:  # Python's
-    "A whole number in bounds; raises `UserError` for anything else, also for a bool."
-    is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
-    try:
-        number = None if is_bool else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or not minimum <= number <= (inf if maximum is None else maximum):
-        bounds = f"of at least {minimum}"
-        if maximum is not None:
-            bounds = f"from {minimum} to {maximum}"
-        raise UserError(
-            f"{name} must be a whole number{unit} {bounds}, not {value!r:.80}"
-        )
-    return number
-
-
-def check_number(
-    name: str,  # of the argument, for the message
-    value,  # Python's, NumPy's or torch's
-    minimum: int | float = 0,
-    maximum: int | float = 1,  # bounds, both allowed
-) -> float:  # Python's
-    "A number in bounds; raises `UserError` for anything else, also for NaN or a bool."
-    is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
-    try:
-        number = nan if is_bool or isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = nan
-    if not minimum <= number <= maximum:
-        bounds = f"from {minimum:g} to {maximum:g}"
-        raise UserError(f"{name} must be {bounds}, not {value!r:.80}")
-    return number
 
 
 def check_image_size(

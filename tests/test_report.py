@@ -358,7 +358,7 @@ def test_bytes_are_converted_and_other_ranges_are_said(training):
 
     plain = draw(lambda x: x)
     assert (draw(to_uint8) - plain).abs().max() < 1 / 127
-    with pytest.raises(UserError, match="from 0 to 255, not from -1 to 1; give bytes"):
+    with pytest.raises(UserError, match="to 255, not from -1 to 1; give bytes"):
         draw(lambda x: to_uint8(x).float())
     with pytest.warns(UserWarning, match="if they are meant from 0 to 1, rescale"):
         draw(lambda x: (x + 1) / 2)
