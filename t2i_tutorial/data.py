@@ -165,7 +165,9 @@ def center_crop(
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     method = Image.Resampling.NEAREST if size % side == 0 else Image.Resampling.BICUBIC
-    square = image.crop((left, top, left + side, top + side)).resize((size,) * 2, method)
+    square = image.crop((left, top, left + side, top + side)).resize(
+        (size,) * 2, method
+    )
     return rearrange(torch.from_numpy(np.array(square)), "h w c -> c h w").contiguous()
 
 # %% ../nbs/06_data.ipynb #00a9f88c

@@ -158,7 +158,6 @@ def _preset(
         text_dim=256,
         channels=channels,
         num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n],
-
         mapping_lr_mul=mapping_lr_mul,
         self_attention=tuple(i == 1 for i in range(n)),  # at 8 pixels
         cross_attention=tuple(i in (1, 2) for i in range(n)),  # at 8 and 16
@@ -216,7 +215,6 @@ GIGAGAN_PRESETS = {
         GAN_GPU_TRAIN_CONFIG,
         num_images=200_000,
     ),
-
 }
 
 
