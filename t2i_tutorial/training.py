@@ -847,11 +847,12 @@ def data_differences(
             "removed": gone - both,
             "with other captions": both,
         }
-        named = [f"{n} {what}" for what, n in parts.items() if n]
-        text = ", ".join(named).replace(
-            " ", " images " if came + gone > 1 else " image ", 1
-        )
-        return text or "the images are in another order"
+        named = [
+            f"{n} image {what}" if n == 1 else f"{n} images {what}"
+            for what, n in parts.items()
+            if n
+        ]
+        return ", ".join(named) or "the images are in another order"
     if old.get("images") != new.get("images"):
         return f"{old.get('images')} images then, {new.get('images')} now"
     a, b = old.get("fingerprint"), new.get("fingerprint")
@@ -881,7 +882,8 @@ def check_resume(
             f"max_steps={config.max_steps}; raise max_steps, or start anew in "
             "another folder"
         )
-    if difference := data and data_differences(state.get("data", {}), data):
+    before = state.get("data")
+    if difference := before and data and data_differences(before, data):
         raise UserError(
             f"checkpoint {name!r} was trained on other data: {difference}; go on with "
             "the same images and captions, or start anew in another folder"
