@@ -164,10 +164,9 @@ def center_crop(
     image = _flatten(image)
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
+    image = image.crop((left, top, left + side, top + side))
     method = Image.Resampling.NEAREST if size % side == 0 else Image.Resampling.BICUBIC
-    square = image.crop((left, top, left + side, top + side)).resize(
-        (size,) * 2, method
-    )
+    square = image.resize((size, size), method)
     return rearrange(torch.from_numpy(np.array(square)), "h w c -> c h w").contiguous()
 
 # %% ../nbs/06_data.ipynb #00a9f88c
