@@ -375,7 +375,7 @@ def check_choice(
 
 def check_whole_number(
     name: str,  # of the argument, for the message
-    value: int,  # Python's, NumPy's or torch's
+    value,  # Python's, NumPy's or torch's
     minimum: int = 0,
     maximum: int | None = None,  # bounds, both allowed, None: no upper one
     unit: str = "",  # for the message, for instance " of pixels"
@@ -398,9 +398,9 @@ def check_whole_number(
 
 def check_number(
     name: str,  # of the argument, for the message
-    value: float,  # Python's, NumPy's or torch's
-    minimum: float = 0,
-    maximum: float = 1,  # bounds, both allowed
+    value,  # Python's, NumPy's or torch's
+    minimum: int | float = 0,
+    maximum: int | float = 1,  # bounds, both allowed
 ) -> float:  # Python's
     "A number in bounds; raises `UserError` for anything else, also for NaN or a bool."
     is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
@@ -410,9 +410,7 @@ def check_number(
         number = nan
     if not minimum <= number <= maximum:
         bounds = f"from {minimum:g} to {maximum:g}"
-        if maximum == inf:
-            bounds = f"of at least {minimum:g}"
-        raise UserError(f"{name} must be a number {bounds}, not {value!r:.80}")
+        raise UserError(f"{name} must be {bounds}, not {value!r:.80}")
     return number
 
 

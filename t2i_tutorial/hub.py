@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'prompt_generators', 'randn_per_prompt',
-           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'load_model']
+           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'recorded_training_images',
+           'load_model']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .checkpoints import PICKLE_SUFFIXES
@@ -28,6 +29,7 @@ from t2i_tutorial.core import (
     MODEL_VERSION,
     UserError,
     check_choice,
+    check_image_size,
     check_whole_number,
     get_device,
     load_json,
@@ -37,7 +39,7 @@ from t2i_tutorial.core import (
     save_tensors,
     seeded_generator,
 )
-from .data import MAX_CAPTION, _online
+from .data import MAX_CAPTION, ImageTextDataset, _online
 from t2i_tutorial.text import (
     PretrainedTextEncoder,
     TextEmbedding,
@@ -325,6 +327,28 @@ MODEL_CLASSES = {  # model_type -> where its class is
     "imagen": ("t2i_tutorial.diffusion.imagen", "Imagen"),
     "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN"),
 }
+
+
+def recorded_training_images(
+    name_or_folder: str | os.PathLike,  # as for `resolve_model`
+) -> UInt8[Tensor, "n 3 s s"]:  # all of them, for `evaluate`
+    "A model's training creatures, by its run.json; `UserError` for other data."
+    folder = resolve_model(name_or_folder)
+    run = load_json(folder / "run.json")
+    try:
+        command, preset = run["command"], run["preset"]
+        n = check_whole_number("num_images", preset["num_images"], 1, 10**6)
+        size = check_image_size(preset["model_config"]["size"])
+    except (TypeError, KeyError) as e:
+        raise UserError(
+            f"the run.json in {str(folder)!r} is no record of a training ({e})"
+        ) from e
+    if not isinstance(command, str) or "--data" in command:
+        raise UserError(
+            f"{str(name_or_folder)!r} was not trained on our creatures, or does not "
+            "say so; pass its own images as training_images"
+        )
+    return ImageTextDataset.from_critters(n, size).cache
 
 
 def load_model(

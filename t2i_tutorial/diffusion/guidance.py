@@ -9,6 +9,7 @@ __all__ = ['THRESHOLDING_MODES', 'apply_cfg', 'predict_cond_uncond', 'static_thr
 # %% ../../nbs/33_guidance.ipynb #c761f06c
 from collections.abc import Callable
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
