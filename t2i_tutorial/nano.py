@@ -232,8 +232,8 @@ def nano_main(arguments: list[str] | None = None) -> None:
             raise core.UserError("a prompt without a known word; try 'a blue dragon'")
         if not 0 < args.steps < 10**9 or not abs(args.guidance_scale) < 1000:
             raise core.UserError("--steps: 1 to 10**9; scale: below 1000")
-        if args.output.suffix.lower() != ".png" or args.output.is_dir():
-            raise core.UserError(f"{str(args.output)!r} is no name of a .png file")
+        if args.output.suffix.lower() != ".png" or args.output.exists():
+            raise core.UserError(f"{str(args.output)!r} exists or is no .png file")
         with core.atomic_write(args.output) as file:
             file.touch()  # what cannot be written fails now, not after training
             config = NanoConfig(max_steps=args.steps)

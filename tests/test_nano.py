@@ -329,6 +329,7 @@ MISTAKES = {
     "a negative seed": ["a cat", "--seed", "-1", "--steps", "1"],
     "no PNG": ["a cat", "--output", "cat.jpg"],
     "a folder": ["a cat", "--output", "folder.png"],
+    "a picture that is there": ["a cat", "--recorded", "--output", "mine.png"],  # F5
     "endless steps": ["a cat", "--steps", "9" * 30],
     "a very long name": ["a cat", "--output", "x" * 300 + ".png"],
     "a file as folder": ["a cat", "--output", "file/cat.png"],
@@ -342,11 +343,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     Path("folder.png").mkdir()
     Path("file").write_text("")
+    Path("mine.png").write_text("mine")
     with pytest.raises(SystemExit) as stop:
         nano.nano_main(arguments)
     errors = [x for x in capsys.readouterr().err.splitlines() if "note:" not in x]
     assert stop.value.code == 2 and len(errors) == 1 and errors[0].startswith("nano: ")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+    names = ["file", "folder.png", "mine.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert Path("mine.png").read_text() == "mine"
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
