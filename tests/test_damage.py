@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import socket
 from dataclasses import replace
 from functools import partial
@@ -39,7 +38,6 @@ from damage import (
     one_line,
     outcome,
     run_cli,
-    snapshot,
     to_json,
 )
 from hypothesis import HealthCheck, Phase, given, settings
@@ -50,7 +48,7 @@ from small_trainings import QUICK, Fit, Line, fit
 from t2i_tutorial import cli
 from t2i_tutorial.checkpoints import find_checkpoint, load_checkpoint, load_weights
 from t2i_tutorial.clip import CLIP, CLIP_PRESETS, CLIPConfig, make_clip_config
-from t2i_tutorial.core import load_json, save_json, show_images, to_uint8
+from t2i_tutorial.core import load_json, show_images, to_uint8
 from t2i_tutorial.data import ImageTextDataset, clean_caption, load_image
 from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import (
