@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_COLOUR', 'PALETTE', 'PACKAGE_DIR', 'BUNDLED_DIR', 'RESULTS_DIR', 'MODEL_VERSION', 'UserError', 'to_uint8',
-           'from_uint8', 'from_pil', 'to_pil', 'set_plot_style', 'show_images', 'make_grid', 'show_table',
+           'from_uint8', 'from_pil', 'to_pil', 'set_plot_style', 'clean_text', 'show_images', 'make_grid', 'show_table',
            'slider_grid', 'seed_everything', 'seeded_generator', 'check_choice', 'check_image_size', 'get_device',
            'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'load_model_config',
            'progress_bar']
@@ -15,10 +15,14 @@ import hashlib
 import json
 import os
 import random
+import re
 import secrets
+import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from io import BytesIO
 from math import ceil, prod
@@ -140,6 +144,25 @@ def set_plot_style() -> None:
 
 # %% ../nbs/01_images.ipynb #52978994
 #| code-fold: true
+# soft hyphen, zero-width space, word joiner, byte order mark, marks of direction
+_INVISIBLE = [0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF]
+_INVISIBLE += [*range(0x202A, 0x202F), *range(0x2060, 0x2070)]
+_CONTROL = [*range(0x20), *range(0x7F, 0xA0)]
+_REPLACED = dict.fromkeys(_INVISIBLE) | dict.fromkeys(_CONTROL, " ")
+# joiners shape Persian, Indic scripts and emoji; elsewhere they are invisible
+_STRAY_JOINERS = re.compile("(?<![^\\s\u0000-\u036f])[\u200c\u200d]+")
+
+
+def clean_text(
+    text: str,  # a prompt or a caption, as typed, pasted or read from a file
+) -> str:  # in Unicode normal form C, words one space apart
+    "One form for texts that look alike: odd white space and invisible characters out."
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFC", text.translate(_REPLACED))
+        text = unicodedata.normalize("NFC", _STRAY_JOINERS.sub("", text))
+    return " ".join(text.split())
+
+
 def _as_batch(images) -> list:
     """A list of (3, h, w) images.
 
@@ -184,6 +207,41 @@ def show_images(
 
 # %% ../nbs/01_images.ipynb #243763aa
 #| code-fold: true
+@cache
+def _warn_no_glyph(characters: str) -> None:
+    "Warn, once for the same characters, that the font cannot draw them."
+    some = f"{characters[:5]!r}" + ", ..." * (len(characters) > 5)
+    warnings.warn(
+        f"the font lacks {len(characters)} characters of the captions ({some}), which "
+        "are drawn as boxes; add a font that has them to "
+        'matplotlib.rcParams["font.family"]',
+        stacklevel=4,
+    )
+
+
+def _drawable(texts: Sequence[str]) -> list[str]:
+    "Clean texts of characters that the font has, boxes for the others."
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    families = FontProperties().get_family()
+    fonts = [get_font(findfont(FontProperties(family=[f]))) for f in families]
+    texts = [clean_text(t) for t in texts]
+    known = {c: any(f.get_char_index(ord(c)) for f in fonts) for c in {*"".join(texts)}}
+    boxes = {c: "\u25a1" for c, drawn in known.items() if not drawn}
+    # an accent or a mark within an emoji needs no box of its own
+    boxes |= {c: "" for c in boxes if unicodedata.category(c) in ("Cf", "Me", "Mn")}
+    if missing := "".join(sorted(c for c in boxes if boxes[c])):
+        _warn_no_glyph(missing)
+    return [t.translate(str.maketrans(boxes)) for t in texts]
+
+
+def _wrap(text: str, columns: int, max_lines: int) -> str:
+    "A text in lines of so many letters, cut where it is too long to be drawn."
+    if any(unicodedata.east_asian_width(c) in "WF" for c in text):
+        columns = columns // 2  # Chinese and the like: each as wide as two letters
+    return "\n".join(wrap(text, columns, max_lines=max_lines, placeholder="…"))
+
+
 def _draw_grid(
     images: list, captions: list, columns: int, scale: int, title: str | None
 ):
@@ -192,9 +250,11 @@ def _draw_grid(
     """
     import matplotlib.pyplot as plt
 
+    title, *texts = _drawable([title or "", *captions])
     gap, line, dpi, head = 8, 13, 100, 22 if title else 0
     h, w = (scale * side for side in images[0].shape[-2:])
-    texts = ["\n".join(wrap(c, max(6, int(w / 5.6)))) for c in captions]
+    texts = [_wrap(t, max(6, int(w / 5.6)), 20) for t in texts]
+    plain = {"color": TEXT_COLOUR, "parse_math": False, "usetex": False}
     below = line * max(t.count("\n") + bool(t) for t in texts) + gap
     height, width = (
         ceil(len(images) / columns) * (h + below) + head,
@@ -213,14 +273,14 @@ def _draw_grid(
                 (left + w / 2) / width,
                 1 - (top + h + 3) / height,
                 text,
-                color=TEXT_COLOUR,
                 ha="center",
                 va="top",
                 fontsize=7.5,
                 linespacing=1.15,
+                **plain,
             )
     if title:
-        fig.text(0, 1, title, va="top", fontsize=10, color=TEXT_COLOUR)
+        fig.text(0, 1, _wrap(title, 200, 1), va="top", fontsize=10, **plain)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
     ax.axis("off")
@@ -269,7 +329,9 @@ def show_table(
 
     def cell(v):
         if not isinstance(v, float):
-            return str(v).replace("|", "&#124;")
+            # as it is: no new column, no mathematics, no second line
+            text = str(v).replace("|", "&#124;").replace("$", "&#36;")
+            return " ".join(text.splitlines())
         return f"{v:,.0f}" if 10**digits <= abs(v) < 1e15 else f"{v:.{digits}g}"
 
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]

@@ -17,7 +17,6 @@ import os
 import re
 import socket
 import tempfile
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +41,7 @@ from t2i_tutorial.core import (
     UserError,
     check_choice,
     check_image_size,
+    clean_text,
     from_pil,
     from_uint8,
     progress_bar,
@@ -179,9 +179,7 @@ def clean_caption(
         raise UserError(
             "the caption holds half a Unicode character; save the file as UTF-8"
         ) from None
-    text = unicodedata.normalize("NFC", text)
-    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
-    text = " ".join(text.split())
+    text = clean_text(text)
     if not text:
         raise UserError("the caption is empty; write one or take the image out")
     if len(text) > max_caption:

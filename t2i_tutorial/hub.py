@@ -27,6 +27,7 @@ from t2i_tutorial.core import (
     MODEL_VERSION,
     UserError,
     check_choice,
+    clean_text,
     get_device,
     load_json,
     load_model_config,
@@ -57,13 +58,13 @@ def cast_to_half(
 # %% ../nbs/15_models.ipynb #8795280e
 def check_prompts(
     prompts: Sequence[str],  # a list, at most `MAX_CAPTION` characters each
-) -> list[str]:  # the same without white space around them
+) -> list[str]:  # the same, cleaned by `clean_text`
     "Prompts fit for sampling; raises `UserError` for none, an empty one or a bad one."
     if isinstance(prompts, str):
         raise UserError(f"give a list of prompts, not one string: [{prompts[:40]!r}]")
     if not isinstance(prompts, Iterable):
         raise UserError(f"give a list of prompts, not {prompts!r}")
-    prompts = [p.strip() if isinstance(p, str) else p for p in prompts]
+    prompts = [clean_text(p) if isinstance(p, str) else p for p in prompts]
     if not prompts:
         raise UserError("no prompts: the list is empty; give at least one")
     for p in prompts:

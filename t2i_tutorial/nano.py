@@ -35,7 +35,7 @@ MAX_TOKENS = 24  # of a caption, with <start>
 
 def to_words(text: str) -> list[str]:
     "Lower-case words; punctuation is dropped, hyphens stay."
-    return re.findall(r"\w+(?:-\w+)*", text.lower())
+    return re.findall(r"\w+(?:-\w+)*", core.clean_text(text).lower())
 
 
 def tokenize(captions: list[str]) -> Tokens:

@@ -429,7 +429,7 @@ def test_captions_are_normalised_and_collapsed():
         "🐉 a dragon 👩\u200d🚀",
         "تنين أحمر",
         "דרקון אדום",
-        "\u200fabc",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "赤い竜",
         "x" * 1000,
     ],

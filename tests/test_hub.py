@@ -22,6 +22,7 @@ from t2i_tutorial.core import (
     save_tensors,
     seeded_generator,
 )
+from t2i_tutorial.data import clean_caption
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen
 
 PROMPTS = [
@@ -128,12 +129,34 @@ def test_bad_prompts_get_one_line(untyped, toy, imagen, prompts, message):
         assert "\n" not in str(e.value) and len(str(e.value)) < 200
 
 
-def test_prompts_lose_outer_white_space_only():
-    assert M.check_prompts((" a  red cat\t", "ein Drache 龍")) == [
-        "a  red cat",
-        "ein Drache 龍",
+def test_prompts_are_cleaned_as_captions_are():
+    "Row F1: one cleaning for both."
+    prompts = (" a  red\u00a0cat\t", "ein Drache 龍", "\ufeffa cat ,\ncafe\u0301")
+    assert M.check_prompts(prompts) == ["a red cat", "ein Drache 龍", "a cat , café"]
+    assert M.check_prompts(prompts) == [clean_caption(p) for p in prompts]
+    assert len(M.check_prompts(["x" * 1000 + " " * 9])[0]) == 1000
+    with pytest.raises(UserError, match="prompt is empty"):
+        M.check_prompts(["\u200b\ufeff \u2028"])
+
+
+@pytest.mark.parametrize("name", ["critters-32", "critters-64"])
+def test_a_prompt_gives_the_same_image_however_it_is_spaced(name):
+    "Row F1: bit for bit, on both bundled models; the noise is keyed by clean prompts."
+    model = M.load_model(name, "cpu")
+    options = {"num_steps": 1} if model.model_type == "imagen" else {}
+    prompt = "a blue and red dragon with green eyes, breathing fire"
+    want = model.sample([prompt], **options)
+    odd = [
+        prompt.replace(", ", ",  "),
+        prompt.replace(", ", ",\n"),
+        prompt.replace(" ", "\u00a0"),
+        "\ufeff" + prompt.replace("eyes", "ey\u200bes"),
     ]
-    assert len(M.check_prompts(["x" * 1000])[0]) == 1000
+    for text in odd:
+        assert torch.equal(model.sample([text], **options), want), ascii(text)
+    both = model.sample([prompt, odd[0]], **options)
+    twice = model.sample([prompt, prompt], **options)
+    assert torch.equal(both, twice) and not torch.equal(both[0], both[1])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 1.0, "0", None])
@@ -658,6 +681,7 @@ def test_imagen_config_of_another_size_does_not_fit_the_weights(imagen, tmp_path
 WRONG = """
 import sys
 from t2i_tutorial.core import UserError
+from t2i_tutorial.data import clean_caption
 from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
 from t2i_tutorial.gan.gigagan import GigaGAN, GIGAGAN_PRESETS
 from t2i_tutorial.hub import load_model, load_text_encoder

@@ -70,6 +70,12 @@ def test_tokens_are_start_words_padding():
     assert tokens[1].tolist() == [1] + [0] * (nano.MAX_TOKENS - 1)
 
 
+def test_tokens_are_the_same_however_a_prompt_is_spaced():
+    "Row F1."
+    odd = ["\ufeffa\u00a0blue\n dragon", "a bl\u200bue dra\u00adgon"]
+    assert torch.equal(nano.tokenize(odd), nano.tokenize(["a blue dragon"] * 2))
+
+
 def test_unknown_words_are_skipped_and_long_captions_refused():
     skipped = nano.tokenize(["a blue wizard", "a blue", "<pad> a <start> blue"])
     assert (skipped == skipped[1]).all()
