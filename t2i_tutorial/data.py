@@ -20,6 +20,7 @@ import re
 import socket
 import struct
 import tempfile
+import unicodedata
 import warnings
 import zlib
 from collections import Counter

@@ -97,7 +97,7 @@ def get_preset(
 
     Raises `UserError` for an unknown name, with the nearest, and for a bad value.
     """
-    if isinstance(preset, str):
+    if not isinstance(preset, Preset):
         preset = presets[check_choice("preset", preset, presets)]
     words, own = parse_overrides(overrides), ("init_from", "num_images")
     model_names = setting_names(preset.model_config)

@@ -208,10 +208,9 @@ def sample_nano(model, prompts: list[str], guidance_scale=2.5, num_steps=20, see
 def load_nano(path: Path | None = None) -> NanoDenoiser:
     "Read weights and settings from a file, by default those of the recorded run."
     path = path or core.BUNDLED_DIR / "nano" / "model.safetensors"
-    weights, config = core.load_tensors(path)
-    model = NanoDenoiser(NanoConfig(**config)).requires_grad_(False)
-    model.load_state_dict(weights)
-    return model
+    config = core.dataclass_from_dict(NanoConfig, core.load_tensor_config(path))
+    model = core.load_module(path, partial(NanoDenoiser, config))
+    return model.requires_grad_(False)
 
 # %% ../nbs/04_nano.ipynb #df89e44e
 #| eval: false

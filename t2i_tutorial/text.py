@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from . import critters
 from t2i_tutorial.core import (
     UserError,
+    check_whole_number,
     clean_text,
     load_json,
     load_tensors,
@@ -166,6 +167,21 @@ def _train_bpe(texts: Sequence[str], size: int):
     return bpe
 
 # %% ../nbs/07_text.ipynb #f8f57a7c
+# what `_train_bpe` is made of; a file with other parts is refused
+_BPE_PARTS = {"BPE", "Sequence", "NFC", "Lowercase", "ByteLevel"}
+
+
+def _part_names(saved) -> set[str]:
+    "Every `type` in the JSON of a `tokenizers` model, except its vocabulary."
+    if isinstance(saved, list):
+        return set().union(*map(_part_names, saved))
+    if not isinstance(saved, dict):
+        return set()
+    inner = [v for k, v in saved.items() if k not in ("vocab", "merges")]
+    own = {str(saved["type"])} if "type" in saved else set()
+    return own | _part_names(inner)
+
+
 class Tokenizer:
     "Texts to numbers and back, by byte-pair encoding (Sennrich et al. 2016)."
 
@@ -234,12 +250,22 @@ class Tokenizer:
 
         saved = load_json(path)
         try:
+            if odd := _part_names(saved["bpe"]) - _BPE_PARTS:
+                raise ValueError(f"it has a part {sorted(odd)[0]!r:.40}")
             bpe = BPE.from_str(json.dumps(saved["bpe"]))
-            return cls(bpe, saved["words"], saved["max_length"])
+            bpe.no_padding()
+            bpe.no_truncation()
+            words, max_length = saved["words"], saved["max_length"]
+            if not all(isinstance(w, str) for w in words):
+                raise ValueError("its words are no texts")
+            if sorted(bpe.get_vocab().values()) != [*range(bpe.get_vocab_size())]:
+                raise ValueError("its tokens are not numbered from 0")
+            check_whole_number("max_length", max_length, 1)
+            return cls(bpe, words, max_length)
         except Exception as e:
+            reason = " ".join(f"{type(e).__name__}: {e}".split())[:160]
             raise UserError(
-                f"{str(path)!r} holds no tokenizer of ours ({type(e).__name__}: {e}); "
-                "save it again"
+                f"{str(path)!r} holds no tokenizer of ours ({reason}); save it again"
             ) from e
 
 # %% ../nbs/07_text.ipynb #dd7ede56
