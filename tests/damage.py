@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from t2i_tutorial.core import UserError
 
-LONGEST = 700  # characters of a message
+LONGEST = 800  # characters of a message, 60 of them escaped among them
 SECONDS = 60  # after which an example hangs
 GIGABYTES = 1.5  # that an example may take beside what the process has
 
