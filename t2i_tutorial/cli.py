@@ -161,6 +161,8 @@ def _nearest(word: str, options: Iterable[str]) -> str:
     "A hint at the option that was meant, or at what there is."
     options = list(options)
     near = get_close_matches(word, options, 1)
+    if word and not near:
+        near = [o for o in options if o.startswith(word)]
     return (
         f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(options)}"
     )
@@ -182,6 +184,9 @@ def _parse(kind: type, arguments: Sequence[str], prog: str) -> tuple[object, lis
         if not e.code:
             raise
         message = _plain_words(_one_line(said.getvalue()), kind)
+        name, _, example = _POSITIONAL[kind]
+        if name and f"--{name}" in (word.partition("=")[0] for word in arguments):
+            message = f"leave out --{name}; for instance {example}"
         raise _UsageError(f"{prog}: {message}; see {prog} --help") from None
 
 
@@ -236,9 +241,6 @@ def _refuse_rest(rest: Sequence[str], kind: type, prog: str) -> None:
         name = word.partition("=")[0]
         if word.startswith("-") and name.replace("_", "-") in _options(kind):
             raise _UsageError(f"{prog}: {name} needs a value; see {prog} --help")
-        if name.lstrip("-") == _POSITIONAL[kind][0]:
-            example = _POSITIONAL[kind][2]
-            raise _UsageError(f"{prog}: leave out {name}; write {example}")
         if word.startswith("-"):
             hint = _nearest(name, [*_options(kind), "--help"])
             raise _UsageError(f"{prog}: unknown option {name!r}; {hint}")
@@ -649,9 +651,6 @@ def _data(options: TrainOptions):
     given = {k: getattr(options, k) for k in names if getattr(options, k) != usual[k]}
     if _readable(options.data) != options.data:
         raise UserError(f"--data {options.data!r} is no UTF-8; rename the folder")
-    if given and options.data == "critters":
-        name = next(iter(given)).replace("_", "-")
-        raise UserError(f"--{name} goes with --data; critters have no such choice")
     return DataConfig(options.data, **given) if given else options.data
 
 
@@ -780,6 +779,8 @@ def _run(arguments: Sequence[str]) -> None:
         return print(_help())
     if arguments[0] in ("-V", "--version", "version"):
         return print(f"t2i {__version__}")
+    if any("\0" in word for word in arguments):
+        raise _UsageError("t2i: an argument holds a null character; retype it")
     command, *rest = arguments
     if command not in _COMMANDS:
         what = "option" if command.startswith("-") else "command"
@@ -850,7 +851,7 @@ def _explain(e: Exception) -> str | None:
         return str(e)
     if isinstance(e, OSError):
         if e.filename is None or not e.strerror:
-            return " ".join(str(e).split())[:300]
+            return " ".join(str(e.strerror or e).split())[:300]
         return f"cannot use {os.fsdecode(e.filename)!r:.200}: {e.strerror}"
     memory = re.search("out of memory|can't allocate memory", str(e))
     if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and memory:

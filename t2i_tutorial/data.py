@@ -1383,7 +1383,8 @@ class ImageTextDataset(Dataset):
         table = _open_hub(dataset_id, split, streaming, cache_dir)
         table = _hub_columns(table, dataset_id, image_column, columns)
         if streaming:
-            options |= {"name": dataset_id, "max_caption": max_caption, "crop": crop}
+            options |= {"name": dataset_id, "split": split}
+            options |= {"max_caption": max_caption, "crop": crop}
             return StreamingImageTextDataset(
                 table, image_column, columns, size, **options
             )
@@ -1509,6 +1510,7 @@ class StreamingImageTextDataset(IterableDataset):
         buffer: int = 2000,  # rows in the shuffle buffer
         max_caption: int = MAX_CAPTION,  # the most characters of a caption
         crop: bool = False,  # cut out the middle instead of white bars
+        split: str = "train",  # which part of the data it is, for `summary`
         max_skipped: int = 10,  # damaged rows that `batches` skips, more are an error
     ):
         self.rows = rows
@@ -1519,13 +1521,15 @@ class StreamingImageTextDataset(IterableDataset):
         self.buffer = buffer
         self.max_caption = max_caption
         self.crop = crop
+        self.split = split
         self.max_skipped = max_skipped
         self.skipped: dict[int, str] = {}  # rows that could not be used, and why
 
     def summary(self) -> dict:
         "Source and size, and a digest of them; a stream is not read for it."
+        columns = ", ".join([self.image_column, *self.columns])
         return _summary(
-            source=f"the stream {self.name} ({self.image_column}: {self.columns})",
+            source=f"a stream of {self.name} (split {self.split}: {columns})",
             size=self.size,
             fit=_fit(self.crop),
             images=None,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'critters_dataset', 'cache_text_embeddings',
-           'cli_command', 'save_run_record', 'run_training', 'sample_history_grid', 'save_annotated_png', 'split_grid',
-           'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
+           'DataConfig', 'cli_command', 'save_run_record', 'run_training', 'sample_history_grid', 'save_annotated_png',
+           'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
 import json
@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -44,7 +44,7 @@ from t2i_tutorial.core import (
     seeded_generator,
     to_pil,
 )
-from .data import ImageTextDataset, open_dataset
+from .data import MAX_CAPTION, ImageTextDataset, open_dataset
 from .evaluation.classifier import AttributeClassifier
 from .evaluation.metrics import distribution_distances
 from .evaluation.report import prompt_accuracy
@@ -144,18 +144,60 @@ def cache_text_embeddings(model: TextToImage, data, folder: Path) -> None:
         model.encode_prompts(list(dict.fromkeys(captions)))
 
 
+@dataclass(frozen=True)
+class DataConfig:
+    "Captioned images of one's own, and how `open_dataset` is to read them."
+
+    source: str = "critters"  # or a folder, or a hub id
+    text_column: str = "text"  # of the captions; several, with commas between
+    split: str = "train"  # of the source
+    max_caption: int = MAX_CAPTION  # characters; a longer caption is refused
+    crop: bool = False  # cut the middle out, instead of white bars
+
+    def __post_init__(self):
+        if self.source == "critters" and (words := self.words()):
+            raise UserError(
+                f"{words[0]} is for images of one's own, which --data names; "
+                "critters have no such choice"
+            )
+
+    def words(self) -> list[str]:  # for instance ["--text-column", "title"]
+        "The options that are not the usual ones, as the command line takes them."
+        words = []
+        for f in fields(self)[1:]:
+            value = getattr(self, f.name)
+            if value != f.default:
+                words.append(f"--{f.name.replace('_', '-')}")
+                words += [str(value)] * (value is not True)
+        return words
+
+    def open(self, size: int):  # what `open_dataset` gives
+        "Open the images; raises `UserError`."
+        columns = self.text_column.split(",")
+        return open_dataset(
+            self.source,
+            size,
+            self.split,
+            text_column=columns if len(columns) > 1 else self.text_column,
+            max_caption=self.max_caption,
+            crop=self.crop,
+        )
+
+
 def cli_command(
     model_type: str,  # as in "t2i train NAME"
     name: object,  # of the preset, a preset without a name has no command
     overrides: "Mapping | Iterable[str]" = (),
-    data: object = "critters",  # a folder, a hub id, or a data set already opened
+    data: object = "critters",  # a folder, a hub id, a `DataConfig`, or opened data
 ) -> str | None:
     "The command line that runs the same training; None for a preset without a name."
     if not isinstance(name, str):
         return None
     words = [f"t2i train {model_type} --preset {name}"]
-    if isinstance(data, (str, os.PathLike)) and str(data) != "critters":
-        words.append(f"--data {shlex.quote(str(data))}")
+    if isinstance(data, (str, os.PathLike)):
+        data = DataConfig(os.fspath(data))
+    if isinstance(data, DataConfig) and data.source != "critters":
+        words += [f"--data {shlex.quote(data.source)}", *map(shlex.quote, data.words())]
     for key, value in parse_overrides(overrides).items():
         words.append(shlex.quote(f"{key}={setting_as_word(value)}"))
     return " ".join(words)
@@ -189,7 +231,7 @@ def save_run_record(
 def run_training(
     cls: type[TextToImage],
     preset: Preset,
-    data="critters",  # or a folder, a hub id, or an object with `batches`
+    data="critters",  # or a folder, a hub id, a `DataConfig`, an object with `batches`
     folder: str | os.PathLike | None = None,  # None: nothing is written
     resume: bool = False,  # continue from the newest checkpoint in `folder`
     command: str | None = None,  # for the record, see `cli_command`
@@ -247,9 +289,11 @@ def _is_first_process() -> bool:
 def _other_settings(preset: Preset, data, found: Path | None) -> dict:
     "What must be the same on resume, beside the training's own configuration."
     settings = flat_settings(preset.model_config) | {"init_from": preset.init_from}
-    if not isinstance(data, (str, os.PathLike)):
+    if isinstance(data, (str, os.PathLike)):
+        data = DataConfig(os.fspath(data))
+    if not isinstance(data, DataConfig):
         return settings  # their description in the checkpoint is compared
-    source, before = str(data), None
+    source, before = data.source, None
     if source == "critters":
         settings["num_images"] = preset.num_images
     if found:
@@ -257,12 +301,15 @@ def _other_settings(preset: Preset, data, found: Path | None) -> dict:
     moved = source != "critters" and Path(source).expanduser().is_dir()
     if before not in (None, "critters") and moved:
         source = before  # a folder may have another place, its content decides
-    return settings | {"data": source}
+    reading = {f"data.{k}": getattr(data, k) for k in ("text_column", "split", "crop")}
+    return settings | {"data": source, **reading}
 
 
 def _open_data(data, preset: Preset, validation: int):
     "Training data, validation data or None, and whether they are critters."
     size = preset.model_config.size
+    if isinstance(data, DataConfig):
+        data = "critters" if data.source == "critters" else data.open(size)
     if not (isinstance(data, str) and data == "critters"):
         opened = data if hasattr(data, "batches") else open_dataset(data, size)
         return opened, None, False

@@ -807,12 +807,23 @@ def _check_same_settings(
     was = [f"{k}={setting_as_word(old[k])}" for k in differing]
     pairs = [f"{w}, not {setting_as_word(new[k])}" for w, k in zip(was, differing)]
     more = f", and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-    words = [f"--{w.replace('=', ' ')}" if w.startswith("data=") else w for w in was]
+    words = [
+        _option(k, old[k]) if k.startswith("data") else w
+        for k, w in zip(differing, was)
+    ]
     raise UserError(
         f"checkpoint {path!r} was trained with {', '.join(pairs[:3])}{more}; go on "
         f"with {' '.join(words[:3])}, or start anew in another folder "
         f"(only {', '.join(m.removeprefix('train.') for m in mutable)} may change)"
     )
+
+
+def _option(name: str, value: object) -> str:
+    "A setting of the data as an option: --data my_folder, --crop, no --crop."
+    option = f"--{name.removeprefix('data.').replace('_', '-')}"
+    if isinstance(value, bool):
+        return option if value else f"no {option}"
+    return f"{option} {value}"
 
 
 def describe_data(data) -> dict:  # what JSON can hold

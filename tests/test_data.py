@@ -1411,6 +1411,9 @@ def test_fingerprints_of_other_sources_f3(hub):
         for s in (16, 16, 32)
     ]
     assert len({s.fingerprint() for s in streams}) == 2
+    assert "(split train: picture, said)" in streams[0].summary()["source"]
+    streams[0].split = "test"
+    assert streams[0].fingerprint() != streams[1].fingerprint()
     one, two = (torch.full((2, 3, 16, 16), v, dtype=torch.uint8) for v in (1, 2))
     own = [
         ImageTextDataset(pixels.__getitem__, captions, 16)

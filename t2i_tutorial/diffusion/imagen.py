@@ -41,6 +41,7 @@ from .unet import UNet, UNetConfig
 from t2i_tutorial.experiments import (
     DEFAULT_TEXT_ENCODER,
     SAMPLE_PROMPTS,
+    DataConfig,
     Preset,
     cli_command,
     get_preset,
@@ -380,7 +381,8 @@ def _patch_factor(small: ImagenConfig, large: ImagenConfig) -> int:
 # %% ../../nbs/35_imagen.ipynb #07629c0b
 def train_imagen(
     preset: str | Preset = "cpu-32",
-    data: "str | os.PathLike | ImageTextDataset" = "critters",  # or a folder, a hub id
+    # critters, a folder, a hub id, or how to read one
+    data: "str | os.PathLike | DataConfig | ImageTextDataset" = "critters",
     folder: str | os.PathLike | None = None,  # nothing is written without one
     overrides: "Mapping | Iterable[str]" = (),  # see `imagen_preset`
     resume: bool = False,  # continue from the newest checkpoint in `folder`

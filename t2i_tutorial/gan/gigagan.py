@@ -28,6 +28,7 @@ from t2i_tutorial.core import (
 from ..data import ImageTextDataset
 from t2i_tutorial.experiments import (
     SAMPLE_PROMPTS,
+    DataConfig,
     Preset,
     cli_command,
     run_training,
@@ -438,7 +439,8 @@ def pretrain_discriminator_text(
 # %% ../../nbs/25_gigagan.ipynb #35c3df23
 def train_gigagan(
     preset: str | Preset = "cpu-32",
-    data: "str | os.PathLike | ImageTextDataset" = "critters",  # or folder, or hub id
+    # critters, a folder, a hub id, or how to read one
+    data: "str | os.PathLike | DataConfig | ImageTextDataset" = "critters",
     folder: str | os.PathLike | None = None,  # for all files, None: nothing is written
     overrides: "Mapping | Iterable[str]" = (),  # see `gigagan_preset`
     resume: bool = False,  # continue from the newest checkpoint in `folder`
