@@ -201,7 +201,7 @@ def _is_training(folder: Path) -> bool:
     return isinstance(saved, dict) and "save_every" in saved
 
 
-_STATE_KEYS = {"format", "files", "model", "step"}
+_STATE_TYPES = {"format": int, "files": dict, "model": str, "step": int}
 
 
 def _read_state(path: Path) -> dict:
@@ -214,10 +214,14 @@ def _read_state(path: Path) -> dict:
     if not (path / "state.json").is_file():
         raise UserError(f"{name} is no checkpoint: it has no state.json; {hint}")
     state = load_json(path / "state.json")
-    if not isinstance(state, dict) or not _STATE_KEYS <= state.keys():
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(key), kind) for key, kind in _STATE_TYPES.items()
+    ):
         raise UserError(
             f"{name} is no checkpoint: its state.json is of something else; {hint}"
         )
+    if odd := [file for file in state["files"] if Path(file).name != file]:
+        raise UserError(f"{name} is no checkpoint: {odd[0]!r} is no name of a file")
     if state["format"] != CHECKPOINT_VERSION:
         remedy = "upgrade t2i-tutorial"
         if state["format"] < CHECKPOINT_VERSION:
@@ -232,7 +236,7 @@ def _read_state(path: Path) -> dict:
 def _check_file(path: Path, file: str, expected: dict) -> None:
     "Raise `UserError` if a file of a checkpoint is missing or damaged."
     remedy = "resume from an earlier one"
-    if not (path / file).exists():
+    if not (path / file).is_file():
         raise UserError(
             f"checkpoint {str(path)!r} is not complete: {file} is missing; {remedy}"
         )

@@ -454,6 +454,8 @@ def load_or_init_results(
         head = {"git_commit": git_commit(), "hardware": hardware_info()}
         return settings | head | {"runs": {}}
     saved, wanted = load_json(path), json.loads(json.dumps(settings))
+    if not isinstance(saved, dict) or not isinstance(saved.get("runs"), dict):
+        raise UserError(f"{str(path)!r} holds no results; remove it, or write elsewhere")
     for key, value in wanted.items():
         if saved.get(key) != value:
             raise UserError(

@@ -457,7 +457,10 @@ def check_setting(name: str, names: Sequence[str]) -> str:
     ]
     if near:
         raise UserError(f"unknown setting {name!r}; did you mean {near[0]!r}?")
-    raise UserError(f"unknown setting {name!r}; known: {', '.join(names)}")
+    known = ", ".join(names)
+    if len(known) > 300:
+        known = f"{known[:270].rpartition(', ')[0]} and more: see t2i train NAME --help"
+    raise UserError(f"unknown setting {name!r}; known: {known}")
 
 
 def apply_overrides(
@@ -704,13 +707,16 @@ class MetricLogger:
             return
         path = self.folder / "losses.jsonl"
         self.history = []
-        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        if path.exists() and not path.is_file():
+            raise UserError(f"the log {str(path)!r} is no file; remove it")
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the line at which the training was killed
-            if record["step"] > step:
-                break
+                if not 0 < record["step"] <= step:
+                    break
+            except (ValueError, TypeError, KeyError):
+                break  # the line at which the training was killed, or damage
             self.history.append(record)
         if self.is_writer:
             text = "".join(json.dumps(record) + "\n" for record in self.history)

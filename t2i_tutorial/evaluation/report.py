@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from t2i_tutorial.core import (
     UserError,
     check_choice,
     check_whole_number,
+    dataclass_from_dict,
     from_uint8,
     load_json,
     progress_bar,
@@ -179,14 +180,24 @@ class EvaluationReport:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":
         "Read what `save` wrote; raises `UserError` if it is something else."
-        saved = load_json(path)
+        saved, optional = load_json(path), dict.fromkeys(f.name for f in fields(Metric))
         try:
-            metrics = {k: Metric(**m) for k, m in saved["metrics"].items()}
-            return cls(**{**saved, "metrics": metrics})
-        except (TypeError, KeyError) as e:
+            if not isinstance(saved, dict) or not isinstance(saved.get("metrics"), dict):
+                raise UserError("it has no metrics")
+            report = dataclass_from_dict(
+                cls, {"num_training_images": None} | saved | {"metrics": {}}
+            )
+            for name in (*saved["metrics"], *report.skipped):
+                check_choice("measure", name, METRIC_LABELS)
+            metrics = {
+                k: dataclass_from_dict(Metric, optional | m)
+                for k, m in saved["metrics"].items()
+            }
+        except (UserError, TypeError) as e:
             raise UserError(
                 f"{str(path)!r} holds no report ({e}); choose another file"
             ) from e
+        return replace(report, metrics=metrics)
 
     def table(self) -> str:
         "In Markdown: the model, real images, the chance level."
