@@ -25,6 +25,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import critters
+from t2i_tutorial.checkpoints import (
+    Checkpointer,
+    load_checkpoint_settings,
+    lock_folder,
+)
 from .clip import git_commit, hardware_info
 from t2i_tutorial.core import (
     UserError,
@@ -49,8 +54,13 @@ from t2i_tutorial.training import (
     TrainConfig,
     Trainer,
     apply_overrides,
+    check_packages,
+    check_resume,
     check_setting,
+    describe_data,
+    flat_settings,
     parse_overrides,
+    setting_as_word,
     setting_names,
 )
 
@@ -147,19 +157,8 @@ def cli_command(
     if isinstance(data, (str, os.PathLike)) and str(data) != "critters":
         words.append(f"--data {shlex.quote(str(data))}")
     for key, value in parse_overrides(overrides).items():
-        words.append(shlex.quote(f"{key}={_as_word(value)}"))
+        words.append(shlex.quote(f"{key}={setting_as_word(value)}"))
     return " ".join(words)
-
-
-def _as_word(value: object) -> str:
-    "A value as the command line takes it."
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(_as_word, value))
-    return (
-        str(value).lower()
-        if value is None or value is True or value is False
-        else str(value)
-    )
 
 
 def save_run_record(
@@ -202,32 +201,63 @@ def run_training(
 
     Raises `UserError` for bad data, and for a used folder before writing to it.
     """
-    start = time.time()
-    seed_everything(preset.train_config.seed)
-    data, val_data, are_critters = _open_data(data, preset, validation)
-    model = cls(preset.model_config)
-    if not are_critters:
-        captions = [c[0] for c in getattr(data, "captions", ())[:8]]
-        model.sample_prompts = captions or SAMPLE_PROMPTS
-    trainer = Trainer(model, data, preset.train_config, folder, val_data)
-    found = trainer.checkpoint_to_resume(
-        resume
-    )  # refuses a used folder before long preparations
-    if preset.init_from and upscale and found is None:
-        upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
-    model.to(get_device(preset.train_config.device))
-    if folder is not None:
-        cache_text_embeddings(model, data, Path(folder) / ".texts")
-    if prepare is not None:
-        prepare(model, preset, data, are_critters, found is None)
-    history = trainer.fit(resume)
-    if trainer.ema:
-        trainer.ema.copy_to_model()
-    if folder is not None:
-        saved = model.save_pretrained(Path(folder) / "model")
-        step = int(found.name[5:]) if found else 0
-        save_run_record(saved, command, preset, history, time.time() - start, step)
-    return model.eval(), history
+    start = time.perf_counter()
+    config = preset.train_config
+    check_packages(config, folder)
+    with lock_folder(folder if _is_first_process() else None):
+        found = Checkpointer(folder).find(resume)  # refuses a used folder
+        settings = _other_settings(preset, data, found)
+        if found:  # before anything is drawn, downloaded or written
+            check_resume(found, config, settings)
+        seed_everything(config.seed)
+        data, val_data, are_critters = _open_data(data, preset, validation)
+        record = None if folder is None else describe_data(data)
+        if found:  # before anything is encoded
+            check_resume(found, config, settings, record)
+        model = cls(preset.model_config)
+        if not are_critters:
+            captions = [c[0] for c in getattr(data, "captions", ())[:8]]
+            model.sample_prompts = captions or SAMPLE_PROMPTS
+        trainer = Trainer(model, data, config, folder, val_data, settings)
+        trainer.data_record = record
+        if preset.init_from and upscale and found is None:
+            upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
+        model.to(get_device(config.device))
+        if folder is not None:
+            cache_text_embeddings(model, data, Path(folder) / ".texts")
+        if prepare is not None:
+            prepare(model, preset, data, are_critters, found is None)
+        history = trainer.fit(resume)
+        if trainer.ema:
+            trainer.ema.copy_to_model()
+        if folder is not None:
+            saved = model.save_pretrained(Path(folder) / "model")
+            step = int(found.name[5:]) if found else 0
+            seconds = time.perf_counter() - start
+            save_run_record(saved, command, preset, history, seconds, step)
+        return model.eval(), history
+
+
+def _is_first_process() -> bool:
+    "Whether this process writes, where a launcher has started several."
+    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def _other_settings(preset: Preset, data, found: Path | None) -> dict:
+    "What must be the same on resume, beside the training's own configuration."
+    settings = flat_settings(preset.model_config) | {"init_from": preset.init_from}
+    if not isinstance(data, (str, os.PathLike)):
+        return settings  # their description in the checkpoint is compared
+    source, before = str(data), None
+    if source == "critters":
+        settings["num_images"] = preset.num_images
+    if found:
+        before = load_checkpoint_settings(found)[0].get("settings", {}).get("data")
+    moved = source != "critters" and Path(source).expanduser().is_dir()
+    if before not in (None, "critters") and moved:
+        source = before  # a folder may have another place, its content decides
+    return settings | {"data": source}
 
 
 def _open_data(data, preset: Preset, validation: int):
@@ -332,10 +362,10 @@ def quick_evaluate(
         for k in (101, 202)
     )
     prompts = [full_caption(c) for c in requested.critters]
-    start, cpu_start = time.time(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     images = model.sample(prompts, seed=seed, **sampling).cpu()
     spent = {
-        "seconds": round(time.time() - start, 2),
+        "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu_start, 2),
     }
     real = requested.images
@@ -403,11 +433,11 @@ def run_ablation(
     for name, changes in variants.items():
         if name in results["runs"]:
             continue
-        start, cpu_start = time.time(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         model, history = train(get_preset({}, preset, changes), data)
         run = {
             "changes": dict(changes),
-            "training_seconds": round(time.time() - start, 1),
+            "training_seconds": round(time.perf_counter() - start, 1),
             "training_cpu_seconds": round(time.process_time() - cpu_start, 1),
         }
         run |= {k: v for k, v in history[-1].items() if k.endswith("loss")}
