@@ -602,38 +602,32 @@ def full_disk(trial: Trial, training: str, size: str) -> None:
     trial.fault(name, wrong, checkpoint=step, said=session.messages())
 
 
+def make_read_only(place: Path) -> None:
+    "What is opened from now on; open files can still be written, as a real one allows."
+    subprocess.run(["mount", "--bind", str(place), str(place)], check=True)
+    mount = ["mount", "-o", "remount,bind,ro", str(place)]
+    while subprocess.run(mount, capture_output=True).returncode:
+        time.sleep(0.01)  # a file was open at this moment
+
+
 def read_only_disk(trial: Trial, training: str) -> None:
     "The disk becomes read-only in the middle of a training; later it can be written."
     name = f"disk becomes read-only, {training}"
     try:
         with small_disk("200m") as disk:
             folder = disk / "run"
-            settings = ("train.log_with=none",)  # TensorBoard keeps its file open
-            session = trial.session(training, folder, settings=settings)
+            session = trial.session(training, folder)
             until_step(session, 4)
-            for _ in range(2000):
-                mount = ["mount", "-o", "remount,ro", str(disk)]
-                if not subprocess.run(mount, capture_output=True).returncode:
-                    break
-                time.sleep(0.005)
-            else:
-                session.kill()
-                session.wait()
-                return trial.skip(name, "a file was open for writing all the time")
+            make_read_only(disk)
             session.wait()
             wrong = session.one_line(str(disk))
             said, step = session.messages(), last_step(folder)
-            again = trial.finish(training, folder, resume=True, settings=settings)
+            again = trial.finish(training, folder, resume=True)
             second = again.one_line(str(disk))
-            mount = ["mount", "-o", "remount,rw", str(disk)]
-            subprocess.run(mount, check=True)
-            more = trial.finish(training, folder, resume=True, settings=settings)
-            later = more.text()[-400:] if more.code else None
-            whole, _ = trial.whole(training)
-            later = later or differences(whole, folder, tensorboard=False)
+            subprocess.run(["umount", str(disk)], check=True)
+            later, _ = resume_and_compare(trial, training, folder)
     except PermissionError as e:
         return trial.skip(name, str(e))
-    later = [w for w in later if not w.startswith(("state files",))]
     wrong = [w for w in (wrong, second and f"at the start: {second}", later) if w]
     trial.fault(name, wrong, checkpoint=step, said=said, at_start=again.messages())
 
