@@ -340,6 +340,7 @@ class Trial:
         self.log = {"seed": seed, "kills": [], "trainings": [], "faults": []}
         self.wholes: dict[tuple[str, int], tuple[Path, float]] = {}
         self.count = 0
+        self.current: list[Session] = []
 
     def say(self, *words: object) -> None:
         print(time.strftime("%H:%M:%S"), *words, flush=True)
@@ -349,7 +350,14 @@ class Trial:
         return self.folder / f"{name}-{self.count}"
 
     def session(self, training: str, folder: Path, **options) -> Session:
-        return Session(training, folder, fork=self.fork, **options)
+        self.current = [s for s in self.current if s.running()]
+        self.current.append(Session(training, folder, fork=self.fork, **options))
+        return self.current[-1]
+
+    def stop(self) -> None:
+        "Leave no process behind."
+        for session in self.current:
+            session.kill()
 
     def finish(self, training: str, folder: Path, **options) -> Session:
         "Run to the end."
@@ -746,7 +754,7 @@ def run(trial: Trial, only: list[str], kills: int) -> None:
             kill_one_process(trial, training)
         kill_launcher(trial, "imagen")
     if "disks" in only:
-        for size in ("1m", "3m", "6m", "9m"):
+        for size in ("1m", "3m", "6m", "8m"):
             full_disk(trial, "imagen", size)
         full_disk(trial, "gigagan", "30m")
         read_only_disk(trial, "imagen")
@@ -783,11 +791,13 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     trial = Trial(folder, args.seed, args.fork)
     trial.say(f"seed {args.seed}, trainings in {folder}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if args.fork:
         warm_up()
     try:
         run(trial, args.only, args.kills)
     finally:
+        trial.stop()
         trial.log["wrong"] = trial.wrong
         save_json(args.output, trial.log)
         if args.folder is None:
