@@ -11,7 +11,6 @@ __all__ = ['RESUME_MUTABLE_FIELDS', 'TinyDenoiser', 'step_rng', 'check_finite', 
            'Trainer']
 
 # %% ../nbs/14_training.ipynb #a2b534d2
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,7 +19,6 @@ import signal
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -62,6 +60,7 @@ from t2i_tutorial.core import (
     show_images,
     to_uint8,
 )
+from .data import describe_data_change
 
 # %% ../nbs/14_training.ipynb #0a97fd0f
 class TinyDenoiser(nn.Module):
@@ -819,46 +818,21 @@ def _check_same_settings(
 
 def describe_data(data) -> dict:  # what JSON can hold
     "What a checkpoint keeps of its data, to tell later whether they are the same."
-    fingerprint = getattr(data, "fingerprint", None)
-    record = {
-        "images": len(data) if hasattr(data, "__len__") else None,
-        "fingerprint": fingerprint() if callable(fingerprint) else None,
-    }
-    captions = getattr(data, "captions", None)
-    if captions is not None:
-        texts = [c if isinstance(c, str) else "\n".join(c) for c in captions]
-        digests = [hashlib.sha256(t.encode("utf-8", "replace")) for t in texts]
-        record["captions"] = "".join(d.hexdigest()[:8] for d in digests)
-    return record
+    if hasattr(data, "summary"):
+        return data.summary()
+    return {"images": len(data) if hasattr(data, "__len__") else None}
 
 
 def data_differences(
     old: Mapping,  # from `describe_data`
     new: Mapping,
-) -> str:  # for instance "3 images added, 1 with other captions"; empty if none
+) -> str:  # for instance "3 images added"; empty if none
     "In which way two sets of data differ, as far as their descriptions tell."
-    a, b = old.get("captions"), new.get("captions")
-    if a is not None and b is not None and a != b:
-        counts = [Counter(t[i : i + 8] for i in range(0, len(t), 8)) for t in (a, b)]
-        gone = (counts[0] - counts[1]).total()
-        came = (counts[1] - counts[0]).total()
-        both = min(gone, came)
-        parts = {
-            "added": came - both,
-            "removed": gone - both,
-            "with other captions": both,
-        }
-        named = [f"{n} {what}" for what, n in parts.items() if n]
-        text = ", ".join(named).replace(
-            " ", " images " if came + gone > 1 else " image ", 1
-        )
-        return text or "the images are in another order"
-    if old.get("images") != new.get("images"):
-        return f"{old.get('images')} images then, {new.get('images')} now"
-    a, b = old.get("fingerprint"), new.get("fingerprint")
-    if a is not None and b is not None and a != b:
-        return "the captions are the same, the images are not"
-    return ""
+    if "digest" in old and "digest" in new:
+        return describe_data_change(dict(old), dict(new))
+    if old["images"] == new["images"]:
+        return ""
+    return f"{new['images']} images instead of {old['images']}"
 
 
 def check_resume(
@@ -882,7 +856,8 @@ def check_resume(
             f"max_steps={config.max_steps}; raise max_steps, or start anew in "
             "another folder"
         )
-    if difference := data and data_differences(state.get("data", {}), data):
+    before = state.get("data")
+    if difference := before and data and data_differences(before, data):
         raise UserError(
             f"checkpoint {name!r} was trained on other data: {difference}; go on with "
             "the same images and captions, or start anew in another folder"
@@ -897,7 +872,7 @@ def _note_changes(path: str, state: Mapping, hardware: Mapping) -> None:
             "data were kept in it; they are not compared",
             stacklevel=6,
         )
-    before = state.get("hardware") or {"torch": state.get("torch")}
+    before = state.get("hardware", state)  # earlier versions kept torch alone
     names = ("torch", "threads", "cpu", "device", "processes")
     changed = [k for k in names if k in before and before[k] != hardware.get(k)]
     if changed:
