@@ -357,7 +357,8 @@ class Trial:
     def stop(self) -> None:
         "Leave no process behind."
         for session in self.current:
-            session.kill()
+            if session.running():
+                session.kill()
 
     def finish(self, training: str, folder: Path, **options) -> Session:
         "Run to the end."
