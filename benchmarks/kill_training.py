@@ -1,7 +1,8 @@
 """Kill trainings at random moments, go on with --resume, and compare every bit.
 
     python benchmarks/kill_training.py [--kills 20] [--seed N] [--only gigagan imagen]
-                                       [--fork] [--output kill_log.json]
+                        [--processes 1 2] [--settings train.max_steps=6] [--fork]
+                        [--output kill_log.json]
 
 For each training there is one that is never killed. Another is killed with SIGKILL, at
 a moment of the clock, at a step of the log, or while something is being written (a
@@ -406,9 +407,6 @@ def end(trial: Trial, key: tuple[str, int]) -> str:
     return f"{seconds:.0f} s, {logged_step(folder)} steps"
 
 
-MOMENTS = ("time", "step", "saving", "writing")
-
-
 def wait_for_moment(trial: Trial, session: Session, kind: str, whole: float) -> str:
     "Wait until the moment has come, or the session has ended; says which one it was."
     draw, folder = trial.draw.uniform, session.folder
@@ -452,9 +450,8 @@ def kill_often(trial: Trial, training: str, processes: int, kills: int) -> None:
     "Kill trainings so often and compare each that comes to its end."
     whole, seconds = trial.whole(training, processes)
     short = training in ("clip", "classifier")  # begins anew, there is no --resume
-    moments = [MOMENTS[i % 2 * (1 + i // 2 % 3)] for i in range(kills)]
-    if short:
-        moments = ["time", "writing"] * kills
+    aimed = ("writing",) if short else ("saving", "step", "writing")
+    moments = [m for i in range(kills) for m in (aimed[i % len(aimed)], "time")]
     done, in_this = 0, 0
     folder = trial.new_folder(f"{training}-{processes}-killed")
     while True:
@@ -741,12 +738,12 @@ def warm_up() -> None:
     torch.set_num_threads(1)
 
 
-def run(trial: Trial, only: list[str], kills: int) -> None:
+def run(trial: Trial, only: list[str], kills: int, processes: list[int]) -> None:
     "Everything that was asked for; the log is in `trial`."
     for training in ("gigagan", "imagen"):
         if training in only:
-            kill_often(trial, training, 1, kills - kills // 2)
-            kill_often(trial, training, 2, kills // 2)
+            for i, n in enumerate(processes):  # the kills are shared out
+                kill_often(trial, training, n, len(range(i, kills, len(processes))))
     for training in ("clip", "classifier"):
         if training in only:
             kill_often(trial, training, 1, max(1, kills // 5))
@@ -779,14 +776,18 @@ def main() -> int:
     )
     seed = int.from_bytes(os.urandom(4), "big")
     parser.add_argument("--kills", type=int, default=20, help="of each training")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=seed, help="of the moments")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--settings", nargs="+", default=[], help="train.max_steps=6")
     parser.add_argument("--fork", action="store_true", help="forks, not commands")
     parser.add_argument(
         "--folder", type=Path, help="kept; a temporary one if not given"
     )
     parser.add_argument("--output", type=Path, default=Path("kill_log.json"))
     args = parser.parse_args()
+    COMMANDS["gigagan"] += args.settings
+    COMMANDS["imagen"] += args.settings
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -796,7 +797,7 @@ def main() -> int:
     if args.fork:
         warm_up()
     try:
-        run(trial, args.only, args.kills)
+        run(trial, args.only, args.kills, args.processes)
     finally:
         trial.stop()
         trial.log["wrong"] = trial.wrong
