@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import psutil
@@ -733,9 +734,11 @@ def warm_up() -> None:
     import t2i_tutorial.cli
     import t2i_tutorial.diffusion.imagen  # noqa: F401
     import t2i_tutorial.gan.gigagan  # noqa: F401
+    from t2i_tutorial.training import plot_losses
 
-    t2i_tutorial.cli.main(["models"])
     torch.set_num_threads(1)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo
+    plot_losses([{"step": 1, "loss": 1.0}]).savefig(BytesIO())
 
 
 def run(trial: Trial, only: list[str], kills: int, processes: list[int]) -> None:
