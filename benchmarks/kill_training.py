@@ -298,7 +298,7 @@ def differences(whole: Path, killed: Path, tensorboard: bool = True) -> list[str
     found += [f"without {n}" for n in a if n not in b]
     found += [f"also has {n}" for n in b if n not in a]
     plain = [n for n in a if n in b and Path(n).suffix in (".jsonl", ".safetensors")]
-    plain += [n for n in a if n in b and n.startswith("samples/")]
+    plain += [n for n in a if n in b and Path(n).suffix == ".png"]
     for name in plain:
         if name.startswith(".texts/"):  # the tensors are compared, the order is free
             continue

@@ -556,6 +556,10 @@ class Checkpointer:
         state = {**state, "step": step, "best": self.best}
         checkpoint = Checkpoint(tensors, state, config)
         self.latest = save_checkpoint(self.path(step), checkpoint)
+        self.prune()
+
+    def prune(self) -> None:
+        "Remove old checkpoints, and what a killed training left incomplete."
         best = self.best and self.best["step"]
         prune_checkpoints(self.folder, self.max_checkpoints, best)
 

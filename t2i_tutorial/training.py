@@ -1268,6 +1268,7 @@ class Trainer:
             self.load(found)  # refuses other settings before anything is written
             if self.logger.is_writer:
                 self.checkpointer.discard_after(self.step)
+                self.checkpointer.prune()
         if self.logger.is_writer:
             if not found and self.step == 0:
                 self.checkpointer.discard_samples()
@@ -1276,6 +1277,8 @@ class Trainer:
         if found or self.step == 0:
             self.logger.rewind(self.step)
             self._recall_terms()
+        if found and self.step == self.config.max_steps:
+            self.logger.plot(0.0)  # it may have been killed before that
         self.logger.open(self.config, self.step)
         self.started = True
 

@@ -112,6 +112,20 @@ def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     assert not any(p.exists() for p in left) and all(p.exists() for p in kept)
 
 
+def test_killed_after_the_last_checkpoint_a_training_finishes_its_files(tmp_path):
+    "Resumed at its end, it removes what it was about to remove, and draws the curves."
+    config = replace(QUICK, max_checkpoints=1)
+    fit(tmp_path, config)
+    curves, gone = tmp_path / "losses.png", tmp_path / "checkpoints"
+    (gone / ".step-000004.0a1b2c3d.tmp").mkdir()
+    (gone / ".step-000004.0a1b2c3d.tmp" / "config.json").write_text("{}")
+    before = curves.read_bytes()
+    curves.unlink()
+    fit(tmp_path, config, resume=True)
+    assert [p.name for p in gone.iterdir()] == ["step-000006"]
+    assert curves.read_bytes() == before
+
+
 def test_samples_are_written_before_the_checkpoint_of_the_same_step(tmp_path):
     "Killed between the two, a training makes both again."
     seen = []
