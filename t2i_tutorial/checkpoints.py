@@ -6,7 +6,7 @@
 __all__ = ['PICKLE_SUFFIXES', 'CHECKPOINT_VERSION', 'LOCK_FILE', 'flatten_optimizer_state', 'load_optimizer_state',
            'get_rng_state', 'set_rng_state', 'atomic_directory', 'Checkpoint', 'save_checkpoint',
            'load_checkpoint_settings', 'load_checkpoint', 'check_same_tensors', 'load_weights', 'list_checkpoints',
-           'find_checkpoint', 'prune_checkpoints', 'lock_folder', 'Checkpointer']
+           'find_checkpoint', 'prune_checkpoints', 'remove_unfinished_files', 'lock_folder', 'Checkpointer']
 
 # %% ../nbs/13_checkpoints.ipynb #2f0b51ae
 import hashlib
@@ -470,6 +470,16 @@ def _open_lock(path: Path):
     return file
 
 
+def remove_unfinished_files(
+    folder: str | os.PathLike,  # of a training, whose lock this process holds
+) -> None:
+    "Remove what `atomic_write` could not finish in a process that was killed."
+    for path in Path(folder).rglob(".*.tmp"):
+        pid = re.search(r"\.(\d+)-\w+\.tmp$", path.name)
+        if pid and path.is_file() and _process_start(int(pid[1])) is None:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock_folder(
     folder: str | os.PathLike | None,  # made if need be; None locks nothing
@@ -490,6 +500,7 @@ def lock_folder(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = _open_lock(folder / LOCK_FILE)
+            remove_unfinished_files(folder)
         except OSError as e:
             raise UserError(
                 f"cannot write in {str(folder)!r}: {e.strerror or e}; "
@@ -549,6 +560,10 @@ class Checkpointer:
         state = {**state, "step": step, "best": self.best}
         checkpoint = Checkpoint(tensors, state, config)
         self.latest = save_checkpoint(self.path(step), checkpoint)
+        self.prune()
+
+    def prune(self) -> None:
+        "Remove old checkpoints, and what a killed training left incomplete."
         best = self.best and self.best["step"]
         prune_checkpoints(self.folder, self.max_checkpoints, best)
 

@@ -455,7 +455,9 @@ def load_or_init_results(
         return settings | head | {"runs": {}}
     saved, wanted = load_json(path), json.loads(json.dumps(settings))
     if not isinstance(saved, dict) or not isinstance(saved.get("runs"), dict):
-        raise UserError(f"{str(path)!r} holds no results; remove it, or write elsewhere")
+        raise UserError(
+            f"{str(path)!r} holds no results; remove it, or write elsewhere"
+        )
     for key, value in wanted.items():
         if saved.get(key) != value:
             raise UserError(

@@ -14,6 +14,7 @@ __all__ = ['RESUME_MUTABLE_FIELDS', 'TinyDenoiser', 'step_rng', 'check_finite', 
 import importlib.util
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -936,6 +937,7 @@ class Trainer:
         self.parameters: dict[str, dict[str, Tensor]] = {}  # phase -> name -> parameter
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.ema: EMA | None = None
+        self.terms: dict[str, dict[str, float]] = {}  # the last value of each, by phase
 
     def fit(
         self,
@@ -977,10 +979,10 @@ class Trainer:
                     record |= self._validation_record()
                 if saving or self._due(config.log_every):
                     self.logger.log(record)
-                if saving:
-                    self.save()
                 if self._due(config.sample_every):
                     self.save_samples()
+                if saving:
+                    self.save()
                 self._show(bar, record)
                 if self._interrupted(pressed):
                     self._stop()
@@ -1027,7 +1029,9 @@ class Trainer:
         named = mean_terms(self.accelerator, terms) | {"grad_norm": norm}
         prefix = f"{phase}/" if len(self.phases) > 1 else ""
         named = {f"{prefix}{name}": term for name, term in named.items()}
-        return check_finite(named, self.parameters[phase], self.step + 1)
+        checked = check_finite(named, self.parameters[phase], self.step + 1)
+        self.terms[phase] = self.terms.get(phase, {}) | checked
+        return self.terms[phase]  # a term of some steps only keeps its last value
 
     def _set_lr(self, phase: str) -> dict[str, float]:
         "Set the learning rate of the next update; returns it for the log."
@@ -1215,12 +1219,24 @@ class Trainer:
                         yield bar
                     except UserError as e:
                         raise UserError(f"{e}; {self.checkpointer}") from e
+                    except RuntimeError as e:
+                        self._raise_if_left_alone(e)
+                        raise
             finally:
                 self._focus(None)
                 for module, mode in modes:
                     module.training = mode
                 self.logger.close()
                 set_rng_state(*rng_state)
+
+    def _raise_if_left_alone(self, error: RuntimeError) -> None:
+        "Raise `UserError` if the error is that another process of the training ended."
+        lost = re.search("gloo|nccl|connection (closed|reset)", str(error), re.I)
+        if self.accelerator.num_processes > 1 and lost:
+            raise UserError(
+                f"step {self.step + 1}: another process of this training has ended, "
+                f"so this one stops, too; go on with --resume; {self.checkpointer}"
+            ) from error
 
     def _check_start(self) -> None:
         "Raise `UserError` if a batch cannot be shared out, or captions are missing."
@@ -1269,6 +1285,7 @@ class Trainer:
             self.load(found)  # refuses other settings before anything is written
             if self.logger.is_writer:
                 self.checkpointer.discard_after(self.step)
+                self.checkpointer.prune()
         if self.logger.is_writer:
             if not found and self.step == 0:
                 self.checkpointer.discard_samples()
@@ -1276,8 +1293,24 @@ class Trainer:
             save_json(self.folder / "config.json", asdict(self.config) | settings)
         if found or self.step == 0:
             self.logger.rewind(self.step)
+            self._recall_terms()
+        if found and self.step == self.config.max_steps:
+            self.logger.plot(0.0)  # it may have been killed before that
         self.logger.open(self.config, self.step)
         self.started = True
+
+    def _recall_terms(self) -> None:
+        "Take the last value of each term from the log."
+        last = self.logger.history[-1] if self.logger.history else {}
+        self.terms = {}
+        for phase in self.phases:
+            prefix = f"{phase}/" if len(self.phases) > 1 else ""
+            others = ("step", "val_loss", f"{prefix}lr")
+            self.terms[phase] = {
+                name: value
+                for name, value in last.items()
+                if name.startswith(prefix) and name not in others
+            }
 
     def _interrupted(self, pressed: list) -> bool:
         "Whether Ctrl-C was pressed in any process, and updates are left to make."

@@ -182,7 +182,9 @@ class EvaluationReport:
         "Read what `save` wrote; raises `UserError` if it is something else."
         saved, optional = load_json(path), dict.fromkeys(f.name for f in fields(Metric))
         try:
-            if not isinstance(saved, dict) or not isinstance(saved.get("metrics"), dict):
+            if not isinstance(saved, dict) or not isinstance(
+                saved.get("metrics"), dict
+            ):
                 raise UserError("it has no metrics")
             report = dataclass_from_dict(
                 cls, {"num_training_images": None} | saved | {"metrics": {}}
