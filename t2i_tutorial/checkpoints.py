@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PICKLE_SUFFIXES', 'CHECKPOINT_VERSION', 'LOCK_FILE', 'flatten_optimizer_state', 'load_optimizer_state',
            'get_rng_state', 'set_rng_state', 'atomic_directory', 'Checkpoint', 'save_checkpoint',
-           'load_checkpoint_settings', 'load_checkpoint', 'check_same_tensors', 'load_weights', 'list_checkpoints',
-           'find_checkpoint', 'prune_checkpoints', 'remove_unfinished_files', 'lock_folder', 'Checkpointer']
+           'load_checkpoint_settings', 'load_checkpoint', 'check_same_tensors', 'refuse_damage', 'load_weights',
+           'list_checkpoints', 'find_checkpoint', 'prune_checkpoints', 'remove_unfinished_files', 'lock_folder',
+           'Checkpointer']
 
 # %% ../nbs/13_checkpoints.ipynb #2f0b51ae
 import hashlib
@@ -307,6 +308,21 @@ def check_same_tensors(
     )
 
 # %% ../nbs/13_checkpoints.ipynb #6152c9f5
+@contextmanager
+def refuse_damage(path: str | os.PathLike):
+    "Errors inside the block, about what a checkpoint holds, become a `UserError`."
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+        why = " ".join(str(e).split())[:120] or type(e).__name__
+        raise UserError(
+            f"checkpoint {str(path)!r} is damaged: it does not hold what it should "
+            f"({why}); resume from an earlier one"
+        ) from e
+
+
 def load_weights(
     model: nn.Module,  # its weights are overwritten
     path: str | os.PathLike,  # a checkpoint
@@ -317,7 +333,8 @@ def load_weights(
     weights = saved.tensors["model"]
     check_same_tensors(str(path), saved.state["model"], model.state_dict(), weights)
     average = saved.tensors.get("ema", {}) if ema else {}
-    model.load_state_dict(weights | average)
+    with refuse_damage(path):
+        model.load_state_dict(weights | average)
     return model
 
 # %% ../nbs/13_checkpoints.ipynb #0fe4e3d6

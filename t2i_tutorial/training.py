@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i_tutorial.checkpoints import (
+    Checkpoint,
     Checkpointer,
     check_same_tensors,
     flatten_optimizer_state,
@@ -45,6 +46,7 @@ from t2i_tutorial.checkpoints import (
     load_checkpoint_settings,
     load_optimizer_state,
     lock_folder,
+    refuse_damage,
     set_rng_state,
 )
 from .clip import hardware_info, lr_at_step
@@ -1160,8 +1162,15 @@ class Trainer:
     def load(self, path: str | os.PathLike) -> None:
         "Restore a checkpoint; raises `UserError` for one of another training."
         saved = load_checkpoint(path)
-        state = saved.state
         check_resume(path, self.config, self.settings, self.data_record)
+        with refuse_damage(path):
+            self._restore(path, saved)
+        if self.accelerator.is_main_process:
+            _note_changes(str(path), saved.state, self._hardware())
+
+    def _restore(self, path: str | os.PathLike, saved: Checkpoint) -> None:
+        "Put back everything that a checkpoint holds."
+        state = saved.state
         weights = saved.tensors["model"]
         expected = self.model.state_dict()
         check_same_tensors(str(path), state["model"], expected, weights)
@@ -1183,8 +1192,6 @@ class Trainer:
         self.checkpointer.best = state["best"]
         self.checkpointer.latest = Path(path)
         set_rng_state(saved.tensors["rng"], state["rng"])
-        if self.accelerator.is_main_process:
-            _note_changes(str(path), state, self._hardware())
 
     def checkpoint_to_resume(self, resume: bool | str | os.PathLike) -> Path | None:
         "The checkpoint that `fit(resume)` goes on from; None if it begins at step 0."
