@@ -558,11 +558,26 @@ def _evaluate(options: EvaluateOptions) -> None:
         seed=options.seed,
         split=options.split,
         batch_size=options.batch_size,
+        training_images=_training_images(options.model),
+        mirror=True,
     )
     print(report.table())
     if options.output is not None:
         written = _write_new(Path(options.output), report.save, options.overwrite)
         _print_path(written)
+
+
+def _training_images(model: str):
+    "All training images of a model, to look for copies; None where they are unknown."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.hub import recorded_training_images
+
+    try:
+        return recorded_training_images(model)
+    except UserError as e:
+        message = f"copies are looked for among 4,096 other creatures only: {e}"
+        warnings.warn(message, stacklevel=2)
+        return None
 
 
 def _check_packages(*names: str) -> None:

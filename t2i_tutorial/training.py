@@ -404,9 +404,11 @@ def parse_overrides(
 ) -> dict:  # {"lr": "1e-4"}
     'Settings by name, hyphens as underscores; raises `UserError` without a "=".'
     if not isinstance(words, Mapping):
+        if isinstance(words, str) or not isinstance(words, Iterable):
+            raise UserError(f"settings must be a list of name=value, not {words!r:.80}")
         words = list(words)
         for word in words:
-            if "=" not in word:
+            if not isinstance(word, str) or "=" not in word:
                 raise UserError(
                     f"cannot read the setting {word!r}; write it as name=value"
                 )
@@ -586,10 +588,11 @@ def mean_terms(
     terms: list[dict[str, Tensor]],  # of this process's micro-batches
 ) -> dict[str, Tensor]:
     "The mean of each named term over all micro-batches and processes."
-    mean: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}  # a batch may lack a term of another
     for losses in terms:
         for name, term in losses.items():
-            mean[name] = mean.get(name, 0) + term.detach().float() / len(terms)
+            found.setdefault(name, []).append(term.detach().float())
+    mean = {name: sum(values) / len(values) for name, values in found.items()}
     if accelerator.num_processes == 1:
         return mean
     values = accelerator.reduce(torch.stack(list(mean.values())), "mean")

@@ -373,7 +373,7 @@ def evaluate(
 ) -> EvaluationReport:
     "Measure a text-to-image model on creatures; raises `UserError` for bad input."
     _check_evaluate(n, batch_size, repeats)
-    start = time.time()
+    start = time.perf_counter()
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     requested, others = (
@@ -388,10 +388,10 @@ def evaluate(
     repeated = [c for c in requested.critters[: repeats[0]] for _ in range(repeats[1])]
     repeated_prompts = [full_caption(c) for c in repeated]
     tolerance = {"mirror": mirror, "max_shift": max_shift}
-    sampling_start = time.time()
+    sampling_start = time.perf_counter()
     images = generate_images(sample_fn, prompts, size, seed, batch_size)
     groups = generate_images(sample_fn, repeated_prompts, size, seed, batch_size, n)
-    sampling_seconds = time.time() - sampling_start
+    sampling_seconds = time.perf_counter() - sampling_start
     diversity, skipped = _measure_diversity(
         *(
             rearrange(x, "(p k) c h w -> p k c h w", k=repeats[1])
@@ -408,6 +408,6 @@ def evaluate(
         **diversity,
         **memorisation_rate(images, real, others.images, training_images, **tolerance),
     }
-    seconds = round(time.time() - start, 2), round(sampling_seconds, 2)
+    seconds = round(time.perf_counter() - start, 2), round(sampling_seconds, 2)
     settings = (n, size, seed, split, classifier.name)
     return EvaluationReport(metrics, skipped, *settings, *seconds, len(training_images))
