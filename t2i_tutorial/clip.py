@@ -582,7 +582,9 @@ def train_clip(
             group["lr"] = lr
         images, captions = sample_batch(dataset, config.batch_size, generator)
         log = clip_train_step(clip, optimizer, images, captions, config.mixed_precision)
-        history.append({"step": step, "seconds": round(time.perf_counter() - start, 2), **log})
+        history.append(
+            {"step": step, "seconds": round(time.perf_counter() - start, 2), **log}
+        )
         if callback:
             callback(step, clip, history[-1])
     clip.eval()

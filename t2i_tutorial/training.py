@@ -922,8 +922,7 @@ class Trainer:
         config: TrainConfig = TrainConfig(),
         folder: str | os.PathLike | None = None,  # for all files, None writes nothing
         validation=None,  # more data, for the loss that decides on the best checkpoint
-        settings: Mapping
-        | None = None,  # what else must be the same on resume, by name
+        settings: Mapping | None = None,  # what else must be the same on resume
     ):
         self.model = model
         self.data = data

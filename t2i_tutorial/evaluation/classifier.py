@@ -329,7 +329,9 @@ def train_classifier(
                 callback(len(history) - 1, classifier, history[-1])
     classifier.eval()
     if folder is not None:
-        save_classifier_run(classifier, config, history, folder, time.perf_counter() - start)
+        save_classifier_run(
+            classifier, config, history, folder, time.perf_counter() - start
+        )
     return classifier, history
 
 # %% ../../nbs/10_classifier.ipynb #6fb5bd01
