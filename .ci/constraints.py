@@ -1,10 +1,10 @@
 """`make constraints`: write constraints/oldest.txt and constraints/newest.txt, the two
 ends of what settings.ini allows. Each file begins with the command that makes it.
 
-In oldest.txt each package that settings.ini names is at its lower bound; if those do not
-go together, uv says why and a bound must be raised. In newest.txt everything is as new
-as the ranges allow. constraints.txt, the versions that the book is built with, is made
-by the same program: python3 .ci/constraints.py tested
+In oldest.txt each package that settings.ini names is at its lower bound; if those do
+not go together, uv says why and a bound must be raised. In newest.txt everything is as
+new as the ranges allow. The same program makes constraints.txt, the versions that the
+book is built with: make constraints WHICH=tested
 """
 
 import re

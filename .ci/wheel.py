@@ -1,11 +1,13 @@
-"""`make wheel`: build the wheel and use it as a reader on another machine does, in fresh
-environments elsewhere that hold no file of the repository but the tests.
+"""`make wheel`: build the wheel and use it as a reader on another machine does, in
+fresh environments elsewhere that hold no file of the repository but the tests.
 
-For the oldest and the newest versions that settings.ini allows, and each Python from 3.10
-to 3.13 that is on PATH: the plain installation imports and generates, and says what is
-missing before it writes anything; with the extra `train` it trains, resumes and evaluates,
-and a part of the tests passes. With the versions that the book is built with, every
-notebook runs. A part: make wheel WHICH=oldest PYTHONS=python3.10 PARTS="plain train".
+With the oldest and the newest versions that settings.ini allows, and each Python from
+3.10 to 3.13 on PATH: the plain installation imports and generates, and says what is
+missing before it writes anything; with the extra `train` it trains, resumes and
+evaluates, and a part of the tests passes. With the versions that the book is built
+with, every notebook runs. A part of all this:
+
+    make wheel WHICH=oldest PYTHONS=python3.10 PARTS="plain train"
 
 Packages are fetched once: uv keeps them in its cache and links to them, where the
 environments lie on the same disk (TMPDIR names another place for them). PyTorch's GPU
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from constraints import FILES, ROOT, find_uv
@@ -206,14 +209,14 @@ def build(elsewhere: Path, uv: str) -> Path:
     return wheel
 
 
-def find_pythons(names: list[str]) -> dict[str, str]:
+def find_pythons(names: Sequence[str]) -> dict[str, str]:
     "Version -> interpreter; says which are not here."
     found = {}
     ask = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
     for name in names:
         path = shutil.which(name)
         done = path and subprocess.run(
-            [path, "-c", ask], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [path, "-c", ask], capture_output=True, text=True
         )
         if done and not done.returncode:  # pyenv's shims fail for what is switched off
             version, path = done.stdout.strip().split(" ", 1)
@@ -226,19 +229,19 @@ def find_pythons(names: list[str]) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Test the wheel.")
-    parser.add_argument("--which", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--pythons", nargs="+", default=list(PYTHONS))
+    parser.add_argument("--which", action="append", choices=PARTS)
+    parser.add_argument("--pythons", action="append")
     parts = sorted({part for parts in PARTS.values() for part in parts})
-    parser.add_argument("--parts", nargs="+", choices=parts)
+    parser.add_argument("--parts", action="append", choices=parts)
     options = parser.parse_args()
-    pythons = find_pythons(options.pythons)
-    own = "%d.%d" % sys.version_info[:2]
+    pythons = find_pythons(options.pythons or PYTHONS)
+    own = "{}.{}".format(*sys.version_info)
     own = own if own in pythons else min(pythons)
     with tempfile.TemporaryDirectory(prefix="t2i-wheel-") as name:
         elsewhere = Path(name)
         uv = find_uv(elsewhere)
         wheel = build(elsewhere, uv)
-        for which in options.which:
+        for which in options.which or PARTS:
             for version, python in pythons.items():
                 title = f"{which} versions, Python {version}"
                 if which == "tested" and version != own:
