@@ -48,6 +48,7 @@ MODELS = {  # a bundled model of each family, and how it is sampled quickly
 }
 TRAININGS = ("imagen", "gigagan")
 TINY = ["--preset", "tiny", "num_images=64", "train.batch_size=8", "train.save_every=2"]
+TINY += ["train.warmup_steps=1"]
 IMPORT = """
 import sys, t2i_tutorial
 heavy = {"torch", "numpy", "matplotlib", "transformers"} & set(sys.modules)
