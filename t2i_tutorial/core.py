@@ -4,40 +4,59 @@
 
 # %% auto #0
 __all__ = ['TEXT_COLOUR', 'PALETTE', 'PACKAGE_DIR', 'BUNDLED_DIR', 'RESULTS_DIR', 'MODEL_VERSION', 'UserError', 'to_uint8',
-           'from_uint8', 'from_pil', 'to_pil', 'set_plot_style', 'show_images', 'make_grid', 'show_table',
-           'slider_grid', 'seed_everything', 'seeded_generator', 'check_choice', 'check_image_size', 'get_device',
-           'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'load_model_config',
-           'progress_bar']
+           'from_uint8', 'from_pil', 'to_pil', 'set_plot_style', 'clean_text', 'show_images', 'make_grid', 'show_table',
+           'slider_grid', 'check_whole_number', 'check_number', 'seed_everything', 'seeded_generator', 'check_choice',
+           'check_image_size', 'get_device', 'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors',
+           'load_tensor_config', 'dataclass_from_dict', 'load_model_config', 'load_module', 'progress_bar']
 
 # %% ../nbs/01_images.ipynb #dc70dc43
 #| code-fold: true
 import hashlib
 import json
+import operator
 import os
 import random
+import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from io import BytesIO
-from math import ceil, prod
+from math import ceil, inf, isfinite, nan, prod
 from pathlib import Path
 from textwrap import wrap
+from types import NoneType, UnionType
+from typing import get_args, get_origin
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% ../nbs/01_images.ipynb #982ecba6
 class UserError(ValueError):
     """A mistake in what was asked for.
 
-    The message is one line that says what was wrong and what to do.
+    The message is one line that says what was wrong and what to do. What a user gave
+    and cannot be printed is escaped, and the middle of a very long message is cut.
     """
+
+    def __init__(self, message: str = ""):
+        words = " ".join(str(message).split())
+        odd = {c for c in words if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+        for c in odd:
+            words = words.replace(c, repr(c)[1:-1])
+        if len(words) > 600:
+            words = f"{words[:350]} ... {words[-240:]}"
+        super().__init__(words)
 
 
 def to_uint8(
@@ -140,6 +159,25 @@ def set_plot_style() -> None:
 
 # %% ../nbs/01_images.ipynb #52978994
 #| code-fold: true
+# soft hyphen, zero-width space, word joiner, byte order mark, marks of direction
+_INVISIBLE = [0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF]
+_INVISIBLE += [*range(0x202A, 0x202F), *range(0x2060, 0x2070)]
+_CONTROL = [*range(0x20), *range(0x7F, 0xA0)]
+_REPLACED = dict.fromkeys(_INVISIBLE) | dict.fromkeys(_CONTROL, " ")
+# joiners shape Persian, Indic scripts and emoji; elsewhere they are invisible
+_STRAY_JOINERS = re.compile("(?<![^\\s\u0000-\u036f])[\u200c\u200d]+")
+
+
+def clean_text(
+    text: str,  # a prompt or a caption, as typed, pasted or read from a file
+) -> str:  # in Unicode normal form C, words one space apart
+    "One form for texts that look alike: odd white space and invisible characters out."
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFC", text.translate(_REPLACED))
+        text = unicodedata.normalize("NFC", _STRAY_JOINERS.sub("", text))
+    return " ".join(text.split())
+
+
 def _as_batch(images) -> list:
     """A list of (3, h, w) images.
 
@@ -184,6 +222,41 @@ def show_images(
 
 # %% ../nbs/01_images.ipynb #243763aa
 #| code-fold: true
+@cache
+def _warn_no_glyph(characters: str) -> None:
+    "Warn, once for the same characters, that the font cannot draw them."
+    some = f"{characters[:5]!r}" + ", ..." * (len(characters) > 5)
+    warnings.warn(
+        f"the font lacks {len(characters)} characters of the captions ({some}), which "
+        "are drawn as boxes; add a font that has them to "
+        'matplotlib.rcParams["font.family"]',
+        stacklevel=4,
+    )
+
+
+def _drawable(texts: Sequence[str]) -> list[str]:
+    "Clean texts of characters that the font has, boxes for the others."
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    families = FontProperties().get_family()
+    fonts = [get_font(findfont(FontProperties(family=[f]))) for f in families]
+    texts = [clean_text(t) for t in texts]
+    known = {c: any(f.get_char_index(ord(c)) for f in fonts) for c in {*"".join(texts)}}
+    boxes = {c: "\u25a1" for c, drawn in known.items() if not drawn}
+    # an accent or a mark within an emoji needs no box of its own
+    boxes |= {c: "" for c in boxes if unicodedata.category(c) in ("Cf", "Me", "Mn")}
+    if missing := "".join(sorted(c for c in boxes if boxes[c])):
+        _warn_no_glyph(missing)
+    return [t.translate(str.maketrans(boxes)) for t in texts]
+
+
+def _wrap(text: str, columns: int, max_lines: int) -> str:
+    "A text in lines of so many letters, cut where it is too long to be drawn."
+    if any(unicodedata.east_asian_width(c) in "WF" for c in text):
+        columns = columns // 2  # Chinese and the like: each as wide as two letters
+    return "\n".join(wrap(text, columns, max_lines=max_lines, placeholder="…"))
+
+
 def _draw_grid(
     images: list, captions: list, columns: int, scale: int, title: str | None
 ):
@@ -192,9 +265,11 @@ def _draw_grid(
     """
     import matplotlib.pyplot as plt
 
+    title, *texts = _drawable([title or "", *captions])
     gap, line, dpi, head = 8, 13, 100, 22 if title else 0
     h, w = (scale * side for side in images[0].shape[-2:])
-    texts = ["\n".join(wrap(c, max(6, int(w / 5.6)))) for c in captions]
+    texts = [_wrap(t, max(6, int(w / 5.6)), 20) for t in texts]
+    plain = {"color": TEXT_COLOUR, "parse_math": False, "usetex": False}
     below = line * max(t.count("\n") + bool(t) for t in texts) + gap
     height, width = (
         ceil(len(images) / columns) * (h + below) + head,
@@ -213,14 +288,14 @@ def _draw_grid(
                 (left + w / 2) / width,
                 1 - (top + h + 3) / height,
                 text,
-                color=TEXT_COLOUR,
                 ha="center",
                 va="top",
                 fontsize=7.5,
                 linespacing=1.15,
+                **plain,
             )
     if title:
-        fig.text(0, 1, title, va="top", fontsize=10, color=TEXT_COLOUR)
+        fig.text(0, 1, _wrap(title, 200, 1), va="top", fontsize=10, **plain)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
     ax.axis("off")
@@ -269,7 +344,9 @@ def show_table(
 
     def cell(v):
         if not isinstance(v, float):
-            return str(v).replace("|", "&#124;")
+            # as it is: no new column, no mathematics, no second line
+            text = str(v).replace("|", "&#124;").replace("$", "&#36;")
+            return " ".join(text.splitlines())
         return f"{v:,.0f}" if 10**digits <= abs(v) < 1e15 else f"{v:.{digits}g}"
 
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]
@@ -324,6 +401,48 @@ def slider_grid(
             widgets.jslink((slider, "index"), (stack, "selected_index"))
     return widgets.VBox([*level, *sliders])
 
+# %% ../nbs/01_images.ipynb #c5e0bd7e
+#| code-fold: true
+def check_whole_number(
+    name: str,  # of the argument, for the message
+    value,  # Python's, NumPy's or torch's
+    minimum: int = 0,
+    maximum: int | None = None,  # bounds, both allowed, None: no upper one
+    unit: str = "",  # for the message, for instance " of pixels"
+) -> int:  # Python's
+    "A whole number in bounds; raises `UserError` for anything else, also for a bool."
+    is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
+    try:
+        number = None if is_bool else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not minimum <= number <= (inf if maximum is None else maximum):
+        bounds = f"of at least {minimum}"
+        if maximum is not None:
+            bounds = f"from {minimum} to {maximum}"
+        raise UserError(
+            f"{name} must be a whole number{unit} {bounds}, not {value!r:.80}"
+        )
+    return number
+
+
+def check_number(
+    name: str,  # of the argument, for the message
+    value,  # Python's, NumPy's or torch's
+    minimum: int | float = 0,
+    maximum: int | float = 1,  # bounds, both allowed
+) -> float:  # Python's
+    "A number in bounds; raises `UserError` for anything else, also for NaN or a bool."
+    is_bool = getattr(value, "dtype", type(value)) in (bool, torch.bool)
+    try:
+        number = nan if is_bool or isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = nan
+    if not minimum <= number <= maximum:
+        bounds = f"from {minimum:g} to {maximum:g}"
+        raise UserError(f"{name} must be {bounds}, not {value!r:.80}")
+    return number
+
 # %% ../nbs/01_images.ipynb #21d43c5e
 def seed_everything(
     seed: int,  # 0 <= seed < 2**32
@@ -332,10 +451,7 @@ def seed_everything(
 
     Raises `UserError` for a seed out of range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(
-            f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}"
-        )
+    seed = check_whole_number("seed", seed, 0, 2**32 - 1)
     random.seed(seed)
     np.random.seed(seed)
     return torch.manual_seed(seed)
@@ -346,7 +462,8 @@ def seeded_generator(
     *names: object,  # what the stream is for, for instance "critters", "train"
 ) -> torch.Generator:  # a CPU generator
     "A random stream of its own for each combination of seed and names."
-    digest = hashlib.sha256(json.dumps([seed, *map(str, names)]).encode()).digest()
+    key = json.dumps([operator.index(seed), *map(str, names)])
+    digest = hashlib.sha256(key.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 # %% ../nbs/01_images.ipynb #850af9e1
@@ -376,16 +493,7 @@ def check_image_size(
     maximum: int = 512,  # bounds, both allowed
 ) -> int:  # `size`, if it is usable
     "Return `size` if it is a whole number of pixels in bounds; else raise `UserError`."
-    if (
-        isinstance(size, bool)
-        or not isinstance(size, int)
-        or not minimum <= size <= maximum
-    ):
-        raise UserError(
-            f"size must be a whole number of pixels from {minimum} to {maximum}, not "
-            f"{size!r}"
-        )
-    return size
+    return check_whole_number("size", size, minimum, maximum, " of pixels")
 
 
 def get_device(
@@ -451,13 +559,31 @@ def save_json(
     return Path(path)
 
 
+def _unique_names(pairs: list[tuple[str, object]]) -> dict:
+    "A JSON object as a dictionary; raises `ValueError` for a name that is there twice."
+    twice = [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r:.40} is there twice")
+    return dict(pairs)
+
+
 def load_json(
     path: str | os.PathLike,  # where from
+    max_bytes: int = 2**24,  # a longer file is refused before it is read
 ):  # what was saved
     "Load JSON; raises `UserError` if the file is missing or malformed, with the line."
     name = repr(str(path))
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as f:
+            content = f.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise UserError(
+                f"{name} has more than {max_bytes / 2**20:g} MB, more than we ever "
+                "write; remove it"
+            )
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique_names)
+    except UserError:
+        raise
     except OSError as e:
         raise UserError(f"cannot read {name}: {e.strerror}; check the path") from e
     except json.JSONDecodeError as e:
@@ -468,6 +594,8 @@ def load_json(
         raise UserError(f"{name} is not text in UTF-8; mend or remove it") from e
     except RecursionError as e:
         raise UserError(f"{name} is nested too deeply; mend or remove it") from e
+    except ValueError as e:
+        raise UserError(f"{name} is not valid JSON: {e}; mend or remove it") from e
 
 # %% ../nbs/01_images.ipynb #2ef51983
 #| code-fold: true
@@ -492,6 +620,30 @@ def save_tensors(
     return Path(path)
 
 
+@contextmanager
+def _open_tensors(path: str | os.PathLike, device: str | torch.device = "cpu"):
+    "A safetensors file and its configuration; raises `UserError` if it is not whole."
+    from safetensors import SafetensorError, safe_open
+
+    name = repr(str(path))
+    try:
+        open(path, "rb").close()  # safetensors calls whatever it cannot open missing
+    except FileNotFoundError as e:
+        raise UserError(f"cannot read {name}: no such file; check the path") from e
+    except OSError as e:
+        raise UserError(f"cannot read {name}: {e.strerror}; check the path") from e
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as f:
+            yield f, json.loads((f.metadata() or {}).get("config", "{}"))
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as e:
+        raise UserError(
+            f"{name} is no whole safetensors file ({str(e)[:200]}); "
+            "fetch or save it again"
+        ) from e
+
+
 def load_tensors(
     path: str | os.PathLike,  # where from
     device: str | torch.device = "cpu",  # where the tensors go
@@ -500,19 +652,16 @@ def load_tensors(
 
     Raises `UserError` if the file is missing or not whole.
     """
-    from safetensors import SafetensorError, safe_open
+    with _open_tensors(path, device) as (f, config):
+        return {k: f.get_tensor(k) for k in f.keys()}, config
 
-    name = repr(str(path))
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as f:
-            config = json.loads((f.metadata() or {}).get("config", "{}"))
-            return {k: f.get_tensor(k) for k in f.keys()}, config
-    except FileNotFoundError as e:
-        raise UserError(f"cannot read {name}: no such file; check the path") from e
-    except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(
-            f"{name} is no whole safetensors file ({e}); fetch or save it again"
-        ) from e
+
+def load_tensor_config(
+    path: str | os.PathLike,  # of a safetensors file
+):  # what `save_tensors` was given as `config`
+    "The configuration in a file's header; no tensor is read. Raises `UserError`."
+    with _open_tensors(path) as (_, config):
+        return config
 
 # %% ../nbs/01_images.ipynb #06a5abbe
 #| code-fold: true
@@ -522,15 +671,58 @@ RESULTS_DIR = PACKAGE_DIR / "results"  # numbers and images of recorded runs
 MODEL_VERSION = 2  # of a model's folder
 
 
+def _is_of_type(value, kind) -> bool:
+    "Whether a value from JSON fits a field's type: int, Sequence[int], str | None, ..."
+    options, origin = get_args(kind), get_origin(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_of_type(value, option) for option in options)
+    if kind is float:
+        return type(value) in (int, float) and isfinite(value)
+    if origin is tuple or origin is Sequence:
+        if not isinstance(value, (list, tuple)):
+            return False
+        kinds = options if origin is tuple else options * len(value)
+        return len(kinds) == len(value) and all(map(_is_of_type, value, kinds))
+    if is_dataclass(kind):
+        return isinstance(value, dict)
+    return type(value) is kind or kind is object or value is None and kind is NoneType
+
+
+def dataclass_from_dict(
+    kind: type,  # a dataclass
+    values: Mapping,  # its fields as JSON holds them, all of them
+):  # lists become tuples, dictionaries nested dataclasses
+    "A dataclass from JSON; raises `UserError` for a wrong name, type or value."
+    kinds = {f.name: f.type for f in fields(kind)}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{values!r:.40} stands for settings; it must be an object")
+    if odd := sorted(set(values) ^ set(kinds)):
+        raise UserError(f"it is of another version ({odd[0]!r:.40})")
+    new = {}
+    for name, value in values.items():
+        if not _is_of_type(value, kinds[name]):
+            is_plain = isinstance(kinds[name], type) and not get_args(kinds[name])
+            wanted = kinds[name].__name__ if is_plain else str(kinds[name])
+            wanted = wanted.removeprefix("collections.abc.")
+            raise UserError(f"{name!r} is {value!r:.40}, which is no {wanted}")
+        if is_dataclass(kinds[name]):
+            value = dataclass_from_dict(kinds[name], value)
+        new[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**new)
+
+
 def load_model_config(
     folder: Path,  # with a config.json
     model_type: str,  # what its "model_type" must be
-) -> dict:  # the rest of it
+    kind: type,  # the dataclass of its other fields
+):  # an instance of `kind`
     """Read a model's config.json.
 
-    Raises `UserError` for another kind of model or another version's.
+    Raises `UserError` for another kind of model, for another version's, and for values
+    that cannot be.
     """
-    saved, name = load_json(folder / "config.json"), repr(str(folder))
+    path = folder / "config.json"
+    saved, name = load_json(path, max_bytes=2**20), repr(str(folder))
     found = saved.get("model_type") if isinstance(saved, dict) else None
     if isinstance(saved, dict) and found is None and {"family", "model"} & set(saved):
         raise UserError(
@@ -549,7 +741,92 @@ def load_model_config(
             f"reads {MODEL_VERSION}; "
             "upgrade t2i-tutorial, or fetch it again"
         )
-    return {k: v for k, v in saved.items() if k not in ("model_type", "format")}
+    values = {k: v for k, v in saved.items() if k not in ("model_type", "format")}
+    try:
+        return dataclass_from_dict(kind, values)
+    except (UserError, ArithmeticError, TypeError, ValueError) as e:
+        raise UserError(
+            f"config.json in {name} makes no sense: {e}; fetch it again, or upgrade "
+            "t2i-tutorial"
+        ) from e
+
+
+_MAX_TENSORS = 2000  # of a model
+
+
+class _WithoutGenerators(torch.overrides.TorchFunctionMode):
+    "Numbers on the `meta` device are never drawn, so generators are left out."
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
+        return function(*args, **kwargs)
+
+
+def _outline(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    "The names, shapes and types of a module's weights, without memory for them."
+    count = 0
+
+    def note(module, name, parameter):
+        nonlocal count
+        count += 1
+        if count > _MAX_TENSORS:
+            raise UserError(f"it asks for more than {_MAX_TENSORS:,} tensors")
+
+    watch = nn.modules.module.register_module_parameter_registration_hook(note)
+    try:
+        with torch.device("meta"), _WithoutGenerators():
+            return build().state_dict()
+    finally:
+        watch.remove()
+
+
+def _misfit(f, expected: Mapping[str, Tensor]) -> str | None:
+    "What an open file lacks, or has too much or other than expected; None if it fits."
+    if odd := sorted(set(f.keys()) ^ set(expected)):
+        return f"{odd[0]!r:.60} is in one of the two only"
+    for name, tensor in expected.items():
+        found = f.get_slice(name)
+        if (shape := tuple(found.get_shape())) != tuple(tensor.shape):
+            return f"{name!r} is {shape}, not {tuple(tensor.shape)}"
+        floating = found.get_dtype().startswith(("F", "BF"))
+        if floating != tensor.is_floating_point():
+            return f"{name!r} holds {found.get_dtype()}, not {tensor.dtype}"
+    return None
+
+
+def load_module(
+    path: str | os.PathLike,  # a safetensors file
+    build: Callable[[], nn.Module],  # makes the module, called twice
+) -> nn.Module:  # with the weights of the file, in eval mode
+    """Build a module and load its weights.
+
+    The file's header is compared before there is memory for the weights. Raises
+    `UserError` if they do not fit, or if one is not finite.
+    """
+    file, folder = Path(path), repr(str(Path(path).parent))
+    config = "config.json" if file.with_name("config.json").is_file() else "settings"
+    try:
+        expected = _outline(build)
+    except (UserError, ArithmeticError, RuntimeError, TypeError, ValueError) as e:
+        reason = " ".join(str(e).split())[:120]
+        raise UserError(
+            f"the {config} in {folder} cannot be built: {reason}; fetch it again"
+        ) from e
+    with _open_tensors(path) as (f, _):
+        if misfit := _misfit(f, expected):
+            raise UserError(
+                f"the weights in {folder} do not fit its {config}: {misfit}; "
+                "fetch both again"
+            )
+        weights = {k: f.get_tensor(k).to(v.dtype) for k, v in expected.items()}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{name!r} of {str(path)!r} is not finite; fetch or train it again"
+            )
+    module = build()
+    module.load_state_dict(weights)
+    return module.eval()
 
 # %% ../nbs/01_images.ipynb #54718c8f
 #| code-fold: true

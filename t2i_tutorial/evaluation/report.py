@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from t2i_tutorial.core import (
     PALETTE,
     UserError,
     check_choice,
+    check_whole_number,
+    from_uint8,
     load_json,
     progress_bar,
     save_json,
@@ -156,6 +159,7 @@ class EvaluationReport:
     classifier: str
     seconds: float  # in all
     sampling_seconds: float  # of these, spent by the model
+    num_training_images: int | None = None  # searched for copies, if it is known
 
     def __getitem__(self, name: str) -> Metric:
         return self.metrics[check_choice("measure", name, self.metrics)]
@@ -187,8 +191,11 @@ class EvaluationReport:
     def table(self) -> str:
         "In Markdown: the model, real images, the chance level."
         rows = [["measure", "model", "real images", "chance"], ["---"] * 4]
+        labels = dict(METRIC_LABELS)
+        if self.num_training_images is not None:
+            labels["memorisation_rate"] += f", {self.num_training_images:,} searched"
         for k, metric in self.metrics.items():
-            rows.append([METRIC_LABELS[k], *_format_metric(metric)])
+            rows.append([labels[k], *_format_metric(metric)])
         for k, reason in self.skipped.items():
             rows.append([METRIC_LABELS[k], f"skipped: {reason}", "", ""])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -258,13 +265,31 @@ def _check_images(images, b: int, size: int, i: int) -> Float[Tensor, "b 3 s s"]
             f"sample_fn gave {given} for batch {i}, not a tensor of shape "
             f"{(b, 3, size, size)}; give `size` or mend it"
         )
-    images = images.detach().float().cpu()
+    images = images.detach().cpu()
+    images = from_uint8(images) if images.dtype == torch.uint8 else images.float()
     if not images.isfinite().all():
         raise UserError(
             f"sample_fn gave values that are not finite in batch {i}; "
             "find the step that made them"
         )
-    return images.clamp(-1, 1)
+    return _check_range(images, f"sample_fn gave images of batch {i}").clamp(-1, 1)
+
+
+def _check_range(images: Float[Tensor, "n 3 h w"], what: str) -> Tensor:
+    "The images; raises `UserError` if they cannot be meant to lie in [-1, 1]."
+    low, high = images.min().item(), images.max().item()
+    if max(-low, high) > 10:
+        raise UserError(
+            f"{what} with values from {low:g} to {high:g}, not from -1 to 1; "
+            "give bytes as uint8, or rescale them"
+        )
+    if low >= 0 and images.std() > 0:
+        warnings.warn(
+            f"{what} with values from {low:g} to {high:g}; if they are meant "
+            "from 0 to 1, rescale them to -1 to 1",
+            stacklevel=2,
+        )
+    return images
 
 
 def generate_images(
@@ -293,10 +318,7 @@ def _check_evaluate(n: int, batch_size: int, repeats: tuple[int, int]) -> None:
         ("copies in repeats", repeats[1], 2),
     )
     for name, value, least in bounds:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(
-                f"{name} must be a whole number of at least {least}, not {value!r}"
-            )
+        check_whole_number(name, value, least)
 
 
 def _measure_diversity(
@@ -348,7 +370,7 @@ def evaluate(
     if training_images is None:
         training_images = critters.sample_critters(4096, size, seed=0).images
     if training_images.is_floating_point():
-        training_images = training_images.float()
+        training_images = _check_range(training_images.float(), "training_images came")
     prompts, real = [full_caption(c) for c in requested.critters], requested.images
     repeated = [c for c in requested.critters[: repeats[0]] for _ in range(repeats[1])]
     repeated_prompts = [full_caption(c) for c in repeated]
@@ -374,6 +396,5 @@ def evaluate(
         **memorisation_rate(images, real, others.images, training_images, **tolerance),
     }
     seconds = round(time.time() - start, 2), round(sampling_seconds, 2)
-    return EvaluationReport(
-        metrics, skipped, n, size, seed, split, classifier.name, *seconds
-    )
+    settings = (n, size, seed, split, classifier.name)
+    return EvaluationReport(metrics, skipped, *settings, *seconds, len(training_images))
