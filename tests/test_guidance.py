@@ -373,7 +373,7 @@ def test_rescale_is_applied_before_the_threshold(null_text):
         ({"guidance_scale": True}, "guidance_scale must be"),
         (
             {"guidance_scale": 1e308},
-            "guidance_scale must be from 0 to 1000, not 1e+308",
+            "guidance_scale must be from 0 to 1000, not 1e\\+308",
         ),
         ({"guidance_scale": torch.ones(2)}, "guidance_scale must be"),
         ({"guidance_interval": None}, "two numbers"),
