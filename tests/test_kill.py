@@ -24,13 +24,21 @@ from t2i_tutorial.training import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "The same in this process and in its forks, where more threads would hang."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def killed(action, *args) -> int:
     "Run in a fork of this process that may kill itself; the exit code."
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            torch.set_num_threads(1)
             action(*args)
             code = 0
         finally:
