@@ -474,6 +474,8 @@ def _read_text(path: Path) -> str:
     "A text file in UTF-8; `UserError` names the line of a fault."
     try:
         with _files_can_be_read(path):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{str(path)!r} is a pipe or a device, not a file")
             content = path.read_bytes()
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:

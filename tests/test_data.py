@@ -1982,3 +1982,11 @@ def test_a_csv_that_cannot_be_read_is_not_told_to_be_json(text, line, says, tmp_
     path = folder(tmp_path, text=text, metadata="metadata.csv")
     m = refusal(ImageTextDataset.from_folder, path, size=16)
     assert f"line {line}:" in m and says in m and "{" not in m
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_place_of_the_metadata_is_refused(tmp_path):
+    "Reading it would never end."
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    assert "is a pipe or a device" in refusal(open_dataset, tmp_path, 16)

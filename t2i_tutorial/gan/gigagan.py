@@ -386,6 +386,16 @@ def _check_pretraining(
         )
 
 # %% ../../nbs/25_gigagan.ipynb #d183cf53
+def _all_equal(model: GigaGAN, data) -> bool:
+    "Whether all captions of a data set, where they are known, state the same."
+    groups = getattr(data, "captions", None)
+    if not groups:
+        return False
+    keys = (model.caption_key(c) for group in groups for c in group)
+    first = next(keys)
+    return all(key == first for key in keys)
+
+
 def pretrain_discriminator_text(
     model: GigaGAN,  # its discriminator is conditioned on text
     data,  # captioned images, with `batches`
@@ -493,16 +503,6 @@ def _prepare_training(
         )
     if c.clip_weight and c.text_conditional:
         model.set_clip_negatives(captions[: c.clip_num_negatives])
-
-
-def _all_equal(model: GigaGAN, data) -> bool:
-    "Whether all captions of a data set, where they are known, state the same."
-    groups = getattr(data, "captions", None)
-    if not groups:
-        return False
-    keys = (model.caption_key(c) for group in groups for c in group)
-    first = next(keys)
-    return all(key == first for key in keys)
 
 
 def caption_attributes(caption: str) -> tuple:
