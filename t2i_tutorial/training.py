@@ -869,9 +869,10 @@ def check_resume(
     prefix = "train." if settings else ""
     free = ("max_steps",) if config.lr_schedule == "constant" else ()
     mutable = [prefix + k for k in free + RESUME_MUTABLE_FIELDS]
-    old = {prefix + k: v for k, v in saved.items()} | state.get("settings", {})
     new = flat_settings(config, prefix) | dict(settings or {})
-    _check_same_settings(name, old, new, mutable)
+    with refuse_damage(path):
+        old = {prefix + k: v for k, v in saved.items()} | state.get("settings", {})
+        _check_same_settings(name, old, new, mutable)
     if state["step"] > config.max_steps:
         raise UserError(
             f"checkpoint {name!r} is of step {state['step']}, beyond "
@@ -879,7 +880,9 @@ def check_resume(
             "another folder"
         )
     before = state.get("data")
-    if difference := before and data and data_differences(before, data):
+    with refuse_damage(path):
+        difference = before and data and data_differences(before, data)
+    if difference:
         raise UserError(
             f"checkpoint {name!r} was trained on other data: {difference}; go on with "
             "the same images and captions, or start anew in another folder"

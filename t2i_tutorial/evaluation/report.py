@@ -239,19 +239,22 @@ def _plot_report(report: EvaluationReport):
     )
     names = [k for k in _SHARES if k in report.metrics][::-1]
     metrics, y = [report[k] for k in names], range(len(names))
-    low, high = [m.ci_low for m in metrics], [m.ci_high for m in metrics]
-    chance = [math.nan if m.chance is None else m.chance for m in metrics]
+    low, high, reference, chance = (
+        [math.nan if (x := getattr(m, name)) is None else x for m in metrics]
+        for name in ("ci_low", "ci_high", "reference", "chance")
+    )
     left.hlines(y, low, high, color=PALETTE[0], lw=4)
     left.plot([m.value for m in metrics], y, "o", color=PALETTE[0], label="model")
-    reference = [m.reference for m in metrics]
     style = {"color": PALETTE[2], "ms": 14, "mew": 2, "label": "real images"}
     left.plot(reference, y, "|", **style)
     left.plot(chance, y, "x", color=PALETTE[1], label="chance")
     left.set(xlabel="share of images", xlim=(-0.02, 1.02))
     left.set_yticks(y, [METRIC_LABELS[k] for k in names])
     left.legend(loc="center", fontsize=8)
-    names = [k for k in _RATIOS if k in report.metrics][::-1]
-    ratios = [max(report[k].value / report[k].reference, 0.02) for k in names]
+    known = [k for k in _RATIOS if k in report.metrics and report[k].reference]
+    names = known[::-1]
+    ratios = [report[k].value / report[k].reference for k in names]
+    ratios = [min(max(ratio, 0.02), 1e4) for ratio in ratios]
     right.axvline(1, color=PALETTE[2], lw=2)
     right.plot(ratios, range(len(names)), "o", color=PALETTE[0])
     low, high = min(0.2, *ratios) / 1.3, max(5, *ratios) * 1.3
