@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PICKLE_SUFFIXES', 'CHECKPOINT_VERSION', 'LOCK_FILE', 'flatten_optimizer_state', 'load_optimizer_state',
            'get_rng_state', 'set_rng_state', 'atomic_directory', 'Checkpoint', 'save_checkpoint',
-           'load_checkpoint_settings', 'load_checkpoint', 'check_same_tensors', 'load_weights', 'list_checkpoints',
-           'find_checkpoint', 'prune_checkpoints', 'lock_folder', 'Checkpointer']
+           'load_checkpoint_settings', 'load_checkpoint', 'check_same_tensors', 'refuse_damage', 'load_weights',
+           'list_checkpoints', 'find_checkpoint', 'prune_checkpoints', 'remove_unfinished_files', 'lock_folder',
+           'Checkpointer']
 
 # %% ../nbs/13_checkpoints.ipynb #2f0b51ae
 import hashlib
@@ -201,7 +202,7 @@ def _is_training(folder: Path) -> bool:
     return isinstance(saved, dict) and "save_every" in saved
 
 
-_STATE_KEYS = {"format", "files", "model", "step"}
+_STATE_TYPES = {"format": int, "files": dict, "model": str, "step": int}
 
 
 def _read_state(path: Path) -> dict:
@@ -214,10 +215,14 @@ def _read_state(path: Path) -> dict:
     if not (path / "state.json").is_file():
         raise UserError(f"{name} is no checkpoint: it has no state.json; {hint}")
     state = load_json(path / "state.json")
-    if not isinstance(state, dict) or not _STATE_KEYS <= state.keys():
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(key), kind) for key, kind in _STATE_TYPES.items()
+    ):
         raise UserError(
             f"{name} is no checkpoint: its state.json is of something else; {hint}"
         )
+    if odd := [file for file in state["files"] if Path(file).name != file]:
+        raise UserError(f"{name} is no checkpoint: {odd[0]!r} is no name of a file")
     if state["format"] != CHECKPOINT_VERSION:
         remedy = "upgrade t2i-tutorial"
         if state["format"] < CHECKPOINT_VERSION:
@@ -232,7 +237,7 @@ def _read_state(path: Path) -> dict:
 def _check_file(path: Path, file: str, expected: dict) -> None:
     "Raise `UserError` if a file of a checkpoint is missing or damaged."
     remedy = "resume from an earlier one"
-    if not (path / file).exists():
+    if not (path / file).is_file():
         raise UserError(
             f"checkpoint {str(path)!r} is not complete: {file} is missing; {remedy}"
         )
@@ -303,6 +308,21 @@ def check_same_tensors(
     )
 
 # %% ../nbs/13_checkpoints.ipynb #6152c9f5
+@contextmanager
+def refuse_damage(path: str | os.PathLike):
+    "Errors inside the block, about what a checkpoint holds, become a `UserError`."
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+        why = " ".join(str(e).split())[:120] or type(e).__name__
+        raise UserError(
+            f"checkpoint {str(path)!r} is damaged: it does not hold what it should "
+            f"({why}); resume from an earlier one"
+        ) from e
+
+
 def load_weights(
     model: nn.Module,  # its weights are overwritten
     path: str | os.PathLike,  # a checkpoint
@@ -313,7 +333,8 @@ def load_weights(
     weights = saved.tensors["model"]
     check_same_tensors(str(path), saved.state["model"], model.state_dict(), weights)
     average = saved.tensors.get("ema", {}) if ema else {}
-    model.load_state_dict(weights | average)
+    with refuse_damage(path):
+        model.load_state_dict(weights | average)
     return model
 
 # %% ../nbs/13_checkpoints.ipynb #0fe4e3d6
@@ -466,6 +487,16 @@ def _open_lock(path: Path):
     return file
 
 
+def remove_unfinished_files(
+    folder: str | os.PathLike,  # of a training, whose lock this process holds
+) -> None:
+    "Remove what `atomic_write` could not finish in a process that was killed."
+    for path in Path(folder).rglob(".*.tmp"):
+        pid = re.search(r"\.(\d+)-\w+\.tmp$", path.name)
+        if pid and path.is_file() and _process_start(int(pid[1])) is None:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock_folder(
     folder: str | os.PathLike | None,  # made if need be; None locks nothing
@@ -486,6 +517,7 @@ def lock_folder(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = _open_lock(folder / LOCK_FILE)
+            remove_unfinished_files(folder)
         except OSError as e:
             raise UserError(
                 f"cannot write in {str(folder)!r}: {e.strerror or e}; "
@@ -545,6 +577,10 @@ class Checkpointer:
         state = {**state, "step": step, "best": self.best}
         checkpoint = Checkpoint(tensors, state, config)
         self.latest = save_checkpoint(self.path(step), checkpoint)
+        self.prune()
+
+    def prune(self) -> None:
+        "Remove old checkpoints, and what a killed training left incomplete."
         best = self.best and self.best["step"]
         prune_checkpoints(self.folder, self.max_checkpoints, best)
 

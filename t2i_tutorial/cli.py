@@ -558,11 +558,26 @@ def _evaluate(options: EvaluateOptions) -> None:
         seed=options.seed,
         split=options.split,
         batch_size=options.batch_size,
+        training_images=_training_images(options.model),
+        mirror=True,
     )
     print(report.table())
     if options.output is not None:
         written = _write_new(Path(options.output), report.save, options.overwrite)
         _print_path(written)
+
+
+def _training_images(model: str):
+    "All training images of a model, to look for copies; None where they are unknown."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.hub import recorded_training_images
+
+    try:
+        return recorded_training_images(model)
+    except UserError as e:
+        message = f"copies are looked for among 4,096 other creatures only: {e}"
+        warnings.warn(message, stacklevel=2)
+        return None
 
 
 def _check_packages(*names: str) -> None:
@@ -610,7 +625,7 @@ def _train(options: TrainOptions, settings: Sequence[str]) -> None:
         changes = _changes(presets[preset], settings)
         folder = _training_folder(options, f"runs/{name}-{preset}")
         _check_new_folder(options, folder)
-        train(preset, folder, **changes)
+        _train_aside(lambda aside: train(preset, aside, **changes), Path(folder))
         return _print_path(Path(folder))
     _check_training_packages(presets, preset, settings, options.data)
     data = _data(options)
@@ -654,6 +669,31 @@ def _data(options: TrainOptions):
     return DataConfig(options.data, **given) if given else options.data
 
 
+_UNFINISHED = ".unfinished"  # in the folder of a short training, until it ends
+
+
+def _train_aside(train: Callable, folder: Path) -> None:
+    "Write the files of a training when it has ended; after a kill it can be repeated."
+    from t2i_tutorial.checkpoints import lock_folder
+    from t2i_tutorial.core import UserError
+
+    aside = folder / _UNFINISHED
+    with lock_folder(folder):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+            aside.mkdir()
+            train(aside)
+            for path in sorted(aside.iterdir()):
+                os.replace(path, folder / path.name)
+        except OSError as e:
+            raise UserError(
+                f"cannot write {str(folder)!r}: {e.strerror or e}; "
+                "free some space or choose another place"
+            ) from e
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
 def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
     "Name and preset, checked, the training's presets, and the function that trains."
     from t2i_tutorial.core import check_choice
@@ -693,6 +733,7 @@ def _changes(config, settings: Sequence[str]) -> dict:
 
 def _check_new_folder(options: TrainOptions, folder: str) -> None:
     "Raise `UserError` for a used folder, and for what a short training does not have."
+    from t2i_tutorial.checkpoints import LOCK_FILE
     from t2i_tutorial.core import UserError
 
     if options.resume or options.data != "critters" or _data(options) != "critters":
@@ -701,7 +742,9 @@ def _check_new_folder(options: TrainOptions, folder: str) -> None:
             "it has no --resume and no --data"
         )
     path = Path(folder)
-    if path.is_file() or path.is_dir() and any(path.iterdir()):
+    names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    unfinished = _UNFINISHED in names or names == {LOCK_FILE}  # it was killed
+    if path.is_file() or names and not unfinished:
         raise UserError(f"folder {folder!r} is not empty; choose another with --output")
 
 

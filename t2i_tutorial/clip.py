@@ -555,7 +555,7 @@ def train_clip(
     """
     config = make_clip_config(preset, **changes)
     name = preset if isinstance(preset, str) else "clip"
-    start = time.time()
+    start = time.perf_counter()
     seed_everything(config.seed)
     texts = sample_captions(20_000, config.seed)
     tokenizer = Tokenizer.train(
@@ -582,12 +582,14 @@ def train_clip(
             group["lr"] = lr
         images, captions = sample_batch(dataset, config.batch_size, generator)
         log = clip_train_step(clip, optimizer, images, captions, config.mixed_precision)
-        history.append({"step": step, "seconds": round(time.time() - start, 2), **log})
+        history.append(
+            {"step": step, "seconds": round(time.perf_counter() - start, 2), **log}
+        )
         if callback:
             callback(step, clip, history[-1])
     clip.eval()
     if folder is not None:
-        save_clip_run(clip, config, history, folder, time.time() - start)
+        save_clip_run(clip, config, history, folder, time.perf_counter() - start)
     return clip, history
 
 # %% ../nbs/09_clip.ipynb #9604df40

@@ -28,8 +28,9 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
-from math import ceil, inf, isfinite, nan, prod
+from math import ceil, inf, nan, prod
 from pathlib import Path
+from sys import float_info
 from textwrap import wrap
 from types import NoneType, UnionType
 from typing import get_args, get_origin
@@ -567,6 +568,14 @@ def _unique_names(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
+def _check_is_file(path: str | os.PathLike) -> None:
+    "Raise `UserError` for what exists and is no regular file: reading it could hang."
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UserError(f"cannot read {str(path)!r}: it is {kind}, not a file")
+
+
 def load_json(
     path: str | os.PathLike,  # where from
     max_bytes: int = 2**24,  # a longer file is refused before it is read
@@ -574,6 +583,7 @@ def load_json(
     "Load JSON; raises `UserError` if the file is missing or malformed, with the line."
     name = repr(str(path))
     try:
+        _check_is_file(path)
         with open(path, "rb") as f:
             content = f.read(max_bytes + 1)
         if len(content) > max_bytes:
@@ -627,6 +637,7 @@ def _open_tensors(path: str | os.PathLike, device: str | torch.device = "cpu"):
 
     name = repr(str(path))
     try:
+        _check_is_file(path)
         open(path, "rb").close()  # safetensors calls whatever it cannot open missing
     except FileNotFoundError as e:
         raise UserError(f"cannot read {name}: no such file; check the path") from e
@@ -677,12 +688,16 @@ def _is_of_type(value, kind) -> bool:
     if isinstance(kind, UnionType):
         return any(_is_of_type(value, option) for option in options)
     if kind is float:
-        return type(value) in (int, float) and isfinite(value)
+        return type(value) in (int, float) and abs(value) <= float_info.max
     if origin is tuple or origin is Sequence:
         if not isinstance(value, (list, tuple)):
             return False
         kinds = options if origin is tuple else options * len(value)
         return len(kinds) == len(value) and all(map(_is_of_type, value, kinds))
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(k, str) and _is_of_type(v, options[1]) for k, v in value.items()
+        )
     if is_dataclass(kind):
         return isinstance(value, dict)
     return type(value) is kind or kind is object or value is None and kind is NoneType

@@ -35,6 +35,7 @@ from t2i_tutorial.core import (
     UserError,
     atomic_write,
     check_choice,
+    check_whole_number,
     from_pil,
     get_device,
     load_json,
@@ -86,6 +87,9 @@ class Preset:
     train_config: TrainConfig
     num_images: int = 40_000  # critters to render, where the data are critters
     init_from: str | None = None  # a trained model whose weights to begin with
+
+    def __post_init__(self):
+        check_whole_number("num_images", self.num_images, 1)
 
 
 def get_preset(
@@ -276,7 +280,8 @@ def run_training(
             saved = model.save_pretrained(Path(folder) / "model")
             step = int(found.name[5:]) if found else 0
             seconds = time.perf_counter() - start
-            save_run_record(saved, command, preset, history, seconds, step)
+            trained = replace(preset, model_config=model.config)
+            save_run_record(saved, command, trained, history, seconds, step)
         return model.eval(), history
 
 
@@ -454,6 +459,10 @@ def load_or_init_results(
         head = {"git_commit": git_commit(), "hardware": hardware_info()}
         return settings | head | {"runs": {}}
     saved, wanted = load_json(path), json.loads(json.dumps(settings))
+    if not isinstance(saved, dict) or not isinstance(saved.get("runs"), dict):
+        raise UserError(
+            f"{str(path)!r} holds no results; remove it, or write elsewhere"
+        )
     for key, value in wanted.items():
         if saved.get(key) != value:
             raise UserError(

@@ -14,6 +14,7 @@ __all__ = ['RESUME_MUTABLE_FIELDS', 'TinyDenoiser', 'step_rng', 'check_finite', 
 import importlib.util
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i_tutorial.checkpoints import (
+    Checkpoint,
     Checkpointer,
     check_same_tensors,
     flatten_optimizer_state,
@@ -44,6 +46,7 @@ from t2i_tutorial.checkpoints import (
     load_checkpoint_settings,
     load_optimizer_state,
     lock_folder,
+    refuse_damage,
     set_rng_state,
 )
 from .clip import hardware_info, lr_at_step
@@ -401,9 +404,11 @@ def parse_overrides(
 ) -> dict:  # {"lr": "1e-4"}
     'Settings by name, hyphens as underscores; raises `UserError` without a "=".'
     if not isinstance(words, Mapping):
+        if isinstance(words, str) or not isinstance(words, Iterable):
+            raise UserError(f"settings must be a list of name=value, not {words!r:.80}")
         words = list(words)
         for word in words:
-            if "=" not in word:
+            if not isinstance(word, str) or "=" not in word:
                 raise UserError(
                     f"cannot read the setting {word!r}; write it as name=value"
                 )
@@ -457,7 +462,10 @@ def check_setting(name: str, names: Sequence[str]) -> str:
     ]
     if near:
         raise UserError(f"unknown setting {name!r}; did you mean {near[0]!r}?")
-    raise UserError(f"unknown setting {name!r}; known: {', '.join(names)}")
+    known = ", ".join(names)
+    if len(known) > 300:
+        known = f"{known[:270].rpartition(', ')[0]} and more: see t2i train NAME --help"
+    raise UserError(f"unknown setting {name!r}; known: {known}")
 
 
 def apply_overrides(
@@ -580,10 +588,11 @@ def mean_terms(
     terms: list[dict[str, Tensor]],  # of this process's micro-batches
 ) -> dict[str, Tensor]:
     "The mean of each named term over all micro-batches and processes."
-    mean: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}  # a batch may lack a term of another
     for losses in terms:
         for name, term in losses.items():
-            mean[name] = mean.get(name, 0) + term.detach().float() / len(terms)
+            found.setdefault(name, []).append(term.detach().float())
+    mean = {name: sum(values) / len(values) for name, values in found.items()}
     if accelerator.num_processes == 1:
         return mean
     values = accelerator.reduce(torch.stack(list(mean.values())), "mean")
@@ -704,13 +713,16 @@ class MetricLogger:
             return
         path = self.folder / "losses.jsonl"
         self.history = []
-        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        if path.exists() and not path.is_file():
+            raise UserError(f"the log {str(path)!r} is no file; remove it")
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the line at which the training was killed
-            if record["step"] > step:
-                break
+                if not 0 < record["step"] <= step:
+                    break
+            except (ValueError, TypeError, KeyError):
+                break  # the line at which the training was killed, or damage
             self.history.append(record)
         if self.is_writer:
             text = "".join(json.dumps(record) + "\n" for record in self.history)
@@ -910,8 +922,7 @@ class Trainer:
         config: TrainConfig = TrainConfig(),
         folder: str | os.PathLike | None = None,  # for all files, None writes nothing
         validation=None,  # more data, for the loss that decides on the best checkpoint
-        settings: Mapping
-        | None = None,  # what else must be the same on resume, by name
+        settings: Mapping | None = None,  # what else must be the same on resume
     ):
         self.model = model
         self.data = data
@@ -930,6 +941,7 @@ class Trainer:
         self.parameters: dict[str, dict[str, Tensor]] = {}  # phase -> name -> parameter
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.ema: EMA | None = None
+        self.terms: dict[str, dict[str, float]] = {}  # the last value of each, by phase
 
     def fit(
         self,
@@ -971,10 +983,10 @@ class Trainer:
                     record |= self._validation_record()
                 if saving or self._due(config.log_every):
                     self.logger.log(record)
-                if saving:
-                    self.save()
                 if self._due(config.sample_every):
                     self.save_samples()
+                if saving:
+                    self.save()
                 self._show(bar, record)
                 if self._interrupted(pressed):
                     self._stop()
@@ -1021,7 +1033,9 @@ class Trainer:
         named = mean_terms(self.accelerator, terms) | {"grad_norm": norm}
         prefix = f"{phase}/" if len(self.phases) > 1 else ""
         named = {f"{prefix}{name}": term for name, term in named.items()}
-        return check_finite(named, self.parameters[phase], self.step + 1)
+        checked = check_finite(named, self.parameters[phase], self.step + 1)
+        self.terms[phase] = self.terms.get(phase, {}) | checked
+        return self.terms[phase]  # a term of some steps only keeps its last value
 
     def _set_lr(self, phase: str) -> dict[str, float]:
         "Set the learning rate of the next update; returns it for the log."
@@ -1150,8 +1164,15 @@ class Trainer:
     def load(self, path: str | os.PathLike) -> None:
         "Restore a checkpoint; raises `UserError` for one of another training."
         saved = load_checkpoint(path)
-        state = saved.state
         check_resume(path, self.config, self.settings, self.data_record)
+        with refuse_damage(path):
+            self._restore(path, saved)
+        if self.accelerator.is_main_process:
+            _note_changes(str(path), saved.state, self._hardware())
+
+    def _restore(self, path: str | os.PathLike, saved: Checkpoint) -> None:
+        "Put back everything that a checkpoint holds."
+        state = saved.state
         weights = saved.tensors["model"]
         expected = self.model.state_dict()
         check_same_tensors(str(path), state["model"], expected, weights)
@@ -1173,8 +1194,6 @@ class Trainer:
         self.checkpointer.best = state["best"]
         self.checkpointer.latest = Path(path)
         set_rng_state(saved.tensors["rng"], state["rng"])
-        if self.accelerator.is_main_process:
-            _note_changes(str(path), state, self._hardware())
 
     def checkpoint_to_resume(self, resume: bool | str | os.PathLike) -> Path | None:
         "The checkpoint that `fit(resume)` goes on from; None if it begins at step 0."
@@ -1209,12 +1228,24 @@ class Trainer:
                         yield bar
                     except UserError as e:
                         raise UserError(f"{e}; {self.checkpointer}") from e
+                    except RuntimeError as e:
+                        self._raise_if_left_alone(e)
+                        raise
             finally:
                 self._focus(None)
                 for module, mode in modes:
                     module.training = mode
                 self.logger.close()
                 set_rng_state(*rng_state)
+
+    def _raise_if_left_alone(self, error: RuntimeError) -> None:
+        "Raise `UserError` if the error is that another process of the training ended."
+        lost = re.search("gloo|nccl|connection (closed|reset)", str(error), re.I)
+        if self.accelerator.num_processes > 1 and lost:
+            raise UserError(
+                f"step {self.step + 1}: another process of this training has ended, "
+                f"so this one stops, too; go on with --resume; {self.checkpointer}"
+            ) from error
 
     def _check_start(self) -> None:
         "Raise `UserError` if a batch cannot be shared out, or captions are missing."
@@ -1263,6 +1294,7 @@ class Trainer:
             self.load(found)  # refuses other settings before anything is written
             if self.logger.is_writer:
                 self.checkpointer.discard_after(self.step)
+                self.checkpointer.prune()
         if self.logger.is_writer:
             if not found and self.step == 0:
                 self.checkpointer.discard_samples()
@@ -1270,8 +1302,24 @@ class Trainer:
             save_json(self.folder / "config.json", asdict(self.config) | settings)
         if found or self.step == 0:
             self.logger.rewind(self.step)
+            self._recall_terms()
+        if found and self.step == self.config.max_steps:
+            self.logger.plot(0.0)  # it may have been killed before that
         self.logger.open(self.config, self.step)
         self.started = True
+
+    def _recall_terms(self) -> None:
+        "Take the last value of each term from the log."
+        last = self.logger.history[-1] if self.logger.history else {}
+        self.terms = {}
+        for phase in self.phases:
+            prefix = f"{phase}/" if len(self.phases) > 1 else ""
+            others = ("step", "val_loss", f"{prefix}lr")
+            self.terms[phase] = {
+                name: value
+                for name, value in last.items()
+                if name.startswith(prefix) and name not in others
+            }
 
     def _interrupted(self, pressed: list) -> bool:
         "Whether Ctrl-C was pressed in any process, and updates are left to make."

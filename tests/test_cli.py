@@ -18,7 +18,7 @@ from PIL import Image
 from t2i_tutorial import cli
 from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP_PRESETS
-from t2i_tutorial.core import load_json, save_json
+from t2i_tutorial.core import UserError, load_json, save_json
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
 from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
@@ -1151,3 +1151,23 @@ def test_a_model_in_a_folder_whose_name_is_no_utf8_is_one_line(t2i, folder, tmp_
         pytest.skip("this file system takes Unicode only")
     refused(t2i("generate", "a cat", "--model", tmp_path / odd, *SHORT), "safetensors")
     assert cli._readable(odd) == "?"  # what a PNG holds of it
+
+
+def test_evaluate_searches_all_training_images_of_a_record(
+    t2i, folder, tmp_path, monkeypatch
+):
+    found = {}
+
+    def evaluate(sample_fn, n, training_images, mirror, **_):
+        found.update(images=len(training_images), mirror=mirror)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr("t2i_tutorial.evaluation.report.evaluate", evaluate)
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    size = json.loads((model / "config.json").read_text())["size"]
+    preset = {"num_images": 70, "model_config": {"size": size}}
+    run = {"command": "t2i train imagen --preset tiny", "preset": preset}
+    (model / "run.json").write_text(json.dumps(run))
+    refused(t2i("evaluate", model), "seen enough")
+    assert found == {"images": 70, "mirror": True}

@@ -619,7 +619,7 @@ def test_the_penalty_is_counted_in_optimiser_steps(pieces):
         before, step = model.r1_penalty, model.d_steps.item()
         terms = plain(*args)
         penalised.append((step, model.r1_penalty is not before))
-        assert terms["r1_penalty"] is model.r1_penalty
+        assert ("r1_penalty" in terms) == penalised[-1][1]
         return terms
 
     model.discriminator_loss = discriminator_loss

@@ -300,7 +300,7 @@ def train_classifier(
     "Train on rendered creatures; raises `UserError` for a wrong preset or field."
     config = make_classifier_config(preset, **changes)
     name = preset if isinstance(preset, str) else "classifier"
-    start, history = time.time(), []
+    start, history = time.perf_counter(), []
     seed_everything(config.seed)
     classifier = AttributeClassifier(config.model_config, name)
     classifier.backbone.to(memory_format=torch.channels_last)
@@ -323,13 +323,15 @@ def train_classifier(
                 images = degrade(images, generator)
             targets = {k: v[index] for k, v in labels.items()}
             log = classifier_train_step(classifier, optimizer, images, targets)
-            seconds = round(time.time() - start, 2)
+            seconds = round(time.perf_counter() - start, 2)
             history.append({"step": len(history), "seconds": seconds, **log})
             if callback:
                 callback(len(history) - 1, classifier, history[-1])
     classifier.eval()
     if folder is not None:
-        save_classifier_run(classifier, config, history, folder, time.time() - start)
+        save_classifier_run(
+            classifier, config, history, folder, time.perf_counter() - start
+        )
     return classifier, history
 
 # %% ../../nbs/10_classifier.ipynb #6fb5bd01

@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from t2i_tutorial.core import (
     UserError,
     check_choice,
     check_whole_number,
+    dataclass_from_dict,
     from_uint8,
     load_json,
     progress_bar,
@@ -179,14 +180,26 @@ class EvaluationReport:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":
         "Read what `save` wrote; raises `UserError` if it is something else."
-        saved = load_json(path)
+        saved, optional = load_json(path), dict.fromkeys(f.name for f in fields(Metric))
         try:
-            metrics = {k: Metric(**m) for k, m in saved["metrics"].items()}
-            return cls(**{**saved, "metrics": metrics})
-        except (TypeError, KeyError) as e:
+            if not isinstance(saved, dict) or not isinstance(
+                saved.get("metrics"), dict
+            ):
+                raise UserError("it has no metrics")
+            report = dataclass_from_dict(
+                cls, {"num_training_images": None} | saved | {"metrics": {}}
+            )
+            for name in (*saved["metrics"], *report.skipped):
+                check_choice("measure", name, METRIC_LABELS)
+            metrics = {
+                k: dataclass_from_dict(Metric, optional | m)
+                for k, m in saved["metrics"].items()
+            }
+        except (UserError, TypeError) as e:
             raise UserError(
                 f"{str(path)!r} holds no report ({e}); choose another file"
             ) from e
+        return replace(report, metrics=metrics)
 
     def table(self) -> str:
         "In Markdown: the model, real images, the chance level."
@@ -360,7 +373,7 @@ def evaluate(
 ) -> EvaluationReport:
     "Measure a text-to-image model on creatures; raises `UserError` for bad input."
     _check_evaluate(n, batch_size, repeats)
-    start = time.time()
+    start = time.perf_counter()
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     requested, others = (
@@ -375,10 +388,10 @@ def evaluate(
     repeated = [c for c in requested.critters[: repeats[0]] for _ in range(repeats[1])]
     repeated_prompts = [full_caption(c) for c in repeated]
     tolerance = {"mirror": mirror, "max_shift": max_shift}
-    sampling_start = time.time()
+    sampling_start = time.perf_counter()
     images = generate_images(sample_fn, prompts, size, seed, batch_size)
     groups = generate_images(sample_fn, repeated_prompts, size, seed, batch_size, n)
-    sampling_seconds = time.time() - sampling_start
+    sampling_seconds = time.perf_counter() - sampling_start
     diversity, skipped = _measure_diversity(
         *(
             rearrange(x, "(p k) c h w -> p k c h w", k=repeats[1])
@@ -395,6 +408,6 @@ def evaluate(
         **diversity,
         **memorisation_rate(images, real, others.images, training_images, **tolerance),
     }
-    seconds = round(time.time() - start, 2), round(sampling_seconds, 2)
+    seconds = round(time.perf_counter() - start, 2), round(sampling_seconds, 2)
     settings = (n, size, seed, split, classifier.name)
     return EvaluationReport(metrics, skipped, *settings, *seconds, len(training_images))

@@ -150,8 +150,8 @@ class GigaGAN(TextToImage):
             if scores:
                 mean = torch.stack(scores).mean().detach()
                 terms[f"score_{name.removesuffix('_real')}"] = mean
-        if self.training and self.r1_penalty is not None:
-            terms["r1_penalty"] = self.r1_penalty  # the last one that was computed
+        if r1_weight:
+            terms["r1_penalty"] = self.r1_penalty  # the log keeps the last value
         return terms
 
     def pair_logits(self, real, fake, text, captions, rng) -> PairLogits:
