@@ -37,6 +37,8 @@ PARTS = {
 }
 # fast, and what depends most on the versions of other packages
 TESTS = ("core", "text", "data", "hub", "checkpoints", "pretrained")
+# before Pillow 12 the conversion to PA, with which this test begins, loses the alpha
+NOT_IN_OLDEST = "tests/test_core.py::test_transparent_becomes_background[PA]"
 TOOLS = {
     "tests": ["pytest", "pytest-timeout", "hypothesis"],
     "notebooks": ["ipykernel", "nbclient"],
@@ -172,6 +174,8 @@ class Installation:
         shutil.copytree(ROOT / "tests", self.place / "tests")
         shutil.copy(ROOT / "pyproject.toml", self.place)
         files = [f"tests/test_{name}.py" for name in TESTS]
+        if self.which == "oldest":
+            files += ["--deselect", NOT_IN_OLDEST]
         output = call(self.bin / "pytest", *files, cwd=self.place)
         print(f"  {output.strip().splitlines()[-1]}", flush=True)
 

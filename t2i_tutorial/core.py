@@ -787,6 +787,7 @@ def _outline(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
         if count > _MAX_TENSORS:
             raise UserError(f"it asks for more than {_MAX_TENSORS:,} tensors")
 
+    rearrange(torch.zeros(1), "n -> n")  # first: einops now imports torch.compile
     watch = nn.modules.module.register_module_parameter_registration_hook(note)
     try:
         with torch.device("meta"), _WithoutGenerators():
