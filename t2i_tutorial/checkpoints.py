@@ -64,6 +64,11 @@ def load_optimizer_state(
     state = {}
     for key, value in tensors.items():
         name, entry = key.rsplit(".", 1)
+        if value.dim() and value.shape != parameters[name].shape:
+            raise UserError(
+                f"the optimizer's {key!r} has shape {tuple(value.shape)}, the "
+                f"parameter {tuple(parameters[name].shape)}; resume from an earlier one"
+            )
         state.setdefault(index[name], {})[entry] = value.clone()
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -518,3 +518,17 @@ def test_a_folder_made_for_a_lock_goes_with_it(tmp_path):
     (tmp_path / "file").write_text("")
     text = refusal(lock_folder(tmp_path / "file").__enter__)
     assert "cannot write in" in text and "choose another place" in text
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    "Adam would fail in the next step only."
+    layer = nn.Linear(2, 3)
+    parameters = dict(layer.named_parameters())
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = flatten_optimizer_state(optimizer, parameters)
+    load_optimizer_state(optimizer, parameters, state)
+    state["bias.exp_avg"] = torch.zeros(1, 3)
+    with pytest.raises(UserError, match="'bias.exp_avg' has shape"):
+        load_optimizer_state(optimizer, parameters, state)
