@@ -380,7 +380,7 @@ def _load_hub(name: str):
     with _quiet_transformers():
         try:
             return _load_model(name, local_files_only=True)
-        except (OSError, ValueError, ImportError, KeyError) as local:
+        except (OSError, ValueError, TypeError, ImportError, KeyError) as local:
             if isinstance(local, UserError):
                 raise
             if Path(name).is_dir():
