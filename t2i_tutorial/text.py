@@ -503,9 +503,11 @@ def warn_oov(
     "Warn, in one line, of words outside the encoder's vocabulary."
     found = encoder.oov_words(texts)
     words = [
-        repr(w) + (f" (similar: {', '.join(similar)})" if similar else "")
+        f"{w[:40]!r}" + (f" (similar: {', '.join(similar)})" if similar else "")
         for w, similar in found.items()
     ]
+    if len(words) > 5:
+        words = [*words[:5], f"and {len(words) - 5} more"]
     if words:
         warnings.warn(
             f"the text encoder {encoder.name!r} was not trained on {', '.join(words)}; "

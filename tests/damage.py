@@ -225,7 +225,7 @@ def _change_content(path: Path, change: tuple) -> None:
         if path.suffix == ".safetensors":
             data = _change_safetensors(data, change)
         elif path.suffix == ".jsonl":
-            lines = data.splitlines()
+            lines = data.splitlines() or [b"{}"]
             i = change[1] % len(lines)
             lines[i] = to_json(change_json(json.loads(lines[i]), change))
             data = b"\n".join(lines) + b"\n"

@@ -435,3 +435,15 @@ def test_two_encoders_do_not_share_a_file(folders, tmp_path):
             [LONG]
         )
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_a_note_of_many_long_unknown_words_is_one_short_line():
+    class Encoder:
+        name = "any"
+
+        def oov_words(self, texts):
+            return {f"{i}{'x' * 900}": [] for i in range(40)}
+
+    with pytest.warns(UserWarning, match="and 35 more; the image") as notes:
+        T.warn_oov(Encoder(), ["a text"])
+    assert len(str(notes[0].message)) < 400
