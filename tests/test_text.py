@@ -439,7 +439,10 @@ def test_two_encoders_do_not_share_a_file(folders, tmp_path):
 
 def test_a_note_of_many_long_unknown_words_is_one_short_line():
     class Encoder:
-        name = "any"
+        name, dim = "any", 8
+
+        def encode(self, texts):
+            raise NotImplementedError
 
         def oov_words(self, texts):
             return {f"{i}{'x' * 900}": [] for i in range(40)}
