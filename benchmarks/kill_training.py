@@ -666,13 +666,21 @@ def two_trainings(trial: Trial, training: str) -> None:
     )
 
 
+def kill_at_step(
+    trial: Trial, training: str, folder: Path, step: int, **options
+) -> Session:
+    "Begin a training and kill it when it has logged a step."
+    session = trial.session(training, folder, **options)
+    until_step(session, step)
+    session.kill()
+    session.wait()
+    return session
+
+
 def stale_lock(trial: Trial, training: str) -> None:
     "What a killed training leaves is no obstacle, and there is a note."
     folder = trial.new_folder(f"{training}-stale")
-    session = trial.session(training, folder)
-    until_step(session, 5)
-    session.kill()
-    session.wait()
+    session = kill_at_step(trial, training, folder, 5)
     wrong, later = resume_and_compare(trial, training, folder)
     pid = str(session.workers[0])
     if not any(pid in note for note in later.notes()):
@@ -684,10 +692,7 @@ def jumping_clock(trial: Trial, training: str) -> None:
     "The clock goes a day back and a day ahead, within a session and between two."
     whole, _ = trial.whole(training)
     folder = trial.new_folder(f"{training}-clock")
-    session = trial.session(training, folder, clock=True)
-    until_step(session, 7)
-    session.kill()
-    session.wait()
+    kill_at_step(trial, training, folder, 7, clock=True)
     wrong, _ = resume_and_compare(trial, training, folder, clock=True)
     trial.fault(f"clock jumps by a day, {training}", wrong)
 
@@ -696,10 +701,7 @@ def other_threads(trial: Trial, training: str) -> None:
     "Another number of threads may change the last bits; there is a note."
     whole, _ = trial.whole(training)
     folder = trial.new_folder(f"{training}-threads")
-    session = trial.session(training, folder)
-    until_step(session, 5)
-    session.kill()
-    session.wait()
+    kill_at_step(trial, training, folder, 5)
     later = trial.finish(training, folder, resume=True, threads=2)
     wrong = None
     if later.code:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from t2i_tutorial.core import (
     UserError,
     check_choice,
+    first_line,
     load_json,
     load_tensors,
     save_json,
@@ -321,10 +322,9 @@ def refuse_damage(path: str | os.PathLike):
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
-        why = " ".join(str(e).split())[:120] or type(e).__name__
         raise UserError(
             f"checkpoint {str(path)!r} is damaged: it does not hold what it should "
-            f"({why}); resume from an earlier one"
+            f"({first_line(e)}); resume from an earlier one"
         ) from e
 
 

@@ -47,6 +47,7 @@ from t2i_tutorial.core import (
     UserError,
     check_choice,
     check_image_size,
+    check_whole_number,
     clean_text,
     from_pil,
     from_uint8,
@@ -366,10 +367,7 @@ def _columns(text_column: str | Sequence[str]) -> list[str]:
 
 def _check_max_caption(n: int) -> None:
     "Raise `UserError` for a limit that no caption can keep."
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise UserError(
-            f"max_caption must be a whole number of characters of at least 1, not {n!r}"
-        )
+    check_whole_number("max_caption", n, 1, unit=" of characters")
 
 
 @contextmanager

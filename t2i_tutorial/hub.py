@@ -32,6 +32,7 @@ from t2i_tutorial.core import (
     check_image_size,
     check_whole_number,
     clean_text,
+    first_line,
     get_device,
     load_json,
     load_model_config,
@@ -195,13 +196,8 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository, **wanted))
     except Exception as e:
         raise UserError(
-            f"cannot get {repository!r} from the hub ({_first_line(e)}); check the name"
+            f"cannot get {repository!r} from the hub ({first_line(e)}); check the name"
         ) from e
-
-
-def _first_line(e: BaseException) -> str:
-    "The beginning of an error message, as one line."
-    return " ".join(str(e).split())[:120] or type(e).__name__
 
 # %% ../nbs/15_models.ipynb #46c1b0d2
 def resolve_model(
@@ -297,7 +293,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
             return super().push_to_hub(repo_id, **options)
         except Exception as e:
             raise UserError(
-                f"cannot push to {repo_id!r} ({_first_line(e)}); check the name and "
+                f"cannot push to {repo_id!r} ({first_line(e)}); check the name and "
                 "the network, and log in with: hf auth login"
             ) from e
 

@@ -30,6 +30,7 @@ from t2i_tutorial.core import (
     UserError,
     check_whole_number,
     clean_text,
+    first_line,
     load_json,
     load_tensors,
     progress_bar,
@@ -386,7 +387,7 @@ def _load_hub(name: str):
             if Path(name).is_dir():
                 raise UserError(
                     f"the folder {name!r} holds no whole text model "
-                    f"({_first_line(local)}); save model and tokenizer there"
+                    f"({first_line(local)}); save model and tokenizer there"
                 ) from local
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no folder {name!r}; check the path")
@@ -405,13 +406,8 @@ def _load_hub(name: str):
             raise
         except Exception as e:
             raise UserError(
-                f"cannot get the text encoder {name!r} ({_first_line(e)}); {hint}"
+                f"cannot get the text encoder {name!r} ({first_line(e)}); {hint}"
             ) from e
-
-
-def _first_line(e: BaseException) -> str:
-    "The beginning of an error message, as one line."
-    return " ".join(str(e).split())[:120] or type(e).__name__
 
 # %% ../nbs/07_text.ipynb #770cd3f6
 class PretrainedTextEncoder(nn.Module):

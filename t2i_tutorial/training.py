@@ -54,6 +54,7 @@ from t2i_tutorial.core import (
     UserError,
     atomic_write,
     check_choice,
+    first_line,
     get_device,
     make_grid,
     save_json,
@@ -631,7 +632,7 @@ def warn_on_failure(what: str):
     try:
         yield
     except Exception as e:
-        why = " ".join(str(e).split())[:200] or type(e).__name__
+        why = first_line(e, 200)
         warnings.warn(f"{what} failed ({why}); the training goes on", stacklevel=4)
 
 
