@@ -236,8 +236,10 @@ class CLIPConfig:
     max_length: int = 48  # tokens at most
 
     def __post_init__(self):
+        check_choice("image_encoder", self.image_encoder, IMAGE_ENCODERS)
         for f in fields(self):
-            check_whole_number(f.name, getattr(self, f.name), 1)
+            if f.name != "image_encoder":
+                check_whole_number(f.name, getattr(self, f.name), 1)
         if self.dim % self.heads or self.channels % 8 or self.size % 8:
             raise UserError(
                 f"dim={self.dim} must be a multiple of the {self.heads} heads, "
@@ -256,7 +258,6 @@ class CLIP(nn.Module):
         super().__init__()
         c = config
         self.config, self.tokenizer, self.name = config, tokenizer, name
-        check_choice("image_encoder", c.image_encoder, IMAGE_ENCODERS)
         encoder = IMAGE_ENCODERS[c.image_encoder]
         self.image_encoder = encoder(c.size, c.channels, c.dim)
         self.text_encoder = TextTransformer(
