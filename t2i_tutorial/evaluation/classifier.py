@@ -398,7 +398,7 @@ def evaluate_classifier(
             predicted = predict_attributes(classifier, images)
             correct = {k: predicted[k] == labels[k] for k in CLASSIFIED_ATTRIBUTES}
             correct["all"] = torch.stack(list(correct.values())).all(0)
-            row = {"split": split, "size": size, "images": kind, "num_images": n}
+            row = {"split": split, "pixels": size, "images": kind, "num_images": n}
             rows.append(row | {k: _accuracy(v) for k, v in correct.items()})
     return rows
 
