@@ -776,7 +776,7 @@ def evaluate_clip(
 
 
 def hardware_info() -> dict:
-    "Processor, cores, threads and versions, for the record of a run."
+    "Processor, cores, threads, versions and GPU, for the record of a run."
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -784,13 +784,16 @@ def hardware_info() -> dict:
         cpu = models[0].split(":")[1].strip()
     except (OSError, IndexError):
         pass
-    return {
+    found = {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def git_commit() -> str | None:
