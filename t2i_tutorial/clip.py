@@ -497,7 +497,7 @@ class CLIPTrainConfig:
 CLIP_PRESETS = {
     "critters-clip": CLIPTrainConfig(),
     "critters-clip-score": CLIPTrainConfig(
-        CLIPConfig(dim=96, channels=96, image_encoder="patches"), seed=1, max_steps=2000
+        CLIPConfig(dim=96, channels=96, image_encoder="patches"), seed=1
     ),
     "tiny": CLIPTrainConfig(
         CLIPConfig(dim=64, layers=1, channels=16),
