@@ -201,7 +201,7 @@ class PatchImageEncoder(nn.Module):
     "Images to vectors by a transformer over patches (Dosovitskiy et al. 2021)."
 
     def __init__(
-        self, size: int, width: int, dim: int, patch_size: int = 4, layers: int = 4
+        self, size: int, width: int, dim: int, patch_size: int = 4, layers: int = 2
     ):
         super().__init__()
         self.patch_size = patch_size
