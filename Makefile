@@ -4,7 +4,8 @@
 # make prepare   export the notebooks to the library and clean them
 # make notebook  Jupyter Lab on nbs/
 # make times     record how long each chapter takes (the first page shows it)
-# make wheel     build the wheel and run every notebook from it in a fresh environment elsewhere
+# make wheel     build the wheel and use it in fresh environments elsewhere, with the oldest and newest versions allowed
+# make constraints  write constraints/oldest.txt and newest.txt anew, from the ranges in settings.ini
 # make clean     remove what was built; .venv stays (make distclean removes it too)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PORT ?= 8000
 BIN := .venv/bin
 BOOK := _build/html
 
-.PHONY: book test serve prepare notebook times wheel clean distclean environment
+.PHONY: book test serve prepare notebook times wheel constraints clean distclean environment interpreter
 
 book: environment
 	@$(BIN)/python _ext/book.py
@@ -32,15 +33,22 @@ prepare: environment
 notebook: environment
 	@$(BIN)/jupyter lab nbs
 
-wheel: environment
-	@$(BIN)/python .ci/wheel.py
+# parts of it: make wheel WHICH=oldest PYTHONS="python3.10 python3.12" PARTS="plain train"
+wheel: interpreter
+	@$(PYTHON) .ci/wheel.py $(addprefix --which ,$(WHICH)) $(addprefix --pythons ,$(PYTHONS)) $(addprefix --parts ,$(PARTS))
+
+constraints: interpreter
+	@$(PYTHON) .ci/constraints.py $(WHICH)
 
 times: environment
 	@$(BIN)/python .ci/chapter_times.py
 
-environment:
-	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; install Python 3.10 or newer, or name one: make book PYTHON=python3.12" >&2; exit 2; }
+environment: interpreter
 	@$(PYTHON) .ci/environment.py
+
+interpreter:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; install Python 3.10 or newer, or name one: make book PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) .ci/environment.py check
 
 clean:
 	@rm -rf _build _docs _proc build dist *.egg-info .pytest_cache .hypothesis runs

@@ -1,6 +1,7 @@
 """Make .venv and install the tested versions into it.
 
-Called by make; needs nothing but Python. Every way in which this can fail ends in one
+Called by make; needs nothing but Python. With the argument `check` it only looks
+whether this Python is new enough. Every way in which this can fail ends in one
 line that says what to do. It is written so that even a very old Python can read it as
 far as the line that refuses it.
 """
@@ -107,7 +108,7 @@ def main():
             "Python 3.10 or newer is needed and this is %s; name a newer one: make %s "
             "PYTHON=python3.12" % (sys.version.split()[0], "book")
         )
-    if ready():
+    if sys.argv[1:] == ["check"] or ready():
         return
     print(
         "making .venv with Python %s and installing the tested versions (a few "

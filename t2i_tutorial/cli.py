@@ -6,23 +6,34 @@ ends in one line and exit code 2, never in a traceback. Torch is imported only w
 command runs.
 """
 
-import contextlib
-import io
-import os
-import re
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
-from difflib import get_close_matches
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated
 
-import tyro
+try:
+    import contextlib
+    import hashlib
+    import io
+    import os
+    import re
+    import secrets
+    import shutil
+    import tempfile
+    import unicodedata
+    import warnings
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from dataclasses import dataclass, field, fields, make_dataclass
+    from difflib import get_close_matches
+    from importlib import import_module
+    from importlib.util import find_spec
+    from itertools import count
+    from pathlib import Path
+    from typing import Annotated, get_type_hints
 
-from t2i_tutorial import __version__
+    import tyro
+
+    from t2i_tutorial import __version__
+except KeyboardInterrupt:  # while the program starts
+    print("t2i: stopped", file=sys.stderr)
+    sys.exit(130)
 
 _ABOUT = (
     "Text to Image from Scratch: small text-to-image models that you can read in full."
@@ -53,23 +64,26 @@ class _UsageError(Exception):
 
 
 _Word = tyro.conf.Positional[str]
+_Text = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+_Whole = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+_Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     "How images are sampled; an option that is not given is the model's own."
 
-    guidance_scale: float | None = None
+    guidance_scale: _Number = None
     "Imagen: weight of the text; 1 is no guidance; the model's own if not given"
-    num_steps: int | None = None
+    num_steps: _Whole = None
     "Imagen: steps of the sampler; 20 if not given"
-    sampler: str | None = None
+    sampler: _Text = None
     "Imagen: dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
-    truncation_psi: float | None = None
+    truncation_psi: _Number = None
     "GigaGAN: 1 is full variety, towards 0 less; the model's own if not given"
     seed: int = 0
     "the same seed gives the same images"
-    device: str | None = None
+    device: _Text = None
     "cpu, cuda or mps; the best available if not given"
 
 
@@ -80,11 +94,15 @@ class GenerateOptions(SamplingOptions):
     prompt: Annotated[_Word, tyro.conf.arg(metavar="PROMPT")] = tyro.MISSING
     "for instance 'a blue and red dragon'"
     model: str = _DEFAULT_MODEL
-    "a bundled name (see t2i models), a folder, or a hub repository"
+    "a name from t2i models, a folder of a model or a training, or a hub repository"
     num_images: int = 4
     "how many images, from 1 to 64"
-    output: str | None = None
-    "PNG to write; named after prompt and seed if not given"
+    share_noise: bool = False
+    "the same noise for every prompt, to see what a word changes"
+    output: _Text = None
+    "PNG to write; named after prompt, model, seed and settings if not given"
+    overwrite: bool = False
+    "replace the file if it exists"
     image_width: int = 256
     "width of each image in the file, in pixels"
 
@@ -94,15 +112,17 @@ class EvaluateOptions(SamplingOptions):
     "Measure prompt accuracy, distances and diversity of a model on critters."
 
     model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = _DEFAULT_MODEL
-    "a bundled name (see t2i models), a folder, or a hub repository"
+    "a name from t2i models, a folder of a model or a training, or a hub repository"
     split: str = "test"
     "val to choose settings; test or held_out to report"
     num_images: int = 2000
     "images to generate, at least 16"
     batch_size: int = 100
     "images generated at a time"
-    output: str | None = None
+    output: _Text = None
     "JSON to write the report to"
+    overwrite: bool = False
+    "replace the file if it exists"
 
 
 @dataclass(frozen=True)
@@ -111,11 +131,19 @@ class TrainOptions:
 
     name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
     "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
-    preset: str | None = None
+    preset: _Text = None
     "a named set of settings; the recorded model's if not given"
     data: str = "critters"
-    "critters, a folder with a metadata.jsonl, or a hub data set"
-    output: str | None = None
+    "critters, a folder with a metadata.jsonl or .txt captions, or a hub data set"
+    text_column: str = "text"
+    "column of the captions in the data; several, with commas: a caption of each"
+    split: str = "train"
+    "split of the data to train on"
+    max_caption: int = 1000
+    "characters of a caption that are allowed; a longer one is refused"
+    crop: bool = False
+    "cut the middle out of an image that is no square, instead of white bars"
+    output: _Text = None
     "folder to write to; runs/NAME-PRESET if not given"
     resume: bool = False
     "continue from the newest checkpoint in the folder"
@@ -133,6 +161,8 @@ def _nearest(word: str, options: Iterable[str]) -> str:
     "A hint at the option that was meant, or at what there is."
     options = list(options)
     near = get_close_matches(word, options, 1)
+    if word and not near:
+        near = [o for o in options if o.startswith(word)]
     return (
         f"did you mean {near[0]!r}?" if near else f"choose from: {', '.join(options)}"
     )
@@ -153,8 +183,11 @@ def _parse(kind: type, arguments: Sequence[str], prog: str) -> tuple[object, lis
     except SystemExit as e:
         if not e.code:
             raise
-        message = f"{prog}: {_one_line(said.getvalue())}; see {prog} --help"
-        raise _UsageError(message) from None
+        message = _plain_words(_one_line(said.getvalue()), kind)
+        name, _, example = _POSITIONAL[kind]
+        if name and f"--{name}" in (word.partition("=")[0] for word in arguments):
+            message = f"leave out --{name}; for instance {example}"
+        raise _UsageError(f"{prog}: {message}; see {prog} --help") from None
 
 
 def _one_line(box: str) -> str:
@@ -170,10 +203,35 @@ def _one_line(box: str) -> str:
     return " ".join(message)[:300]
 
 
+_POSITIONAL = {  # command -> the field without a name, how it is called, an example
+    GenerateOptions: ("prompt", "PROMPT", "t2i generate 'a blue and red dragon'"),
+    EvaluateOptions: ("model", "MODEL", "t2i evaluate critters-32"),
+    TrainOptions: ("name", "NAME", "t2i train imagen"),
+    ModelsOptions: ("", "", "t2i models"),
+}
+
+
+def _plain_words(message: str, kind: type) -> str:
+    "What tyro says of an option, in our words; its own where we have none."
+    name, title, example = _POSITIONAL[kind]
+    missing = re.match(r"Missing value for argument '(.+?)'", message)
+    if missing and missing[1] in _options(kind):
+        return f"{missing[1]} needs a value"
+    if missing or message.startswith("Missing from"):
+        dash = " (one that begins with - goes last, after --)"
+        return f"no {title}{dash * (name == 'prompt')}; for instance {example}"
+    wrong = re.match(r"Error parsing --([\w-]+): .*?'(.*?)'", message)
+    hint = get_type_hints(kind).get(wrong[1].replace("-", "_")) if wrong else None
+    what = {"int": "a whole number", "float": "a number"}
+    for kind_name, words in what.items():
+        if re.search(rf"\b{kind_name}\b", str(hint)):
+            return f"--{wrong[1]} must be {words}, not {wrong[2]!r:.60}"
+    return message
+
+
 def _options(kind: type) -> list[str]:
     "The options of a command, as they are typed."
-    positional = ("prompt", "name") if kind is not EvaluateOptions else ("model",)
-    names = [f.name for f in fields(kind) if f.name not in positional]
+    names = [f.name for f in fields(kind) if f.name != _POSITIONAL[kind][0]]
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
@@ -237,98 +295,309 @@ def _sampling_options(options: SamplingOptions, model_type: str) -> dict:
     return {k: known[k] if v is None else v for k, v in given.items()}
 
 
-def _check_output(path: Path, suffix: str) -> Path:
-    "Raise `UserError` unless a file of this kind can be written there."
+def _check_output(output: str, suffix: str, overwrite: bool) -> Path:
+    "Raise `UserError` unless a new file of this kind can be written there."
     from t2i_tutorial.core import UserError
 
-    folder = str(path.parent)
+    path = Path(output)
+    folder, name = str(path.parent), repr(output)
+    if not output:
+        raise UserError("--output is empty; name a file, or leave it out")
+    if path.is_dir():
+        raise UserError(f"the output {name} is a folder; name a file")
     if path.suffix.lower() != suffix:
-        raise UserError(f"the output {str(path)!r} must end in {suffix}")
+        raise UserError(f"the output {name} must end in {suffix}, after a name")
     if not path.parent.is_dir():
         raise UserError(
             f"the output folder {folder!r} does not exist; make it, or name another"
         )
-    if path.is_dir():
-        raise UserError(f"the output {str(path)!r} is a folder; name a file")
-    if not os.access(path.parent, os.W_OK):
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
         raise UserError(
-            f"the output folder {folder!r} cannot be written to; name another"
-        )
+            f"the output folder {folder!r} cannot be written to ({e.strerror}); "
+            "name another"
+        ) from e
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"the output {name} exists; name another, or give --overwrite")
     return path
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    "A.png, A-2.png, A-3.png and so on."
+    yield path
+    for n in count(2):
+        yield path.with_name(f"{path.stem}-{n}{path.suffix}")
+
+
+def _write_new(path: Path, write: Callable[[Path], object], overwrite: bool) -> Path:
+    """Have `write` make a file; returns where it is.
+
+    It never replaces one that has come there meanwhile, unless that is asked for.
+    """
+    from t2i_tutorial.core import UserError
+
+    hidden = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        write(hidden)
+        if overwrite:
+            os.replace(hidden, path)
+            return path
+        return next(p for p in _numbered(path) if _publish(hidden, p))
+    except UserError as e:  # name the place that was asked for
+        raise UserError(str(e).replace(str(hidden), str(path))) from e
+    finally:
+        with contextlib.suppress(OSError):
+            hidden.unlink()
+
+
+def _publish(hidden: Path, path: Path) -> bool:
+    "Give a finished file its name; False if another one has it."
+    try:
+        os.link(hidden, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        try:
+            target = open(path, "xb")
+        except FileExistsError:
+            return False
+        try:
+            with target, open(hidden, "rb") as source:
+                shutil.copyfileobj(source, target)
+        except BaseException:
+            path.unlink()
+            raise
+    return True
 
 
 def _check_range(name: str, value: int, minimum: int, maximum: int) -> None:
     from t2i_tutorial.core import UserError
 
     if not minimum <= value <= maximum:
-        raise UserError(f"--{name} must be from {minimum} to {maximum}, not {value}")
+        raise UserError(
+            f"--{name} must be a whole number from {minimum} to {maximum}, not {value}"
+        )
 
 
-def _default_output(prompt: str, seed: int) -> Path:
-    "A file name from prompt and seed that is still free."
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
-    path, n = Path(f"{slug}-seed{seed}.png"), 2
-    while path.exists():
-        path, n = Path(f"{slug}-seed{seed}-{n}.png"), n + 1
-    return path
+def _slug(text: str, limit: int = 60) -> str:
+    "Letters, digits and hyphens of a text; a digest if too much is lost."
+    text = unicodedata.normalize("NFC", text.lower())
+    words = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text)
+    slug = "-".join(words.split())
+    try:
+        os.fsencode(slug)
+    except UnicodeError:  # a file system that has ASCII only
+        slug = "-".join(re.findall("[a-z0-9]+", slug))
+    cut = slug[:limit]
+    while len(cut.encode()) > 2 * limit:  # a name has at most 255 bytes
+        cut = cut[:-1]
+    cut = cut.strip("-")
+    symbols = [c for c in text if not (c.isalnum() or c.isspace() or c in slug)]
+    if cut == slug and cut and all(c.isascii() for c in symbols):
+        return cut
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:6]
+    return f"{cut}-{digest}".strip("-")
+
+
+def _default_output(prompt: str, model: str, seed: int, settings: dict) -> Path:
+    "A file name that says what made the image."
+    names = [p for p in Path(model).parts if p not in ("model", "checkpoints")]
+    step = names[-1:] if names[-1].startswith("step-") else []
+    name = " ".join(names[-2:] if step else names[-1:])
+    words = [_slug(prompt), _slug(name), f"seed{seed}"]
+    for name, value in settings.items():
+        value = f"{value:g}" if isinstance(value, float) else str(value)
+        short = name.replace("_", "-")
+        words.append(short if value == "True" else f"{short}{value}")
+    return Path("-".join(words) + ".png")
+
+
+def _training_checkpoint(model: str) -> Path | None:
+    "The checkpoint that a folder of a training stands for; None for anything else."
+    from t2i_tutorial.checkpoints import find_checkpoint, list_checkpoints
+    from t2i_tutorial.hub import bundled_models
+
+    path = Path(model).expanduser()
+    if not model or model in bundled_models() or not path.is_dir():
+        return None
+    if (path / "state.json").is_file():
+        return path
+    if path.name == "checkpoints" and list_checkpoints(path.parent):
+        path = path.parent
+    if (path / "model.safetensors").is_file() or not (path / "checkpoints").is_dir():
+        return None
+    return find_checkpoint(path)
+
+
+def _load(name: str, device: str | None):
+    "A model, or what a training has made of it so far; raises `UserError`."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.hub import load_model
+
+    if not name:
+        raise UserError("--model is empty; name one, see t2i models")
+    checkpoint = _training_checkpoint(name)
+    if checkpoint is None:
+        finished = Path(name).expanduser() / "model"
+        is_training = (finished / "config.json").is_file()
+        if is_training and not (finished.parent / "model.safetensors").is_file():
+            return load_model(finished, device)
+        return load_model(name, device)
+    return _load_checkpoint(checkpoint, device)
+
+
+def _load_checkpoint(checkpoint: Path, device: str | None):
+    "The model of a checkpoint, with averaged weights, in eval mode."
+    from t2i_tutorial.checkpoints import load_checkpoint_settings, load_weights
+    from t2i_tutorial.core import UserError, get_device
+    from t2i_tutorial.hub import MODEL_CLASSES
+    from t2i_tutorial.training import apply_overrides, setting_names
+
+    state, _ = load_checkpoint_settings(checkpoint)
+    classes = {cls: module for module, cls in MODEL_CLASSES.values()}
+    settings, cls = state.get("settings"), state["model"]
+    if not settings or cls not in classes:
+        raise UserError(
+            f"checkpoint {str(checkpoint)!r} does not say what model it is of; "
+            "resume its training, and name the folder 'model' that it writes"
+        )
+    cls = getattr(import_module(classes[cls]), cls)
+    config = cls.config_class()
+    own = {k: settings[k] for k in setting_names(config) if k in settings}
+    model = cls(apply_overrides(config, own))
+    load_weights(model, checkpoint)
+    what = f"step {state['step']} of a training"
+    warnings.warn(f"the weights are those of {what}: {checkpoint}", stacklevel=2)
+    return model.to(get_device(device)).eval()
+
+
+def _sample(model, prompts: list[str], seed: int, options: dict, **more):
+    "Images; raises `UserError` if they hold values that are no numbers."
+    from t2i_tutorial.core import UserError
+
+    images = model.sample(prompts, seed=seed, **options, **more)
+    if not images.isfinite().all():
+        scale = options.get("guidance_scale")
+        remedy = "give a smaller --guidance-scale" if scale else "train it again"
+        raise UserError(f"the model gave values that are not finite; {remedy}")
+    return images
+
+
+def _used_settings(sampling: dict, config) -> dict:
+    "What the images were sampled with."
+    return {k: getattr(config, k) if v is None else v for k, v in sampling.items()}
+
+
+def _readable(value: object) -> str:
+    "As text that any file can hold."
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _generate(options: GenerateOptions) -> None:
     "`t2i generate`: one PNG with a grid of images, what made them in its text chunks."
     from t2i_tutorial.core import make_grid
     from t2i_tutorial.experiments import save_annotated_png
-    from t2i_tutorial.hub import check_prompts, load_model
+    from t2i_tutorial.hub import check_prompts
 
     (prompt,) = check_prompts([options.prompt])
-    n, width = options.num_images, options.image_width
-    output = options.output
-    if output is None:
-        output = _default_output(prompt, options.seed)
-    output = _check_output(Path(output), ".png")
+    n, width, seed = options.num_images, options.image_width, options.seed
+    if options.output is not None:
+        _check_output(options.output, ".png", options.overwrite)
     _check_range("num-images", n, 1, 64)
     _check_range("image-width", width, 16, 2048)
-    model = load_model(options.model, options.device)
+    _check_range("seed", seed, 0, 2**32 - 1)
+    model = _load(options.model, options.device)
+    name = str(_training_checkpoint(options.model) or options.model)
     sampling = _sampling_options(options, model.model_type)
-    images = model.sample(
-        [prompt] * n, seed=options.seed, show_progress=True, **sampling
-    )
-    used = {
-        k: getattr(model.config, k) if v is None else v for k, v in sampling.items()
-    }
-    made_by = {"model": options.model, "seed": options.seed, **used}
+    if options.share_noise:
+        sampling["share_noise"] = True
+    output = options.output
+    if output is None:
+        usual = _SAMPLING[model.model_type]
+        given = {k: v for k, v in sampling.items() if v != usual.get(k)}
+        output = str(_default_output(prompt, name, seed, given))
+        _check_output(output, ".png", overwrite=True)
+    images = _sample(model, [prompt] * n, seed, sampling, show_progress=True)
+    made_by = {"model": name, "seed": seed}
+    made_by |= _used_settings(sampling, model.config)
     grid = make_grid(images.cpu(), columns=min(n, 4))
-    save_annotated_png(
-        output,
-        grid,
-        max(1, round(width / images.shape[-1])),
-        prompt=prompt,
-        **{k: str(v) for k, v in made_by.items()},
-        software=f"t2i-tutorial {__version__}",
-    )
-    print(output)
+    texts = {k: _readable(v) for k, v in {"prompt": prompt, **made_by}.items()}
+
+    def write(path: Path) -> None:
+        enlarge = max(1, round(width / images.shape[-1]))
+        software = f"t2i-tutorial {__version__}"
+        save_annotated_png(path, grid, enlarge, **texts, software=software)
+
+    _print_path(_write_new(Path(output), write, options.overwrite))
 
 
 def _evaluate(options: EvaluateOptions) -> None:
     "`t2i evaluate`: the table of an evaluation report."
+    from t2i_tutorial.core import check_choice
+    from t2i_tutorial.critters import SPLITS
     from t2i_tutorial.evaluation.report import evaluate
-    from t2i_tutorial.hub import load_model
 
-    output = options.output
-    if output is not None:
-        output = _check_output(Path(output), ".json")
-    model = load_model(options.model, options.device)
+    _check_packages("torchmetrics")
+    if not find_spec("lpips"):
+        message = "LPIPS will be skipped: it needs the package lpips"
+        warnings.warn(message, stacklevel=2)
+    if options.output is not None:
+        _check_output(options.output, ".json", options.overwrite)
+    check_choice("split", options.split, SPLITS)
+    _check_range("num-images", options.num_images, 16, 100_000)
+    _check_range("batch-size", options.batch_size, 1, 100_000)
+    _check_range("seed", options.seed, 0, 2**32 - 1)
+    model = _load(options.model, options.device)
     sampling = _sampling_options(options, model.model_type)
     report = evaluate(
-        lambda prompts, seed: model.sample(prompts, seed=seed, **sampling),
+        lambda prompts, seed: _sample(model, prompts, seed, sampling),
         options.num_images,
         size=model.config.size,
         seed=options.seed,
         split=options.split,
         batch_size=options.batch_size,
+        training_images=_training_images(options.model),
+        mirror=True,
     )
     print(report.table())
-    if output:
-        print(report.save(output))
+    if options.output is not None:
+        written = _write_new(Path(options.output), report.save, options.overwrite)
+        _print_path(written)
+
+
+def _training_images(model: str):
+    "All training images of a model, to look for copies; None where they are unknown."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.hub import recorded_training_images
+
+    try:
+        return recorded_training_images(model)
+    except UserError as e:
+        message = f"copies are looked for among 4,096 other creatures only: {e}"
+        warnings.warn(message, stacklevel=2)
+        return None
+
+
+def _check_packages(*names: str) -> None:
+    "Raise `ModuleNotFoundError` for one that is missing, before anything is computed."
+    for name in names:
+        if not find_spec(name):
+            raise ModuleNotFoundError(name=name)
+
+
+def _print_path(path: Path) -> None:
+    "Print a path, with its own bytes where the terminal has not all letters."
+    buffer = getattr(sys.stdout, "buffer", None)
+    try:
+        str(path).encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeError:
+        if buffer is not None:
+            sys.stdout.flush()
+            buffer.write(os.fsencode(path) + b"\n")
+            return
+    print(path)
 
 
 def _models(options: ModelsOptions) -> None:
@@ -352,17 +621,77 @@ def _models(options: ModelsOptions) -> None:
 def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     "`t2i train`: read the settings, train, say where the model is."
     name, preset, presets, train = _find_training(options)
-    folder = _training_folder(options, f"runs/{name}-{preset}")
-    if name in _SAMPLING:
-        if not find_spec("accelerate"):  # before anything is computed or written
-            raise ModuleNotFoundError(name="accelerate")
-        train(preset, options.data, folder, settings, options.resume)
-        model = Path(folder) / "model"
-        print(f"{model}\ngenerate with it: t2i generate PROMPT --model {model}")
-    else:
+    if name not in _SAMPLING:
+        changes = _changes(presets[preset], settings)
+        folder = _training_folder(options, f"runs/{name}-{preset}")
         _check_new_folder(options, folder)
-        train(preset, folder, **_changes(presets[preset], settings))
-        print(folder)
+        _train_aside(lambda aside: train(preset, aside, **changes), Path(folder))
+        return _print_path(Path(folder))
+    _check_training_packages(presets, preset, settings, options.data)
+    data = _data(options)
+    folder = _training_folder(options, f"runs/{name}-{preset}")
+    train(preset, data, folder, settings, options.resume)
+    model = Path(folder) / "model"
+    _print_path(model)
+    print(f"generate with it: t2i generate PROMPT --model {_readable(model)}")
+
+
+def _check_training_packages(
+    presets: dict, preset: str, settings: Sequence[str], data: str
+) -> None:
+    "Refuse bad settings and missing packages before anything is computed or written."
+    from t2i_tutorial.clip import BUNDLED_CLIPS
+    from t2i_tutorial.experiments import get_preset
+    from t2i_tutorial.hub import _is_clip
+
+    config = get_preset(presets, preset, settings)
+    encoder = config.model_config.text_encoder.removesuffix("+token-embeddings")
+    own_encoder = encoder in BUNDLED_CLIPS or _is_clip(Path(encoder))
+    tracker = config.train_config.log_with
+    _check_packages(
+        "accelerate",
+        *[tracker] * (tracker != "none"),
+        *["datasets"] * (data != "critters"),
+        *["transformers"] * (not own_encoder),
+    )
+
+
+def _data(options: TrainOptions):
+    "The data of a training: a source, or a `DataConfig` with how to read it."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.experiments import DataConfig
+
+    names = ("text_column", "split", "max_caption", "crop")
+    usual = {f.name: f.default for f in fields(TrainOptions) if f.name in names}
+    given = {k: getattr(options, k) for k in names if getattr(options, k) != usual[k]}
+    if _readable(options.data) != options.data:
+        raise UserError(f"--data {options.data!r} is no UTF-8; rename the folder")
+    return DataConfig(options.data, **given) if given else options.data
+
+
+_UNFINISHED = ".unfinished"  # in the folder of a short training, until it ends
+
+
+def _train_aside(train: Callable, folder: Path) -> None:
+    "Write the files of a training when it has ended; after a kill it can be repeated."
+    from t2i_tutorial.checkpoints import lock_folder
+    from t2i_tutorial.core import UserError
+
+    aside = folder / _UNFINISHED
+    with lock_folder(folder):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+            aside.mkdir()
+            train(aside)
+            for path in sorted(aside.iterdir()):
+                os.replace(path, folder / path.name)
+        except OSError as e:
+            raise UserError(
+                f"cannot write {str(folder)!r}: {e.strerror or e}; "
+                "free some space or choose another place"
+            ) from e
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
@@ -385,6 +714,8 @@ def _training_folder(options: TrainOptions, default: str) -> str:
     folder = default if options.output is None else options.output
     if not folder:
         raise UserError("--output is empty; name a folder, or leave it out")
+    if _readable(folder) != folder:
+        raise UserError(f"--output {folder!r} is no UTF-8; choose another name")
     if options.resume and not Path(folder).exists() and options.name in _SAMPLING:
         message = f"no training in {folder!r} to resume; it begins at step 0"
         warnings.warn(message, stacklevel=2)
@@ -402,15 +733,18 @@ def _changes(config, settings: Sequence[str]) -> dict:
 
 def _check_new_folder(options: TrainOptions, folder: str) -> None:
     "Raise `UserError` for a used folder, and for what a short training does not have."
+    from t2i_tutorial.checkpoints import LOCK_FILE
     from t2i_tutorial.core import UserError
 
-    if options.resume or options.data != "critters":
+    if options.resume or options.data != "critters" or _data(options) != "critters":
         raise UserError(
             f"t2i train {options.name} takes minutes, on critters: "
             "it has no --resume and no --data"
         )
     path = Path(folder)
-    if path.is_file() or path.is_dir() and any(path.iterdir()):
+    names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    unfinished = _UNFINISHED in names or names == {LOCK_FILE}  # it was killed
+    if path.is_file() or names and not unfinished:
         raise UserError(f"folder {folder!r} is not empty; choose another with --output")
 
 
@@ -482,14 +816,20 @@ def _help() -> str:
 
 def _run(arguments: Sequence[str]) -> None:
     "Read a command line and do what it says."
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if len(arguments) > 1 and arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         return print(_help())
-    if arguments[0] == "--version":
+    if arguments[0] in ("-V", "--version", "version"):
         return print(f"t2i {__version__}")
+    if any("\0" in word for word in arguments):
+        raise _UsageError("t2i: an argument holds a null character; retype it")
     command, *rest = arguments
     if command not in _COMMANDS:
         what = "option" if command.startswith("-") else "command"
         hint = _nearest(command, [*_COMMANDS, "--help", "--version"])
+        if " " in command.strip():
+            hint = f"did you mean: t2i generate {command[:60]!r}?"
         raise _UsageError(f"t2i: unknown {what} {command[:60]!r}; {hint}")
     kind, function = _COMMANDS[command]
     prog = f"t2i {command}"
@@ -509,7 +849,42 @@ def _run(arguments: Sequence[str]) -> None:
 def _note(message, category, *_) -> None:
     "Print a warning of this library as a note; drop those of others."
     if issubclass(category, UserWarning):
-        print(f"t2i: note: {message}", file=sys.stderr)
+        _say(f"t2i: note: {message}")
+
+
+def _say(message: object) -> None:
+    "A line on standard error, if there is one."
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(message, file=sys.stderr)
+
+
+def _flush() -> None:
+    "Write out what was printed; a reader who has left, as in `| head`, is no mistake."
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        with contextlib.suppress(OSError, ValueError):  # else Python tries it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError):
+            raise OSError(e.errno, e.strerror, "standard output") from e
+
+
+@contextlib.contextmanager
+def _lenient_output():
+    "Letters that the terminal has not are printed as codes, as on standard error."
+    errors = getattr(sys.stdout, "errors", None)
+    if errors != "strict" or not hasattr(sys.stdout, "reconfigure"):
+        yield
+        return
+    stream = sys.stdout
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
 
 
 def _explain(e: Exception) -> str | None:
@@ -518,7 +893,9 @@ def _explain(e: Exception) -> str | None:
     if core is not None and isinstance(e, core.UserError):
         return str(e)
     if isinstance(e, OSError):
-        return str(e)[:300]  # a name of 5000 letters is in it
+        if e.filename is None or not e.strerror:
+            return " ".join(str(e.strerror or e).split())[:300]
+        return f"cannot use {os.fsdecode(e.filename)!r:.200}: {e.strerror}"
     memory = re.search("out of memory|can't allocate memory", str(e))
     if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and memory:
         return (
@@ -532,35 +909,38 @@ def main(
     arguments: Sequence[str] | None = None,  # of this process if not given
 ) -> int:  # exit code: 0 if all went well, 2 after a user's mistake, 130 after Ctrl-C
     "Run the command line."
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _lenient_output():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _note
         try:
-            _run(arguments)
+            _run(sys.argv[1:] if arguments is None else list(arguments))
+            _flush()
         except _UsageError as e:
-            print(e, file=sys.stderr)
+            _say(e)
             return 2
         except ModuleNotFoundError as e:
             if (e.name or "").startswith("t2i_tutorial"):
                 raise
-            print(
+            package = e.name if e.name == "wandb" else "'t2i-tutorial[train]'"
+            _say(
                 f"t2i: this needs the package {e.name!r}, which is not installed; "
-                "run: pip install 't2i-tutorial[train]'",
-                file=sys.stderr,
+                f"run: pip install {package}"
             )
             return 2
         except KeyboardInterrupt as e:
-            print(f"t2i: {str(e) or 'stopped'}", file=sys.stderr)
+            _say(f"t2i: {str(e) or 'stopped'}")
             return 130
         except BrokenPipeError:  # as in t2i train imagen --help | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _flush()
             return 0
+        except SystemExit:  # after the help of a command
+            _flush()
+            raise
         except Exception as e:
             message = _explain(e)
             if message is None:
                 raise
-            print(f"t2i: {message}", file=sys.stderr)
+            _say(f"t2i: {message}")
             return 2
     return 0
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -36,9 +37,10 @@ from t2i_tutorial.core import (
     MODEL_VERSION,
     UserError,
     check_choice,
+    check_whole_number,
     from_uint8,
     load_model_config,
-    load_tensors,
+    load_module,
     progress_bar,
     save_json,
     save_tensors,
@@ -205,6 +207,15 @@ class CLIPConfig:
     vocab_size: int = 469  # tokens that the tokenizer knows
     max_length: int = 48  # tokens at most
 
+    def __post_init__(self):
+        for f in fields(self):
+            check_whole_number(f.name, getattr(self, f.name), 1)
+        if self.dim % self.heads or self.channels % 8 or self.size % 8:
+            raise UserError(
+                f"dim={self.dim} must be a multiple of the {self.heads} heads, "
+                f"channels={self.channels} and size={self.size} of 8"
+            )
+
 
 BUNDLED_CLIPS = ("critters-clip", "critters-clip-score")
 
@@ -294,23 +305,22 @@ class CLIP(nn.Module):
         if not folder.is_dir():
             options = [*BUNDLED_CLIPS, "a folder that exists"]
             check_choice("contrastive model", name, options)
-        try:
-            config = CLIPConfig(**load_model_config(folder, "clip"))
-        except TypeError as e:
-            raise UserError(
-                f"{str(folder)!r} holds no contrastive model of ours ({e}); choose "
-                "another folder"
-            ) from e
-        clip = cls(config, Tokenizer.load(folder / "tokenizer.json"), folder.name)
-        weights, _ = load_tensors(folder / "model.safetensors")
-        try:
-            clip.load_state_dict({k: w.float() for k, w in weights.items()})
-        except RuntimeError as e:
-            raise UserError(
-                f"the weights in {str(folder)!r} do not fit its config.json; fetch "
-                "both again"
-            ) from e
-        return clip.eval().to(device)
+        config = load_model_config(folder, "clip", CLIPConfig)
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        for key, found in (
+            ("vocab_size", tokenizer.size),
+            (
+                "max_length",
+                tokenizer.max_length,
+            ),
+        ):
+            if found > getattr(config, key):
+                raise UserError(
+                    f"the tokenizer in {str(folder)!r} has {key}={found}, config.json "
+                    f"{getattr(config, key)}; fetch both again"
+                )
+        build = partial(cls, config, tokenizer, folder.name)
+        return load_module(folder / "model.safetensors", build).to(device)
 
 # %% ../nbs/09_clip.ipynb #08c32911
 class CLIPTextEncoder(nn.Module):
@@ -545,7 +555,7 @@ def train_clip(
     """
     config = make_clip_config(preset, **changes)
     name = preset if isinstance(preset, str) else "clip"
-    start = time.time()
+    start = time.perf_counter()
     seed_everything(config.seed)
     texts = sample_captions(20_000, config.seed)
     tokenizer = Tokenizer.train(
@@ -572,12 +582,14 @@ def train_clip(
             group["lr"] = lr
         images, captions = sample_batch(dataset, config.batch_size, generator)
         log = clip_train_step(clip, optimizer, images, captions, config.mixed_precision)
-        history.append({"step": step, "seconds": round(time.time() - start, 2), **log})
+        history.append(
+            {"step": step, "seconds": round(time.perf_counter() - start, 2), **log}
+        )
         if callback:
             callback(step, clip, history[-1])
     clip.eval()
     if folder is not None:
-        save_clip_run(clip, config, history, folder, time.time() - start)
+        save_clip_run(clip, config, history, folder, time.perf_counter() - start)
     return clip, history
 
 # %% ../nbs/09_clip.ipynb #9604df40

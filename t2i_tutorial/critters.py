@@ -21,6 +21,7 @@ from t2i_tutorial.core import (
     UserError,
     check_choice,
     check_image_size,
+    check_whole_number,
     seeded_generator,
 )
 from t2i_tutorial.species import (
@@ -326,8 +327,7 @@ def sample_attributes(
 
     Raises `UserError` for a bad n or split.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise UserError(f"n must be a whole number of at least 1, not {n!r}")
+    n = check_whole_number("n", n, 1)
     check_choice("split", split, SPLITS)
     u = torch.rand(n, 6, generator=seeded_generator(seed, "critters", split))
 

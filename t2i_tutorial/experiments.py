@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'critters_dataset', 'cache_text_embeddings',
-           'cli_command', 'save_run_record', 'run_training', 'sample_history_grid', 'save_annotated_png', 'split_grid',
-           'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
+           'DataConfig', 'cli_command', 'save_run_record', 'run_training', 'sample_history_grid', 'save_annotated_png',
+           'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
 import json
@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -25,11 +25,17 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import critters
+from t2i_tutorial.checkpoints import (
+    Checkpointer,
+    load_checkpoint_settings,
+    lock_folder,
+)
 from .clip import git_commit, hardware_info
 from t2i_tutorial.core import (
     UserError,
     atomic_write,
     check_choice,
+    check_whole_number,
     from_pil,
     get_device,
     load_json,
@@ -39,7 +45,7 @@ from t2i_tutorial.core import (
     seeded_generator,
     to_pil,
 )
-from .data import ImageTextDataset, open_dataset
+from .data import MAX_CAPTION, ImageTextDataset, open_dataset
 from .evaluation.classifier import AttributeClassifier
 from .evaluation.metrics import distribution_distances
 from .evaluation.report import prompt_accuracy
@@ -49,8 +55,13 @@ from t2i_tutorial.training import (
     TrainConfig,
     Trainer,
     apply_overrides,
+    check_packages,
+    check_resume,
     check_setting,
+    describe_data,
+    flat_settings,
     parse_overrides,
+    setting_as_word,
     setting_names,
 )
 
@@ -77,6 +88,9 @@ class Preset:
     num_images: int = 40_000  # critters to render, where the data are critters
     init_from: str | None = None  # a trained model whose weights to begin with
 
+    def __post_init__(self):
+        check_whole_number("num_images", self.num_images, 1)
+
 
 def get_preset(
     presets: Mapping[str, Preset],  # of a family, by name
@@ -87,7 +101,7 @@ def get_preset(
 
     Raises `UserError` for an unknown name, with the nearest, and for a bad value.
     """
-    if isinstance(preset, str):
+    if not isinstance(preset, Preset):
         preset = presets[check_choice("preset", preset, presets)]
     words, own = parse_overrides(overrides), ("init_from", "num_images")
     model_names = setting_names(preset.model_config)
@@ -134,32 +148,63 @@ def cache_text_embeddings(model: TextToImage, data, folder: Path) -> None:
         model.encode_prompts(list(dict.fromkeys(captions)))
 
 
+@dataclass(frozen=True)
+class DataConfig:
+    "Captioned images of one's own, and how `open_dataset` is to read them."
+
+    source: str = "critters"  # or a folder, or a hub id
+    text_column: str = "text"  # of the captions; several, with commas between
+    split: str = "train"  # of the source
+    max_caption: int = MAX_CAPTION  # characters; a longer caption is refused
+    crop: bool = False  # cut the middle out, instead of white bars
+
+    def __post_init__(self):
+        if self.source == "critters" and (words := self.words()):
+            raise UserError(
+                f"{words[0]} is for images of one's own, which --data names; "
+                "critters have no such choice"
+            )
+
+    def words(self) -> list[str]:  # for instance ["--text-column", "title"]
+        "The options that are not the usual ones, as the command line takes them."
+        words = []
+        for f in fields(self)[1:]:
+            value = getattr(self, f.name)
+            if value != f.default:
+                words.append(f"--{f.name.replace('_', '-')}")
+                words += [str(value)] * (value is not True)
+        return words
+
+    def open(self, size: int):  # what `open_dataset` gives
+        "Open the images; raises `UserError`."
+        columns = self.text_column.split(",")
+        return open_dataset(
+            self.source,
+            size,
+            self.split,
+            text_column=columns if len(columns) > 1 else self.text_column,
+            max_caption=self.max_caption,
+            crop=self.crop,
+        )
+
+
 def cli_command(
     model_type: str,  # as in "t2i train NAME"
     name: object,  # of the preset, a preset without a name has no command
     overrides: "Mapping | Iterable[str]" = (),
-    data: object = "critters",  # a folder, a hub id, or a data set already opened
+    data: object = "critters",  # a folder, a hub id, a `DataConfig`, or opened data
 ) -> str | None:
     "The command line that runs the same training; None for a preset without a name."
     if not isinstance(name, str):
         return None
     words = [f"t2i train {model_type} --preset {name}"]
-    if isinstance(data, (str, os.PathLike)) and str(data) != "critters":
-        words.append(f"--data {shlex.quote(str(data))}")
+    if isinstance(data, (str, os.PathLike)):
+        data = DataConfig(os.fspath(data))
+    if isinstance(data, DataConfig) and data.source != "critters":
+        words += [f"--data {shlex.quote(data.source)}", *map(shlex.quote, data.words())]
     for key, value in parse_overrides(overrides).items():
-        words.append(shlex.quote(f"{key}={_as_word(value)}"))
+        words.append(shlex.quote(f"{key}={setting_as_word(value)}"))
     return " ".join(words)
-
-
-def _as_word(value: object) -> str:
-    "A value as the command line takes it."
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(_as_word, value))
-    return (
-        str(value).lower()
-        if value is None or value is True or value is False
-        else str(value)
-    )
 
 
 def save_run_record(
@@ -190,7 +235,7 @@ def save_run_record(
 def run_training(
     cls: type[TextToImage],
     preset: Preset,
-    data="critters",  # or a folder, a hub id, or an object with `batches`
+    data="critters",  # or a folder, a hub id, a `DataConfig`, an object with `batches`
     folder: str | os.PathLike | None = None,  # None: nothing is written
     resume: bool = False,  # continue from the newest checkpoint in `folder`
     command: str | None = None,  # for the record, see `cli_command`
@@ -202,37 +247,74 @@ def run_training(
 
     Raises `UserError` for bad data, and for a used folder before writing to it.
     """
-    start = time.time()
-    seed_everything(preset.train_config.seed)
-    data, val_data, are_critters = _open_data(data, preset, validation)
-    model = cls(preset.model_config)
-    if not are_critters:
-        captions = [c[0] for c in getattr(data, "captions", ())[:8]]
-        model.sample_prompts = captions or SAMPLE_PROMPTS
-    trainer = Trainer(model, data, preset.train_config, folder, val_data)
-    found = trainer.checkpoint_to_resume(
-        resume
-    )  # refuses a used folder before long preparations
-    if preset.init_from and upscale and found is None:
-        upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
-    model.to(get_device(preset.train_config.device))
-    if folder is not None:
-        cache_text_embeddings(model, data, Path(folder) / ".texts")
-    if prepare is not None:
-        prepare(model, preset, data, are_critters, found is None)
-    history = trainer.fit(resume)
-    if trainer.ema:
-        trainer.ema.copy_to_model()
-    if folder is not None:
-        saved = model.save_pretrained(Path(folder) / "model")
-        step = int(found.name[5:]) if found else 0
-        save_run_record(saved, command, preset, history, time.time() - start, step)
-    return model.eval(), history
+    start = time.perf_counter()
+    config = preset.train_config
+    check_packages(config, folder)
+    with lock_folder(folder if _is_first_process() else None):
+        found = Checkpointer(folder).find(resume)  # refuses a used folder
+        settings = _other_settings(preset, data, found)
+        if found:  # before anything is drawn, downloaded or written
+            check_resume(found, config, settings)
+        seed_everything(config.seed)
+        data, val_data, are_critters = _open_data(data, preset, validation)
+        record = None if folder is None else describe_data(data)
+        if found:  # before anything is encoded
+            check_resume(found, config, settings, record)
+        model = cls(preset.model_config)
+        if not are_critters:
+            captions = [c[0] for c in getattr(data, "captions", ())[:8]]
+            model.sample_prompts = captions or SAMPLE_PROMPTS
+        trainer = Trainer(model, data, config, folder, val_data, settings)
+        trainer.data_record = record
+        if preset.init_from and upscale and found is None:
+            upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
+        model.to(get_device(config.device))
+        if folder is not None:
+            cache_text_embeddings(model, data, Path(folder) / ".texts")
+        if prepare is not None:
+            prepare(model, preset, data, are_critters, found is None)
+        history = trainer.fit(resume)
+        if trainer.ema:
+            trainer.ema.copy_to_model()
+        if folder is not None:
+            saved = model.save_pretrained(Path(folder) / "model")
+            step = int(found.name[5:]) if found else 0
+            seconds = time.perf_counter() - start
+            trained = replace(preset, model_config=model.config)
+            save_run_record(saved, command, trained, history, seconds, step)
+        return model.eval(), history
+
+
+def _is_first_process() -> bool:
+    "Whether this process writes, where a launcher has started several."
+    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def _other_settings(preset: Preset, data, found: Path | None) -> dict:
+    "What must be the same on resume, beside the training's own configuration."
+    settings = flat_settings(preset.model_config) | {"init_from": preset.init_from}
+    if isinstance(data, (str, os.PathLike)):
+        data = DataConfig(os.fspath(data))
+    if not isinstance(data, DataConfig):
+        return settings  # their description in the checkpoint is compared
+    source, before = data.source, None
+    if source == "critters":
+        settings["num_images"] = preset.num_images
+    if found:
+        before = load_checkpoint_settings(found)[0].get("settings", {}).get("data")
+    moved = source != "critters" and Path(source).expanduser().is_dir()
+    if before not in (None, "critters") and moved:
+        source = before  # a folder may have another place, its content decides
+    reading = {f"data.{k}": getattr(data, k) for k in ("text_column", "split", "crop")}
+    return settings | {"data": source, **reading}
 
 
 def _open_data(data, preset: Preset, validation: int):
     "Training data, validation data or None, and whether they are critters."
     size = preset.model_config.size
+    if isinstance(data, DataConfig):
+        data = "critters" if data.source == "critters" else data.open(size)
     if not (isinstance(data, str) and data == "critters"):
         opened = data if hasattr(data, "batches") else open_dataset(data, size)
         return opened, None, False
@@ -332,10 +414,10 @@ def quick_evaluate(
         for k in (101, 202)
     )
     prompts = [full_caption(c) for c in requested.critters]
-    start, cpu_start = time.time(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     images = model.sample(prompts, seed=seed, **sampling).cpu()
     spent = {
-        "seconds": round(time.time() - start, 2),
+        "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu_start, 2),
     }
     real = requested.images
@@ -377,6 +459,10 @@ def load_or_init_results(
         head = {"git_commit": git_commit(), "hardware": hardware_info()}
         return settings | head | {"runs": {}}
     saved, wanted = load_json(path), json.loads(json.dumps(settings))
+    if not isinstance(saved, dict) or not isinstance(saved.get("runs"), dict):
+        raise UserError(
+            f"{str(path)!r} holds no results; remove it, or write elsewhere"
+        )
     for key, value in wanted.items():
         if saved.get(key) != value:
             raise UserError(
@@ -403,11 +489,11 @@ def run_ablation(
     for name, changes in variants.items():
         if name in results["runs"]:
             continue
-        start, cpu_start = time.time(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         model, history = train(get_preset({}, preset, changes), data)
         run = {
             "changes": dict(changes),
-            "training_seconds": round(time.time() - start, 1),
+            "training_seconds": round(time.perf_counter() - start, 1),
             "training_cpu_seconds": round(time.process_time() - cpu_start, 1),
         }
         run |= {k: v for k, v in history[-1].items() if k.endswith("loss")}

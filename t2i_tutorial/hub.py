@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'prompt_generators', 'randn_per_prompt',
-           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'dataclass_from_dict', 'load_model']
+           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'recorded_training_images',
+           'load_model']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .checkpoints import PICKLE_SUFFIXES
@@ -27,15 +29,19 @@ from t2i_tutorial.core import (
     MODEL_VERSION,
     UserError,
     check_choice,
+    check_image_size,
+    check_whole_number,
+    clean_text,
+    first_line,
     get_device,
     load_json,
     load_model_config,
-    load_tensors,
+    load_module,
     save_json,
     save_tensors,
     seeded_generator,
 )
-from .data import MAX_CAPTION, _online
+from .data import MAX_CAPTION, ImageTextDataset, _online
 from t2i_tutorial.text import (
     PretrainedTextEncoder,
     TextEmbedding,
@@ -57,13 +63,13 @@ def cast_to_half(
 # %% ../nbs/15_models.ipynb #8795280e
 def check_prompts(
     prompts: Sequence[str],  # a list, at most `MAX_CAPTION` characters each
-) -> list[str]:  # the same without white space around them
+) -> list[str]:  # the same, cleaned by `clean_text`
     "Prompts fit for sampling; raises `UserError` for none, an empty one or a bad one."
     if isinstance(prompts, str):
         raise UserError(f"give a list of prompts, not one string: [{prompts[:40]!r}]")
     if not isinstance(prompts, Iterable):
         raise UserError(f"give a list of prompts, not {prompts!r}")
-    prompts = [p.strip() if isinstance(p, str) else p for p in prompts]
+    prompts = [clean_text(p) if isinstance(p, str) else p for p in prompts]
     if not prompts:
         raise UserError("no prompts: the list is empty; give at least one")
     for p in prompts:
@@ -96,10 +102,7 @@ def prompt_generators(
 
     Raises `UserError` for a seed that is no whole number in range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(
-            f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}"
-        )
+    seed = check_whole_number("seed", seed, 0, 2**32 - 1)
     count, generators = Counter(), []
     for p in prompts:
         count[p] += 1
@@ -146,7 +149,8 @@ def load_text_encoder(
 def _is_clip(folder: Path) -> bool:
     "Whether a folder holds a contrastive model of this book, of any format."
     files = folder / "tokenizer.json", folder / "config.json"
-    saved = load_json(files[1]) if all(f.is_file() for f in files) else None
+    whole = all(f.is_file() for f in files)
+    saved = load_json(files[1], max_bytes=2**20) if whole else None
     if not isinstance(saved, dict):
         return False
     return "clip" in (saved.get("model_type"), saved.get("model"))
@@ -192,13 +196,8 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository, **wanted))
     except Exception as e:
         raise UserError(
-            f"cannot get {repository!r} from the hub ({_first_line(e)}); check the name"
+            f"cannot get {repository!r} from the hub ({first_line(e)}); check the name"
         ) from e
-
-
-def _first_line(e: BaseException) -> str:
-    "The beginning of an error message, as one line."
-    return " ".join(str(e).split())[:120] or type(e).__name__
 
 # %% ../nbs/15_models.ipynb #46c1b0d2
 def resolve_model(
@@ -267,10 +266,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
     ) -> list[str]:
         "`check_prompts`, and a warning of words that are not in the vocabulary."
         prompts = check_prompts(prompts)
-        if type(batch_size) is not int or batch_size < 1:
-            raise UserError(
-                f"batch_size must be a whole number of at least 1, not {batch_size!r}"
-            )
+        check_whole_number("batch_size", batch_size, 1)
         warn_oov(self.encoder, prompts)
         return prompts
 
@@ -297,7 +293,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
             return super().push_to_hub(repo_id, **options)
         except Exception as e:
             raise UserError(
-                f"cannot push to {repo_id!r} ({_first_line(e)}); check the name and "
+                f"cannot push to {repo_id!r} ({first_line(e)}); check the name and "
                 "the network, and log in with: hf auth login"
             ) from e
 
@@ -309,51 +305,11 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
     ):  # the model, in eval mode
         "Load what `save_pretrained` wrote; raises `UserError` if that is impossible."
         folder = resolve_model(name_or_folder)
-        model = cls(_read_config(cls, folder))
-        weights, _ = load_tensors(folder / "model.safetensors")
-        weights = {
-            k: w.float() if w.is_floating_point() else w for k, w in weights.items()
-        }
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as e:
-            raise UserError(
-                f"the weights in {str(folder)!r} do not fit its config.json; "
-                "fetch both again"
-            ) from e
-        return model.to(get_device(device)).eval()
+        config = load_model_config(folder, cls.model_type, cls.config_class)
+        build = partial(cls, config, load_text_encoder(config.text_encoder))
+        return load_module(folder / "model.safetensors", build).to(get_device(device))
 
 # %% ../nbs/15_models.ipynb #f213c953
-def dataclass_from_dict(kind: type, values: dict):
-    "A dataclass from JSON: lists become tuples, dictionaries nested dataclasses."
-    kinds = {f.name: f.type for f in fields(kind)}
-
-    def restore(name, v):
-        if isinstance(v, dict) and is_dataclass(kinds.get(name)):
-            return dataclass_from_dict(kinds[name], v)
-        return tuple(v) if isinstance(v, list) else v
-
-    return kind(**{name: restore(name, v) for name, v in values.items()})
-
-
-def _read_config(cls: type[TextToImage], folder: Path):
-    "The configuration in a folder; raises `UserError` for another type or version."
-    values, name = load_model_config(folder, cls.model_type), repr(str(folder))
-    if odd := sorted(set(values) ^ {f.name for f in fields(cls.config_class)}):
-        raise UserError(
-            f"config.json in {name} is of another version ({odd[0]!r}); "
-            "upgrade t2i-tutorial, or fetch it again"
-        )
-    try:
-        return dataclass_from_dict(cls.config_class, values)
-    except UserError:
-        raise
-    except Exception as e:
-        raise UserError(
-            f"config.json in {name} makes no sense ({_first_line(e)}); fetch it again"
-        ) from e
-
-
 def _check_shared(encoder: str) -> None:
     "Raise `UserError` if others cannot load this text encoder."
     name = encoder.removesuffix("+token-embeddings")
@@ -370,15 +326,37 @@ MODEL_CLASSES = {  # model_type -> where its class is
 }
 
 
+def recorded_training_images(
+    name_or_folder: str | os.PathLike,  # as for `resolve_model`
+) -> UInt8[Tensor, "n 3 s s"]:  # all of them, for `evaluate`
+    "A model's training creatures, by its run.json; `UserError` for other data."
+    folder = resolve_model(name_or_folder)
+    run = load_json(folder / "run.json")
+    try:
+        command, preset = run["command"], run["preset"]
+        n = check_whole_number("num_images", preset["num_images"], 1, 10**6)
+        size = check_image_size(preset["model_config"]["size"])
+    except (TypeError, KeyError) as e:
+        raise UserError(
+            f"the run.json in {str(folder)!r} is no record of a training ({e})"
+        ) from e
+    if not isinstance(command, str) or "--data" in command:
+        raise UserError(
+            f"{str(name_or_folder)!r} was not trained on our creatures, or does not "
+            "say so; pass its own images as training_images"
+        )
+    return ImageTextDataset.from_critters(n, size).cache
+
+
 def load_model(
     name_or_folder: str | os.PathLike,  # as for `resolve_model`
     device: str | None = None,  # the best available if not given
 ) -> TextToImage:  # an Imagen or a GigaGAN, in eval mode
     "Load a model of whichever type its config.json names; raises `UserError`."
     folder = resolve_model(name_or_folder)
-    saved = load_json(folder / "config.json")
+    saved = load_json(folder / "config.json", max_bytes=2**20)
     model_type = saved.get("model_type") if isinstance(saved, dict) else None
     if not isinstance(model_type, str) or model_type not in MODEL_CLASSES:
-        load_model_config(folder, " or ".join(MODEL_CLASSES))  # raises
+        load_model_config(folder, " or ".join(MODEL_CLASSES), dict)  # raises
     module, name = MODEL_CLASSES[model_type]
     return getattr(import_module(module), name).from_pretrained(folder, device)

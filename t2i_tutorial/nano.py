@@ -35,7 +35,7 @@ MAX_TOKENS = 24  # of a caption, with <start>
 
 def to_words(text: str) -> list[str]:
     "Lower-case words; punctuation is dropped, hyphens stay."
-    return re.findall(r"\w+(?:-\w+)*", text.lower())
+    return re.findall(r"\w+(?:-\w+)*", core.clean_text(text).lower())
 
 
 def tokenize(captions: list[str]) -> Tokens:
@@ -208,10 +208,9 @@ def sample_nano(model, prompts: list[str], guidance_scale=2.5, num_steps=20, see
 def load_nano(path: Path | None = None) -> NanoDenoiser:
     "Read weights and settings from a file, by default those of the recorded run."
     path = path or core.BUNDLED_DIR / "nano" / "model.safetensors"
-    weights, config = core.load_tensors(path)
-    model = NanoDenoiser(NanoConfig(**config)).requires_grad_(False)
-    model.load_state_dict(weights)
-    return model
+    config = core.dataclass_from_dict(NanoConfig, core.load_tensor_config(path))
+    model = core.load_module(path, partial(NanoDenoiser, config))
+    return model.requires_grad_(False)
 
 # %% ../nbs/04_nano.ipynb #df89e44e
 #| eval: false
@@ -233,8 +232,8 @@ def nano_main(arguments: list[str] | None = None) -> None:
             raise core.UserError("a prompt without a known word; try 'a blue dragon'")
         if not 0 < args.steps < 10**9 or not abs(args.guidance_scale) < 1000:
             raise core.UserError("--steps: 1 to 10**9; scale: below 1000")
-        if args.output.suffix.lower() != ".png" or args.output.is_dir():
-            raise core.UserError(f"{str(args.output)!r} is no name of a .png file")
+        if args.output.suffix.lower() != ".png" or args.output.exists():
+            raise core.UserError(f"{str(args.output)!r} exists or is no .png file")
         with core.atomic_write(args.output) as file:
             file.touch()  # what cannot be written fails now, not after training
             config = NanoConfig(max_steps=args.steps)

@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['RESUME_MUTABLE_FIELDS', 'TinyDenoiser', 'step_rng', 'check_finite', 'clip_grad_norm', 'EMA', 'evaluation_mode',
-           'InfiniteBatches', 'TrainConfig', 'validate_field', 'parse_overrides', 'setting_names', 'check_setting',
-           'apply_overrides', 'slice_batch', 'make_accelerator', 'all_reduce_gradients', 'mean_terms', 'plot_losses',
-           'TrainingInterrupted', 'defer_sigint', 'MetricLogger', 'parameters_by_phase', 'Trainer']
+           'InfiniteBatches', 'TrainConfig', 'validate_field', 'parse_overrides', 'setting_names', 'flat_settings',
+           'setting_as_word', 'check_setting', 'apply_overrides', 'slice_batch', 'check_packages', 'make_accelerator',
+           'all_reduce_gradients', 'mean_terms', 'plot_losses', 'warn_on_failure', 'TrainingInterrupted',
+           'defer_sigint', 'MetricLogger', 'parameters_by_phase', 'describe_data', 'data_differences', 'check_resume',
+           'Trainer']
 
 # %% ../nbs/14_training.ipynb #a2b534d2
 import importlib.util
 import json
 import os
+import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import reduce
 from itertools import islice
 from math import inf, isfinite
 from pathlib import Path
@@ -32,19 +37,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i_tutorial.checkpoints import (
+    Checkpoint,
     Checkpointer,
     check_same_tensors,
     flatten_optimizer_state,
     get_rng_state,
     load_checkpoint,
+    load_checkpoint_settings,
     load_optimizer_state,
+    lock_folder,
+    refuse_damage,
     set_rng_state,
 )
-from .clip import lr_at_step
+from .clip import hardware_info, lr_at_step
 from t2i_tutorial.core import (
     UserError,
     atomic_write,
     check_choice,
+    first_line,
     get_device,
     make_grid,
     save_json,
@@ -53,6 +63,7 @@ from t2i_tutorial.core import (
     show_images,
     to_uint8,
 )
+from .data import describe_data_change
 
 # %% ../nbs/14_training.ipynb #0a97fd0f
 class TinyDenoiser(nn.Module):
@@ -394,9 +405,11 @@ def parse_overrides(
 ) -> dict:  # {"lr": "1e-4"}
     'Settings by name, hyphens as underscores; raises `UserError` without a "=".'
     if not isinstance(words, Mapping):
+        if isinstance(words, str) or not isinstance(words, Iterable):
+            raise UserError(f"settings must be a list of name=value, not {words!r:.80}")
         words = list(words)
         for word in words:
-            if "=" not in word:
+            if not isinstance(word, str) or "=" not in word:
                 raise UserError(
                     f"cannot read the setting {word!r}; write it as name=value"
                 )
@@ -419,6 +432,27 @@ def setting_names(
     return names
 
 
+def flat_settings(
+    config,  # a dataclass, perhaps with dataclasses in it
+    prefix: str = "",
+) -> dict:  # for instance {"size": 32, "unet.heads": 8}
+    "Every setting by its dotted path, with the values that JSON gives back."
+    values = {
+        prefix + name: reduce(getattr, name.split("."), config)
+        for name in setting_names(config)
+    }
+    return json.loads(json.dumps(values))
+
+
+def setting_as_word(value: object) -> str:
+    "A value as the command line takes it."
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(setting_as_word, value))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
 def check_setting(name: str, names: Sequence[str]) -> str:
     "Return `name` if it is one of `names`; else raise `UserError` with the nearest."
     if name in names:
@@ -429,7 +463,10 @@ def check_setting(name: str, names: Sequence[str]) -> str:
     ]
     if near:
         raise UserError(f"unknown setting {name!r}; did you mean {near[0]!r}?")
-    raise UserError(f"unknown setting {name!r}; known: {', '.join(names)}")
+    known = ", ".join(names)
+    if len(known) > 300:
+        known = f"{known[:270].rpartition(', ')[0]} and more: see t2i train NAME --help"
+    raise UserError(f"unknown setting {name!r}; known: {known}")
 
 
 def apply_overrides(
@@ -485,25 +522,34 @@ def _to(batch, device):
     return batch
 
 
-def make_accelerator(
+def check_packages(
     config: TrainConfig,
-    folder: Path | None = None,  # where a tracker may write, None uses no tracker
-):  # an `accelerate.Accelerator`
-    "Processes, device, precision, trackers; raises `UserError` for a missing package."
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState
-    except ImportError as e:
+    folder: str | os.PathLike | None = None,  # of the training, if it writes anything
+) -> str | None:  # the tracker that will be used
+    "Raise `UserError` if a package is missing that a training will need."
+    if importlib.util.find_spec("accelerate") is None:
         raise UserError(
             "training needs the package accelerate; run: "
             "pip install 't2i-tutorial[train]'"
-        ) from e
+        )
     tracker = None if config.log_with == "none" or folder is None else config.log_with
     if tracker and importlib.util.find_spec(tracker) is None:
         raise UserError(
             f"tracker {tracker!r} needs the package {tracker}; run: "
             f"pip install {tracker}, or use log_with=none"
         )
+    return tracker
+
+
+def make_accelerator(
+    config: TrainConfig,
+    folder: Path | None = None,  # where a tracker may write, None uses no tracker
+):  # an `accelerate.Accelerator`
+    "Processes, device, precision, trackers; raises `UserError` for a missing package."
+    tracker = check_packages(config, folder)
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
     device = get_device(config.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -543,10 +589,11 @@ def mean_terms(
     terms: list[dict[str, Tensor]],  # of this process's micro-batches
 ) -> dict[str, Tensor]:
     "The mean of each named term over all micro-batches and processes."
-    mean: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}  # a batch may lack a term of another
     for losses in terms:
         for name, term in losses.items():
-            mean[name] = mean.get(name, 0) + term.detach().float() / len(terms)
+            found.setdefault(name, []).append(term.detach().float())
+    mean = {name: sum(values) / len(values) for name, values in found.items()}
     if accelerator.num_processes == 1:
         return mean
     values = accelerator.reduce(torch.stack(list(mean.values())), "mean")
@@ -577,6 +624,31 @@ def _save_figure(path: Path, figure) -> None:
     "Write a figure on white, completely or not at all; raises `UserError`."
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png", facecolor="white")
+
+
+@contextmanager
+def warn_on_failure(what: str):
+    "An error inside the block becomes a warning: a picture is worth no training."
+    try:
+        yield
+    except Exception as e:
+        why = first_line(e, 200)
+        warnings.warn(f"{what} failed ({why}); the training goes on", stacklevel=4)
+
+
+def _training_bar(total: int, initial: int, disable: bool) -> tqdm:
+    "A progress bar whose times do not depend on the clock of the day being right."
+    bar = tqdm(
+        total=total,
+        initial=initial,
+        desc="training",
+        leave=False,
+        dynamic_ncols=True,
+        disable=disable,
+    )
+    bar._time = time.monotonic
+    bar.start_t = bar.last_print_t = time.monotonic()
+    return bar
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -632,7 +704,8 @@ class MetricLogger:
     def close(self) -> None:
         "End the trackers."
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with warn_on_failure(f"ending {tracker.name}"):
+                tracker.finish()
 
     def rewind(self, step: int) -> None:
         "Take the log back to `step`: what was logged up to there, and nothing after."
@@ -641,13 +714,16 @@ class MetricLogger:
             return
         path = self.folder / "losses.jsonl"
         self.history = []
-        for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        if path.exists() and not path.is_file():
+            raise UserError(f"the log {str(path)!r} is no file; remove it")
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the line at which the training was killed
-            if record["step"] > step:
-                break
+                if not 0 < record["step"] <= step:
+                    break
+            except (ValueError, TypeError, KeyError):
+                break  # the line at which the training was killed, or damage
             self.history.append(record)
         if self.is_writer:
             text = "".join(json.dumps(record) + "\n" for record in self.history)
@@ -667,7 +743,8 @@ class MetricLogger:
                     "free some space"
                 ) from e
         numbers = {k: v for k, v in record.items() if k != "step"}
-        self.accelerator.log(numbers, step=record["step"])
+        with warn_on_failure(f"step {record['step']}: logging to the tracker"):
+            self.accelerator.log(numbers, step=record["step"])
 
     def plot(self, min_seconds: float = 10.0) -> None:
         "Write the curves, unless that was done less than so many seconds ago."
@@ -675,7 +752,8 @@ class MetricLogger:
         if not self.is_writer or not self.history or recent:
             return
         self.last_plot = time.monotonic()
-        _save_figure(self.folder / "losses.png", plot_losses(self.history))
+        with warn_on_failure("drawing the curves of the losses"):
+            _save_figure(self.folder / "losses.png", plot_losses(self.history))
 
     def log_images(self, step: int, images: Tensor, captions: Sequence[str]) -> None:
         "Write sample images to `samples`, and show them to the trackers."
@@ -731,18 +809,105 @@ RESUME_MUTABLE_FIELDS = ("save_every", "max_checkpoints", "sample_every", "log_e
 RESUME_MUTABLE_FIELDS += ("val_batches", "log_with", "device")
 
 
-def _check_same_config(path: str, old: TrainConfig, new: TrainConfig) -> None:
+def _check_same_settings(
+    path: str, old: Mapping, new: Mapping, mutable: Sequence[str]
+) -> None:
     "Raise `UserError` if a setting differs that would change the rest of a training."
-    free = RESUME_MUTABLE_FIELDS
-    if new.lr_schedule == "constant":
-        free += ("max_steps",)
-    for f in fields(new):
-        a, b = getattr(old, f.name), getattr(new, f.name)
-        if a != b and f.name not in free:
-            raise UserError(
-                f"checkpoint {path!r} was trained with {f.name}={a}, not {b}; "
-                f"go on with {f.name}={a}, or start anew in another folder"
-            )
+    common = [k for k in new if k in old and k not in mutable]
+    differing = [k for k in common if old[k] != new[k]]
+    if not differing:
+        return
+    was = [f"{k}={setting_as_word(old[k])}" for k in differing]
+    pairs = [f"{w}, not {setting_as_word(new[k])}" for w, k in zip(was, differing)]
+    more = f", and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    words = [
+        _option(k, old[k]) if k.startswith("data") else w
+        for k, w in zip(differing, was)
+    ]
+    raise UserError(
+        f"checkpoint {path!r} was trained with {', '.join(pairs[:3])}{more}; go on "
+        f"with {' '.join(words[:3])}, or start anew in another folder "
+        f"(only {', '.join(m.removeprefix('train.') for m in mutable)} may change)"
+    )
+
+
+def _option(name: str, value: object) -> str:
+    "A setting of the data as an option: --data my_folder, --crop, no --crop."
+    option = f"--{name.removeprefix('data.').replace('_', '-')}"
+    if isinstance(value, bool):
+        return option if value else f"no {option}"
+    return f"{option} {value}"
+
+
+def describe_data(data) -> dict:  # what JSON can hold
+    "What a checkpoint keeps of its data, to tell later whether they are the same."
+    if hasattr(data, "summary"):
+        return data.summary()
+    return {"images": len(data) if hasattr(data, "__len__") else None}
+
+
+def data_differences(
+    old: Mapping,  # from `describe_data`
+    new: Mapping,
+) -> str:  # for instance "3 images added"; empty if none
+    "In which way two sets of data differ, as far as their descriptions tell."
+    if "digest" in old and "digest" in new:
+        return describe_data_change(dict(old), dict(new))
+    if old["images"] == new["images"]:
+        return ""
+    return f"{new['images']} images instead of {old['images']}"
+
+
+def check_resume(
+    path: str | os.PathLike,  # a checkpoint
+    config: TrainConfig,  # of the training that is to go on from it
+    settings: Mapping | None = None,  # all its other settings, see `flat_settings`
+    data: Mapping | None = None,  # from `describe_data`; None does not compare the data
+) -> None:
+    "Raise `UserError` unless a training is that of a checkpoint; reads no tensors."
+    state, saved = load_checkpoint_settings(path)
+    name = str(path)
+    prefix = "train." if settings else ""
+    free = ("max_steps",) if config.lr_schedule == "constant" else ()
+    mutable = [prefix + k for k in free + RESUME_MUTABLE_FIELDS]
+    new = flat_settings(config, prefix) | dict(settings or {})
+    with refuse_damage(path):
+        old = {prefix + k: v for k, v in saved.items()} | state.get("settings", {})
+        _check_same_settings(name, old, new, mutable)
+    if state["step"] > config.max_steps:
+        raise UserError(
+            f"checkpoint {name!r} is of step {state['step']}, beyond "
+            f"max_steps={config.max_steps}; raise max_steps, or start anew in "
+            "another folder"
+        )
+    before = state.get("data")
+    with refuse_damage(path):
+        difference = before and data and data_differences(before, data)
+    if difference:
+        raise UserError(
+            f"checkpoint {name!r} was trained on other data: {difference}; go on with "
+            "the same images and captions, or start anew in another folder"
+        )
+
+
+def _note_changes(path: str, state: Mapping, hardware: Mapping) -> None:
+    "Warn about what cannot be compared, and what changes the last bits."
+    if "settings" not in state:
+        warnings.warn(
+            f"checkpoint {path!r} was written before the model's settings and the "
+            "data were kept in it; they are not compared",
+            stacklevel=6,
+        )
+    before = state.get("hardware", state)  # earlier versions kept torch alone
+    names = ("torch", "threads", "cpu", "device", "processes")
+    changed = [k for k in names if k in before and before[k] != hardware.get(k)]
+    if changed:
+        pairs = [f"{k} {before[k]}, now {hardware.get(k)}" for k in changed]
+        warnings.warn(
+            f"checkpoint {path!r} was written with {'; '.join(pairs)}: the training "
+            "goes on, but its numbers may differ in the last bits",
+            stacklevel=6,
+        )
 
 # %% ../nbs/14_training.ipynb #31de4e30
 class Trainer:
@@ -761,11 +926,14 @@ class Trainer:
         config: TrainConfig = TrainConfig(),
         folder: str | os.PathLike | None = None,  # for all files, None writes nothing
         validation=None,  # more data, for the loss that decides on the best checkpoint
+        settings: Mapping | None = None,  # what else must be the same on resume
     ):
         self.model = model
         self.data = data
         self.config = config
         self.validation = validation
+        self.settings = dict(settings or {})
+        self.data_record: dict | None = None  # from `describe_data`, when it is needed
         self.phases = tuple(getattr(model, "phases", ("model",)))
         self.batches = InfiniteBatches(data, config.batch_size, config.seed)
         self.checkpointer = Checkpointer(folder, config.max_checkpoints)
@@ -777,6 +945,7 @@ class Trainer:
         self.parameters: dict[str, dict[str, Tensor]] = {}  # phase -> name -> parameter
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.ema: EMA | None = None
+        self.terms: dict[str, dict[str, float]] = {}  # the last value of each, by phase
 
     def fit(
         self,
@@ -789,7 +958,7 @@ class Trainer:
         model = self.model
         config = self.config
         with self._session(resume) as bar, defer_sigint() as pressed:
-            batches = iter(self.batches)
+            batches = self._save_if_data_fail(iter(self.batches))
             while self.step < config.max_steps:
                 batch = next(batches)
                 record = {"step": self.step + 1}
@@ -818,10 +987,10 @@ class Trainer:
                     record |= self._validation_record()
                 if saving or self._due(config.log_every):
                     self.logger.log(record)
-                if saving:
-                    self.save()
                 if self._due(config.sample_every):
                     self.save_samples()
+                if saving:
+                    self.save()
                 self._show(bar, record)
                 if self._interrupted(pressed):
                     self._stop()
@@ -833,6 +1002,14 @@ class Trainer:
         "Whether it is time: after so many updates each, and after the last one."
         last = self.step == self.config.max_steps
         return bool(every) and (last or self.step % every == 0)
+
+    def _save_if_data_fail(self, batches: Iterator) -> Iterator:
+        "The same batches; if one cannot be read, what was learnt is saved first."
+        try:
+            yield from batches
+        except (UserError, OSError) as e:
+            self._save_last_step()
+            raise UserError(str(e)) from e
 
     def _focus(self, phase: str | None) -> None:
         "Have gradients for the parameters of one phase only; for all without a phase."
@@ -860,7 +1037,9 @@ class Trainer:
         named = mean_terms(self.accelerator, terms) | {"grad_norm": norm}
         prefix = f"{phase}/" if len(self.phases) > 1 else ""
         named = {f"{prefix}{name}": term for name, term in named.items()}
-        return check_finite(named, self.parameters[phase], self.step + 1)
+        checked = check_finite(named, self.parameters[phase], self.step + 1)
+        self.terms[phase] = self.terms.get(phase, {}) | checked
+        return self.terms[phase]  # a term of some steps only keeps its last value
 
     def _set_lr(self, phase: str) -> dict[str, float]:
         "Set the learning rate of the next update; returns it for the log."
@@ -895,7 +1074,11 @@ class Trainer:
 
     def _validation_record(self) -> dict[str, float]:
         "The validation loss for the log; notes which checkpoint is the best."
-        loss = self.validate()
+        try:
+            loss = self.validate()
+        except (UserError, OSError) as e:
+            self._save_last_step()
+            raise UserError(f"validation: {e}") from e
         if loss is None:
             return {}
         record = check_finite({"val_loss": torch.tensor(loss)}, {}, self.step)
@@ -906,16 +1089,17 @@ class Trainer:
         "Write the model's sample images, if it offers any, always from the same noise."
         if not hasattr(self.model, "sample_grid") or not self.logger.is_writer:
             return
-        with evaluation_mode(self.model, self.ema):
-            rng = step_rng(self.config.seed, "samples")
-            images, captions = self.model.sample_grid(rng)
-        self.logger.log_images(self.step, images.detach().float().cpu(), captions)
+        with warn_on_failure(f"step {self.step}: the grid of samples"):
+            with evaluation_mode(self.model, self.ema):
+                rng = step_rng(self.config.seed, "samples")
+                images, captions = self.model.sample_grid(rng)
+            self.logger.log_images(self.step, images.detach().float().cpu(), captions)
 
     def _show(self, bar, record: dict) -> None:
         "Bring the progress bar up to date."
         if bar.disable:
             return
-        seconds = max(bar.format_dict["elapsed"], 1e-3)
+        seconds = max(time.monotonic() - bar.start_t, 1e-3)
         speed = (self.step - bar.initial) * self.config.batch_size / seconds
         losses = ", ".join(f"{k} {v:.3g}" for k, v in record.items() if "loss" in k)
         bar.set_postfix_str(f"{losses}, {speed:.0f} images/s", refresh=False)
@@ -927,6 +1111,11 @@ class Trainer:
         "Write a checkpoint and the curves, and remove checkpoints of no more use."
         if self.folder is None:
             return
+        self._write_checkpoint()
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
+        "What `save` does in this process."
         if self.accelerator.is_main_process:
             rng_tensors, rng_values = get_rng_state()
             optimizers = {
@@ -948,19 +1137,46 @@ class Trainer:
                 "batch": self.batches.batch,
                 "ema_updates": self.ema.num_updates if self.ema else 0,
                 "rng": rng_values,
-                "torch": torch.__version__,
+                "settings": self.settings,
+                "data": self.data_record,
+                "hardware": self._hardware(),
             }
             self.checkpointer.save(self.step, tensors, state, asdict(self.config))
             self.logger.plot(0.0 if self.step == self.config.max_steps else 10.0)
         self.checkpointer.latest = self.checkpointer.path(self.step)
-        self.accelerator.wait_for_everyone()
+
+    def _save_last_step(self) -> None:
+        "Save what was learnt before an error, in this process and if it is possible."
+        saved = self.checkpointer.latest
+        if self.folder is None or saved == self.checkpointer.path(self.step):
+            return
+        if self.step > 0:
+            try:
+                self._write_checkpoint()
+            except UserError:
+                pass  # the error that brought us here is told
+
+    def _hardware(self) -> dict:
+        "What the last bits of a training depend on."
+        device = self.accelerator.device
+        name = device.type
+        if name == "cuda":
+            name = torch.cuda.get_device_name(device)
+        processes = self.accelerator.num_processes
+        return hardware_info() | {"device": name, "processes": processes}
 
     def load(self, path: str | os.PathLike) -> None:
         "Restore a checkpoint; raises `UserError` for one of another training."
         saved = load_checkpoint(path)
+        check_resume(path, self.config, self.settings, self.data_record)
+        with refuse_damage(path):
+            self._restore(path, saved)
+        if self.accelerator.is_main_process:
+            _note_changes(str(path), saved.state, self._hardware())
+
+    def _restore(self, path: str | os.PathLike, saved: Checkpoint) -> None:
+        "Put back everything that a checkpoint holds."
         state = saved.state
-        config = TrainConfig.from_overrides(saved.config)
-        _check_same_config(str(path), config, self.config)
         weights = saved.tensors["model"]
         expected = self.model.state_dict()
         check_same_tensors(str(path), state["model"], expected, weights)
@@ -997,32 +1213,43 @@ class Trainer:
         modes = [(m, m.training) for m in self.model.modules()]
         rng_state = get_rng_state()
         self.accelerator = make_accelerator(self.config, self.folder)
-        self._check_start()
-        if not self.started:
-            self._build()
-        found = self.checkpoint_to_resume(resume)
-        self.accelerator.wait_for_everyone()  # all have looked before one writes
-        try:
-            self._open(found)
-            _train_mode(self.model)
-            with tqdm(
-                total=self.config.max_steps,
-                initial=self.step,
-                desc="training",
-                leave=False,
-                dynamic_ncols=True,
-                disable=not self.accelerator.is_main_process,
-            ) as bar:
-                try:
-                    yield bar
-                except UserError as e:
-                    raise UserError(f"{e}; {self.checkpointer}") from e
-        finally:
-            self._focus(None)
-            for module, mode in modes:
-                module.training = mode
-            self.logger.close()
-            set_rng_state(*rng_state)
+        is_main = self.accelerator.is_main_process
+        with lock_folder(self.folder if is_main else None):
+            self._check_start()
+            if not self.started:
+                self._build()
+            if self.folder is not None or resume:
+                self.data_record = self.data_record or describe_data(self.data)
+            found = self.checkpoint_to_resume(resume)
+            self.accelerator.wait_for_everyone()  # all have looked before one writes
+            try:
+                self._open(found)
+                _train_mode(self.model)
+                with _training_bar(
+                    self.config.max_steps, self.step, not is_main
+                ) as bar:
+                    try:
+                        yield bar
+                    except UserError as e:
+                        raise UserError(f"{e}; {self.checkpointer}") from e
+                    except RuntimeError as e:
+                        self._raise_if_left_alone(e)
+                        raise
+            finally:
+                self._focus(None)
+                for module, mode in modes:
+                    module.training = mode
+                self.logger.close()
+                set_rng_state(*rng_state)
+
+    def _raise_if_left_alone(self, error: RuntimeError) -> None:
+        "Raise `UserError` if the error is that another process of the training ended."
+        lost = re.search("gloo|nccl|connection (closed|reset)", str(error), re.I)
+        if self.accelerator.num_processes > 1 and lost:
+            raise UserError(
+                f"step {self.step + 1}: another process of this training has ended, "
+                f"so this one stops, too; go on with --resume; {self.checkpointer}"
+            ) from error
 
     def _check_start(self) -> None:
         "Raise `UserError` if a batch cannot be shared out, or captions are missing."
@@ -1071,12 +1298,32 @@ class Trainer:
             self.load(found)  # refuses other settings before anything is written
             if self.logger.is_writer:
                 self.checkpointer.discard_after(self.step)
+                self.checkpointer.prune()
         if self.logger.is_writer:
-            save_json(self.folder / "config.json", asdict(self.config))
+            if not found and self.step == 0:
+                self.checkpointer.discard_samples()
+            settings = {"settings": self.settings} if self.settings else {}
+            save_json(self.folder / "config.json", asdict(self.config) | settings)
         if found or self.step == 0:
             self.logger.rewind(self.step)
+            self._recall_terms()
+        if found and self.step == self.config.max_steps:
+            self.logger.plot(0.0)  # it may have been killed before that
         self.logger.open(self.config, self.step)
         self.started = True
+
+    def _recall_terms(self) -> None:
+        "Take the last value of each term from the log."
+        last = self.logger.history[-1] if self.logger.history else {}
+        self.terms = {}
+        for phase in self.phases:
+            prefix = f"{phase}/" if len(self.phases) > 1 else ""
+            others = ("step", "val_loss", f"{prefix}lr")
+            self.terms[phase] = {
+                name: value
+                for name, value in last.items()
+                if name.startswith(prefix) and name not in others
+            }
 
     def _interrupted(self, pressed: list) -> bool:
         "Whether Ctrl-C was pressed in any process, and updates are left to make."

@@ -6,6 +6,9 @@ import os
 import pickle
 import random
 import shutil
+import signal
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +18,10 @@ import torch
 from small_trainings import QUICK, Duel, Fit, Line, fit, refusal
 from torch import nn
 
+from t2i_tutorial import checkpoints as C
 from t2i_tutorial.checkpoints import (
     CHECKPOINT_VERSION,
+    LOCK_FILE,
     Checkpoint,
     Checkpointer,
     atomic_directory,
@@ -25,8 +30,11 @@ from t2i_tutorial.checkpoints import (
     get_rng_state,
     list_checkpoints,
     load_checkpoint,
+    load_checkpoint_settings,
     load_optimizer_state,
     load_weights,
+    lock_folder,
+    prune_checkpoints,
     save_checkpoint,
     set_rng_state,
 )
@@ -339,3 +347,188 @@ def test_checkpointer_keeps_the_newest_and_the_best(tmp_path):
     assert list(list_checkpoints(tmp_path)) == [2, 4]
     assert Checkpointer(None).find(False) is None
     assert "needs a folder" in refusal(Checkpointer(None).find, True)
+
+
+# ---- what a kill leaves behind
+
+
+def killed_between_the_renames(path):
+    "As `atomic_directory` leaves it, killed with the old moved aside and no new one."
+    path.rename(path.with_name(f".{path.name}.12ab34cd.old"))
+    path.with_name(f".{path.name}.12ab34cd.tmp").mkdir()
+
+
+def test_a_checkpoint_that_was_moved_aside_is_found_again(run):
+    "Killed while a checkpoint replaced one of the same step, its only copy was lost."
+    latest = run / "checkpoints" / "step-000006"
+    killed_between_the_renames(latest)
+    moved = find_checkpoint(run)
+    assert moved.name == ".step-000006.12ab34cd.old"  # found where it is
+    assert load_checkpoint(moved).state["step"] == 6
+    prune_checkpoints(run, 1)
+    assert find_checkpoint(run) == moved  # what stands for a checkpoint is kept
+    assert Checkpointer(run).find(True) == latest and latest.is_dir()
+    assert fit(run, replace(QUICK, max_steps=8), resume=True).step == 8
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_the_window_is_real(tmp_path, monkeypatch):
+    "Killed there, the older folder is the one that stands for the step."
+
+    def write(value):
+        tensors = {"model": {"w": torch.full((1,), value)}}
+        state = {"model": "Net", "step": 3, "best": None}
+        path = tmp_path / "checkpoints" / "step-000003"
+        return save_checkpoint(path, Checkpoint(tensors, state, {}))
+
+    write(1.0)
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def killed(path, target):
+        if path.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)  # no cleaning up
+    with pytest.raises(KeyboardInterrupt):
+        write(2.0)
+    monkeypatch.undo()
+    assert rmtree is shutil.rmtree
+    saved = load_checkpoint(find_checkpoint(tmp_path))
+    assert saved.tensors["model"]["w"].item() == 1.0
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(run, monkeypatch):
+    "Half-removed it kept its name, and was the newest one of a resumed training."
+    removed = []
+
+    def killed(path, **kwargs):
+        removed.append(Path(path).name)
+        (Path(path) / "state.json").unlink(missing_ok=True)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    Checkpointer(run).discard_after(4)
+    assert list(list_checkpoints(run)) == [4]
+    assert removed[0].startswith(".step-000006.") and removed[0].endswith(".tmp")
+    monkeypatch.undo()
+    fit(run, resume=True)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_settings_are_read_without_the_tensors(run):
+    path = find_checkpoint(run)
+    (path / "model.safetensors").unlink()
+    state, config = load_checkpoint_settings(path)
+    assert state["step"] == 6 and config["max_steps"] == 6
+    (path / "config.json").write_text("{}")
+    text = refusal(load_checkpoint_settings, path)
+    assert "config.json is cut off" in text
+    state_without = {**state, "files": {}}
+    (path / "state.json").write_text(json.dumps(state_without))
+    assert "config.json was changed" in refusal(load_checkpoint_settings, path)
+
+
+# ---- one process at a time in a folder
+
+
+def another_process(folder):
+    "A child of ours that holds the lock of a folder until it is killed."
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with lock_folder(folder):
+            os.write(write, b"!")
+            signal.pause()
+    os.close(write)
+    assert os.read(read, 1) == b"!"
+    os.close(read)
+    return pid
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test needs fork")
+def test_another_process_locks_until_it_is_killed(tmp_path):
+    "F10: refused in one line with its number; after kill -9 taken over with a note."
+    pid = another_process(tmp_path / "run")
+    try:
+        text = refusal(lock_folder(tmp_path / "run").__enter__)
+        assert f"is in use by process {pid} on {socket.gethostname()}, since 2" in text
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert (tmp_path / "run" / LOCK_FILE).exists()
+    note = f"was left locked by process {pid} on .*; taken over"
+    with pytest.warns(UserWarning, match=note), lock_folder(tmp_path / "run"):
+        owner = json.loads((tmp_path / "run" / LOCK_FILE).read_text())
+        assert owner["pid"] == os.getpid() and owner["started"]
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+def left_by(pid, started, host=None):
+    host = host or socket.gethostname()
+    return json.dumps({"pid": pid, "host": host, "started": started, "since": "?"})
+
+
+def test_a_number_that_another_program_has_now(tmp_path):
+    "F10: the start of the process tells; where the system has no locks, it decides."
+    pid = os.getppid()
+    started = C._process_start(pid)
+    (tmp_path / LOCK_FILE).write_text(left_by(pid, started))
+    text = refusal(lock_folder(tmp_path).__enter__)
+    assert f"in use by process {pid} on" in text
+    for owner in (
+        left_by(pid, "another start"),
+        left_by(2**22 + 1, started),  # there is no such process
+        left_by(os.getpid(), C._process_start(os.getpid())),  # left by our own number
+        left_by(pid, started, "elsewhere"),  # the system's lock is free
+    ):
+        (tmp_path / LOCK_FILE).write_text(owner)
+        with pytest.warns(UserWarning, match="taken over"), lock_folder(tmp_path):
+            pass
+    for damaged in ("", "{", "[]", '{"pid": "x"}'):
+        (tmp_path / LOCK_FILE).write_text(damaged)
+        with lock_folder(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_in_a_lock_and_of_a_thread(tmp_path):
+    texts = []
+
+    def other():
+        texts.append(refusal(lock_folder(tmp_path).__enter__))
+
+    with lock_folder(tmp_path), lock_folder(None):
+        with lock_folder(str(tmp_path) + "/."):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(30)
+    assert "is in use by process" in texts[0] and not list(tmp_path.iterdir())
+
+
+def test_a_folder_made_for_a_lock_goes_with_it(tmp_path):
+    "Unless there is something in it by then."
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path / "a" / "b"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with lock_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "x").write_text("kept")
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["x"]
+    (tmp_path / "file").write_text("")
+    text = refusal(lock_folder(tmp_path / "file").__enter__)
+    assert "cannot write in" in text and "choose another place" in text
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    "Adam would fail in the next step only."
+    layer = nn.Linear(2, 3)
+    parameters = dict(layer.named_parameters())
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = flatten_optimizer_state(optimizer, parameters)
+    load_optimizer_state(optimizer, parameters, state)
+    state["bias.exp_avg"] = torch.zeros(1, 3)
+    with pytest.raises(UserError, match="'bias.exp_avg' has shape"):
+        load_optimizer_state(optimizer, parameters, state)

@@ -1,5 +1,6 @@
 """`t2i` as people use and mistype it: a mistake is one line, exit code 2, no file."""
 
+import io
 import json
 import os
 import re
@@ -15,11 +16,12 @@ import torch
 from PIL import Image
 
 from t2i_tutorial import cli
+from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP_PRESETS
-from t2i_tutorial.core import load_json, save_json
+from t2i_tutorial.core import UserError, load_json, save_json
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
-from t2i_tutorial.experiments import get_preset
+from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
 from t2i_tutorial.gan.gigagan import GIGAGAN_PRESETS, GigaGAN, gigagan_preset
 from t2i_tutorial.training import apply_overrides, setting_names
 
@@ -88,7 +90,8 @@ def test_generate_writes_one_png_and_prints_its_path(t2i, folder, tmp_path):
     assert not err.count("t2i:"), err
     assert (
         code == 0
-        and out.strip() == files[0].name == "a-blue-and-red-dragon-seed7.png"
+        and out.strip() == files[0].name
+        and files[0].name == "a-blue-and-red-dragon-tiny-seed7-num-steps2.png"
         and len(files) == 1
     )
     image = Image.open(files[0])
@@ -171,8 +174,24 @@ def test_an_unknown_word_is_noted_and_the_image_generated_all_the_same(t2i, fold
         (["a cat", "--device", "gpu"], ["unknown device 'gpu'"]),
         (["a cat", "--output", "no/such/folder/a.png"], ["does not exist"]),
         (["a cat", "--output", "a.jpg"], ["must end in .png"]),
+        (["a cat", "--output", "a"], ["'a' must end in .png"]),
+        (["a cat", "--output", ".png"], ["must end in .png, after a name"]),
         (["a cat", "--output", "folder.png"], ["is a folder"]),
-        (["a cat", "--output", ""], ["must end in .png"]),
+        (["a cat", "--output", "folder.png/"], ["is a folder"]),
+        (["a cat", "--output", ""], ["--output is empty"]),
+        (["a cat", "--num-images", "65"], ["from 1 to 64, not 65"]),
+        (["a cat", "--num-images", "1e3"], ["must be a whole number, not '1e3'"]),
+        (["a cat", "--num-images="], ["--num-images must be a whole number, not ''"]),
+        (["a cat", "--num-steps", "1.0"], ["must be a whole number, not '1.0'"]),
+        (["a cat", "--guidance-scale", "two"], ["must be a number, not 'two'"]),
+        (["a cat", "--guidance-scale", "1e308"], ["guidance_scale", "1e+308"]),
+        (["a cat", "--seed", "4294967296"], ["from 0 to 4294967295"]),
+        (["a cat", "--seed", "1.5"], ["--seed must be a whole number, not '1.5'"]),
+        (["a cat", "--device", "cuda:99"], ["unknown device 'cuda:99'"]),
+        (["a cat", "--model", ""], ["--model is empty"]),
+        (["a\0cat"], ["null character"]),
+        (["-a cat"], ["no PROMPT", "goes last, after --"]),
+        (["--prompt", "a cat"], ["leave out --prompt"]),
     ],
 )
 def test_generate_refuses(t2i, folder, tmp_path, arguments, parts):
@@ -184,7 +203,10 @@ def test_generate_refuses(t2i, folder, tmp_path, arguments, parts):
 def test_generate_refuses_a_folder_that_cannot_be_written(
     t2i, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cli.os, "access", lambda *_: False)  # root may write anywhere
+    def deny(*_, **__):  # root may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", deny)
     refused(
         t2i("generate", "a cat", "--model", folder, "--output", tmp_path / "a.png"),
         "cannot be written",
@@ -415,7 +437,11 @@ def test_train_resumes_and_its_model_generates(t2i, tmp_path):
         (["imagen", "--unet.heads", "many"], ["heads must be a whole number", "many"]),
         (["imagen", "train.max_steps"], ["write it as name=value"]),
         (["imagen", "--preset", "cpu32"], ["did you mean 'cpu-32'"]),
-        (["imagen", "--preset"], ["--preset"]),
+        (["imagen", "--preset"], ["--preset needs a value"]),
+        (["imagen", "--crop"], ["--crop is for images of one's own"]),
+        (["gigagan", "--text-column", "title"], ["--text-column is for images"]),
+        (["clip", "--crop"], ["--crop is for images of one's own"]),
+        (["imagen", "--resume", "run"], ["cannot read the setting 'run'"]),
         (["imagen", "--preset="], ["unknown preset ''"]),
         (["imagen", "--output="], ["--output is empty"]),
         (
@@ -496,6 +522,58 @@ def test_train_on_a_folder_of_ones_own(t2i, tmp_path):
     assert code == 0 and load_json("run/model/config.json")["size"] == 16
 
 
+# ---- how one's own images are read (bug reports, "missing")
+
+
+@pytest.fixture
+def walls(tmp_path):
+    "Four images that are no squares, with two columns of captions."
+    folder = tmp_path / "walls"
+    folder.mkdir()
+    rows = []
+    for i, colour in enumerate(("red", "green", "blue", "black")):
+        Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
+        texts = {"title": f"a {colour} wall", "text": f"wall {i}"}
+        rows.append(json.dumps({"file_name": f"{i}.png", **texts}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_train_reads_images_as_its_options_say_and_records_them(
+    t2i, walls, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        "t2i_tutorial.diffusion.imagen.train_imagen",
+        lambda preset, data, *_: seen.append(data),
+    )
+    options = ["--data", walls, "--text-column", "title", "--crop"]
+    options += ["--max-caption", 20]
+    assert t2i("train", "imagen", "--preset", "tiny", *options)[0] == 0
+    opened = seen[0].open(16)
+    assert opened.captions[0] == ("a red wall",)
+    assert opened.cache[0].flatten(1).unique(dim=1).tolist() == [[255], [0], [0]]
+    command = cli_command("imagen", "tiny", data=seen[0])
+    assert t2i(*shlex.split(command)[1:])[0] == 0  # what is recorded says the same
+    assert seen[0] == seen[1]
+
+
+def test_several_columns_give_several_captions(walls):
+    opened = DataConfig(str(walls), text_column="title,text").open(16)
+    assert opened.captions[0] == ("a red wall", "wall 0")
+
+
+def test_other_options_of_the_data_are_refused_on_resume_before_they_are_read(
+    t2i, walls, monkeypatch
+):
+    tiny = [a for a in TINY if not a.startswith("num_images")]
+    tiny += ["--data", walls, "--output", "run"]
+    assert t2i(*tiny, "--text-column", "title", "--crop")[0] == 0
+    monkeypatch.setattr("t2i_tutorial.experiments.open_dataset", None)
+    refused(t2i(*tiny, "--resume", "--crop"), "go on with --text-column title")
+    refused(t2i(*tiny, "--resume", "--text-column", "title"), "go on with --crop")
+
+
 # ---- models and evaluate
 
 
@@ -527,6 +605,25 @@ def test_evaluate_prints_and_saves_the_table(t2i, folder):
     refused(t2i("evaluate", folder, "--output", "report.txt"), "must end in .json")
 
 
+def test_evaluate_does_not_replace_a_report(t2i, folder):
+    "F5"
+    Path("report.json").write_text("mine")
+    refused(t2i("evaluate", folder, "--output", "report.json"), "exists", "--overwrite")
+    assert Path("report.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "option, value, part",
+    [
+        ("--num-images", 15, "from 16"),
+        ("--seed", -1, "--seed must be a whole number"),
+        ("--split", "", "unknown split ''"),
+    ],
+)
+def test_evaluate_refuses(t2i, folder, option, value, part):
+    refused(t2i("evaluate", folder, option, value), part)
+
+
 def test_evaluate_takes_a_batch_size_and_a_device(t2i, folder, monkeypatch):
     sizes, sample = [], Imagen.sample
 
@@ -538,7 +635,7 @@ def test_evaluate_takes_a_batch_size_and_a_device(t2i, folder, monkeypatch):
     options = ["--num-images", 16, "--batch-size", 8, "--num-steps", 1]
     code, out, _ = t2i("evaluate", folder, *options, "--device", "cpu")
     assert code == 0 and sizes[:2] == [(8, "cpu"), (8, "cpu")]
-    refused(t2i("evaluate", folder, "--batch-size", 0), "batch_size")
+    refused(t2i("evaluate", folder, "--batch-size", 0), "--batch-size must be")
     refused(t2i("evaluate", folder, "--truncation-psi", 1), "does not apply")
     refused(t2i("evaluate", "no-such-model"), "unknown model")
 
@@ -636,8 +733,9 @@ def test_train_help_lists_every_setting_and_every_preset(t2i, name):
     about = " ".join(text.split("╭")[0].split())
     for preset in HELP[name]:
         assert preset in about
-    for option in ("--preset", "--data", "--output", "--resume"):
+    for option in ("--preset", "--data", "--output", "--resume", "--text_column"):
         assert option in text
+    assert all(f"--{name}" in text for name in ("split", "max_caption", "crop"))
 
 
 def test_train_help_shows_docments_and_the_defaults_of_the_chosen_preset(t2i):
@@ -671,6 +769,12 @@ def test_train_help_explains_every_setting(t2i, name):
     "arguments, parts",
     [
         (["generat", "a cat"], ["unknown command 'generat'", "'generate'"]),
+        (["gen", "a cat"], ["did you mean 'generate'"]),
+        (["a cat"], ["did you mean: t2i generate 'a cat'"]),
+        (["\udcff"], ["unknown command '\\udcff'"]),
+        (["generate", "a cat", "--no-overwrite"], ["did you mean '--overwrite'"]),
+        (["train", "imagen", "--data", "\udcff"], ["--data '\\udcff' is no UTF-8"]),
+        (["train", "imagen", "--output", "\udcff"], ["--output '\\udcff' is no UTF-8"]),
         (["--vresion"], ["unknown option '--vresion'", "'--version'"]),
         (["generate"], ["PROMPT"]),
         (["generate", "a cat", "--num-setps", "3"], ["did you mean '--num-steps'"]),
@@ -692,7 +796,12 @@ def test_a_second_image_does_not_overwrite_the_first(t2i, folder):
     for seed in (0, 0, 1):
         options = ["--model", folder, "--num-images", 1, "--num-steps", 1]
         names.append(t2i("generate", "a cat", *options, "--seed", seed)[1].strip())
-    assert names == ["a-cat-seed0.png", "a-cat-seed0-2.png", "a-cat-seed1.png"]
+    stem = "a-cat-tiny-seed"
+    assert names == [
+        f"{stem}0-num-steps1.png",
+        f"{stem}0-num-steps1-2.png",
+        f"{stem}1-num-steps1.png",
+    ]
 
 
 def test_ctrl_c_ends_in_one_line_and_exit_code_130(t2i, folder, tmp_path, monkeypatch):
@@ -774,3 +883,291 @@ def test_a_refused_resume_leaves_the_settings_of_the_training(t2i):
     before = load_json("run/config.json")
     refused(t2i(*TINY, "train.lr=0.5", "--output", "run", "--resume"), "lr=")
     assert load_json("run/config.json") == before
+
+
+# ---- no file is replaced (F5)
+
+SHORT = ["--num-images", 1, "--num-steps", 1]
+
+
+def generated(t2i, *arguments) -> str:
+    "The path that is printed."
+    code, out, err = t2i("generate", *arguments)
+    assert code == 0, err
+    return out.strip()
+
+
+def test_the_name_tells_models_prompts_and_settings_apart(t2i, folder, gan):
+    options = ["--model", folder, *SHORT]
+    names = [
+        generated(t2i, "a cat", *options),
+        generated(t2i, "a cat", "--model", gan, "--num-images", 1),
+        generated(t2i, "a cat", *options, "--guidance-scale", 3, "--share-noise"),
+        generated(t2i, "一只猫", *options),
+        generated(t2i, "一只狗", *options),
+    ]
+    assert names == [
+        "a-cat-tiny-seed0-num-steps1.png",
+        "a-cat-gan-seed0.png",
+        "a-cat-tiny-seed0-guidance-scale3-num-steps1-share-noise.png",
+        "一只猫-tiny-seed0-num-steps1.png",
+        "一只狗-tiny-seed0-num-steps1.png",
+    ]
+    assert sorted(p.name for p in Path().iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("a cat " * 150 + "sleeping", "a cat " * 150 + "jumping"),
+        ("猫" * 300 + "大", "猫" * 300 + "小"),
+        ("a cat \N{CAT FACE}", "a cat \N{DOG FACE}"),
+        ("\N{CAT FACE}", "\N{DOG FACE}"),
+    ],
+)
+def test_names_of_long_prompts_and_symbols_differ_and_fit(a, b):
+    names = [cli._default_output(p, "owner/" + "m" * 90, 0, {}).name for p in (a, b)]
+    assert names[0] != names[1] and all(len(n.encode()) < 240 for n in names)
+    assert "/" not in "".join(names)
+
+
+@pytest.mark.parametrize("prompt", ["CON", "../../etc/passwd", ".", "a:b*c?", "nul"])
+def test_no_prompt_gives_a_name_that_a_system_reserves_or_a_path(prompt):
+    name = str(cli._default_output(prompt, "critters-64", 0, {}))
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-critters-64-seed0\.png", name)
+
+
+def test_a_file_system_without_unicode_gets_a_digest(monkeypatch):
+    def encode(name):
+        return name.encode("ascii")
+
+    monkeypatch.setattr(cli.os, "fsencode", encode)
+    names = {str(cli._default_output(p, "m", 0, {})) for p in ("一只猫", "一只狗")}
+    assert len(names) == 2 and all(n.isascii() for n in names)
+
+
+def test_an_output_that_exists_is_replaced_only_when_asked_for(t2i, folder):
+    options = ["a cat", "--model", folder, *SHORT, "--output", "a.png"]
+    Path("a.png").write_text("mine")
+    refused(t2i("generate", *options), "'a.png' exists", "--overwrite")
+    assert Path("a.png").read_text() == "mine"
+    assert generated(t2i, *options, "--overwrite") == "a.png"
+    assert Image.open("a.png").text["prompt"] == "a cat"
+    assert [p.name for p in Path().iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_comes_meanwhile_is_kept(t2i, folder, monkeypatch, links):
+    "Another process writes the same name while this one samples."
+    sample = Imagen.sample
+
+    def other(self, *arguments, **options):
+        Path("a.png").write_text("mine")
+        return sample(self, *arguments, **options)
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Imagen, "sample", other)
+    if not links:
+        monkeypatch.setattr(cli.os, "link", refuse)
+    options = ["a cat", "--model", folder, *SHORT, "--output", "a.png"]
+    assert generated(t2i, *options) == "a-2.png"
+    assert Path("a.png").read_text() == "mine"
+    assert sorted(p.name for p in Path().iterdir()) == ["a-2.png", "a.png"]
+
+
+# ---- a stopped training can be looked at ("missing")
+
+
+@pytest.mark.parametrize("words", [TINY, GAN], ids=["imagen", "gigagan"])
+def test_a_checkpoint_of_a_training_generates(t2i, words):
+    assert t2i(*words, "--output", "run")[0] == 0
+    shutil.rmtree("run/model")  # as if it had been stopped
+    newest = sorted(Path("run/checkpoints").iterdir())[-1]
+    short = ["a cat", "--num-images", 1]
+    for name in ("run", "run/checkpoints", newest):
+        code, out, err = t2i("generate", *short, "--model", name)
+        assert code == 0 and f"step {int(newest.name[5:])} of a training" in err
+        assert out.startswith(f"a-cat-run-{newest.name}-seed0")
+        assert Image.open(out.strip()).text["model"] == str(newest)
+    assert len(list(Path().glob("*.png"))) == 3
+
+
+def test_it_has_the_averaged_weights(t2i):
+    assert t2i(*TINY, "train.lr=0.01", "--output", "run")[0] == 0
+    config = apply_overrides(IMAGEN_PRESETS["tiny"].model_config, {})
+    newest = Path("run/checkpoints/step-000004")
+    averaged = load_weights(Imagen(config), newest).state_dict()
+    raw = load_weights(Imagen(config), newest, ema=False).state_dict()
+    with pytest.warns(UserWarning, match="step 4"):
+        loaded = cli._load("run", "cpu").state_dict()
+    assert all(torch.equal(v, averaged[k]) for k, v in loaded.items())
+    assert not all(torch.equal(v, raw[k]) for k, v in loaded.items())
+
+
+def test_a_training_without_a_checkpoint_is_told_from_a_model(t2i, folder, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    refused(t2i("generate", "a cat", "--model", tmp_path / "run"), "no checkpoint in")
+    shutil.copytree(folder, tmp_path / "done" / "model")  # its checkpoints are gone
+    assert "done" in generated(t2i, "a cat", "--model", tmp_path / "done", *SHORT)
+
+
+def test_a_checkpoint_that_does_not_name_its_model_is_refused(t2i, monkeypatch):
+    checkpoint = Path("run/checkpoints/step-000001")
+    checkpoint.mkdir(parents=True)
+    monkeypatch.setattr(
+        "t2i_tutorial.checkpoints.load_checkpoint_settings",
+        lambda path: ({"model": "Imagen", "step": 1}, {}),
+    )
+    refused(t2i("generate", "a cat", "--model", "run"), "does not say what model")
+
+
+# ---- packages and files are looked at first (F11, F12)
+
+
+@pytest.mark.parametrize(
+    "missing, arguments",
+    [
+        ("accelerate", ["train", "gigagan", "--preset", "tiny"]),
+        ("tensorboard", ["train", "imagen", "--preset", "tiny"]),
+        ("wandb", ["train", "imagen", "train.log_with=wandb"]),
+        ("datasets", ["train", "imagen", "--data", "."]),
+        ("transformers", ["train", "imagen", "--preset", "report-64"]),
+        ("torchmetrics", ["evaluate", "critters-32"]),
+    ],
+)
+def test_a_missing_package_is_named_first(
+    t2i, tmp_path, monkeypatch, missing, arguments
+):
+    "F12"
+    monkeypatch.setattr(cli, "find_spec", lambda name: name != missing)
+    refused(t2i(*arguments), f"needs the package '{missing}'", "pip install")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_evaluate_says_at_once_that_lpips_will_be_skipped(t2i, monkeypatch):
+    "F12"
+    monkeypatch.setattr(cli, "find_spec", lambda name: name != "lpips")
+    code, _, err = t2i("evaluate", "no-such-model")
+    assert code == 2 and err.startswith("t2i: note: LPIPS will be skipped")
+
+
+def test_an_unreadable_folder_is_one_line(t2i, monkeypatch, walls):
+    "F11"
+
+    def deny(path, *_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("t2i_tutorial.data.read_metadata", deny)
+    refused(t2i("train", "imagen", "--data", walls), "Permission denied", str(walls))
+
+
+def test_folders_in_place_of_files_are_one_line(t2i, folder, tmp_path):
+    "F11: what cannot be opened for another reason than that it is missing."
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "config.json").unlink()
+    (broken / "config.json").mkdir()
+    refused(t2i("generate", "a cat", "--model", broken), "config.json")
+
+
+# ---- the terminal
+
+
+def run_t2i(*arguments, **options):
+    "In a process of its own, with bytes."
+    command = [sys.executable, "-m", "t2i_tutorial.cli", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, **options)
+
+
+def test_a_reader_who_has_left_and_a_full_disk_give_no_traceback():
+    "As in `t2i models | head -0`."
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_t2i("models", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            done = run_t2i("models", stdout=full)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+        assert b"No space left" in done.stderr
+
+
+def test_ctrl_c_while_the_program_starts_is_one_line():
+    code = "import sys\nclass Stop:\n def find_spec(self, name, *_):\n"
+    code += "  if name == 'tyro': raise KeyboardInterrupt\n"
+    code += "sys.meta_path.insert(0, Stop())\nimport t2i_tutorial.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr) == (130, b"t2i: stopped\n")
+
+
+def test_paths_and_tables_are_printed_on_a_terminal_without_unicode(monkeypatch):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with cli._lenient_output():
+        print("0.1 ± 0.2")
+        cli._print_path(Path("猫.png"))
+    stream.flush()
+    assert raw.getvalue() == b"0.1 \\xb1 0.2\n" + os.fsencode("猫.png") + b"\n"
+    assert stream.errors == "strict"
+
+
+@pytest.mark.parametrize("columns", ["5", "20", "200"])
+def test_a_message_is_the_same_on_a_narrow_terminal(t2i, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    refused(
+        t2i("generate", "a cat", "--num-images", "many"),
+        "t2i generate: --num-images must be a whole number, not 'many'",
+    )
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["help"], "usage: t2i [--help]"),
+        (["help", "generate"], "usage: t2i generate"),
+        (["version"], "t2i "),
+        (["-V"], "t2i "),
+    ],
+)
+def test_help_and_version_as_words(t2i, words, part):
+    code, out, err = t2i(*words)
+    assert not code and out.startswith(part) and not err
+
+
+def test_a_prompt_may_begin_with_a_hyphen_after_two(t2i, folder):
+    name = generated(t2i, "--model", folder, *SHORT, "--", "-a cat")
+    assert Image.open(name).text["prompt"] == "-a cat"
+
+
+def test_a_model_in_a_folder_whose_name_is_no_utf8_is_one_line(t2i, folder, tmp_path):
+    "F11: the library safetensors cannot open it."
+    odd = os.fsdecode(b"\xff")
+    try:
+        shutil.copytree(folder, tmp_path / odd)
+    except OSError:
+        pytest.skip("this file system takes Unicode only")
+    refused(t2i("generate", "a cat", "--model", tmp_path / odd, *SHORT), "safetensors")
+    assert cli._readable(odd) == "?"  # what a PNG holds of it
+
+
+def test_evaluate_searches_all_training_images_of_a_record(
+    t2i, folder, tmp_path, monkeypatch
+):
+    found = {}
+
+    def evaluate(sample_fn, n, training_images, mirror, **_):
+        found.update(images=len(training_images), mirror=mirror)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr("t2i_tutorial.evaluation.report.evaluate", evaluate)
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    size = json.loads((model / "config.json").read_text())["size"]
+    preset = {"num_images": 70, "model_config": {"size": size}}
+    run = {"command": "t2i train imagen --preset tiny", "preset": preset}
+    (model / "run.json").write_text(json.dumps(run))
+    refused(t2i("evaluate", model), "seen enough")
+    assert found == {"images": 70, "mirror": True}

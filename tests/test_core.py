@@ -103,6 +103,109 @@ def test_show_images_wraps_captions_and_counts():
         core.show_images([])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a  red cat,  sleeping",
+        "a red\u00a0cat,\nsleeping\t",
+        "\ufeffa red cat,\u2028sleeping",
+        "\u202aa\u3000red\u200b cat,\x00sleeping\u202c",
+        "a r\u00aded c\u2060at, sleep\u200ding\u200c",
+        "a red \u200d cat, \x85sleeping",
+    ],
+)
+def test_a_text_is_the_same_however_it_is_spaced(text):
+    "Row F1."
+    assert core.clean_text(text) == "a red cat, sleeping"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red cat , sleeping,, or not,perhaps",  # spelling, not spacing
+        "\U0001f469\u200d\U0001f680 \u2764\ufe0f",  # an emoji of two, a red heart
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian
+        "\u0915\u094d\u200d\u0937 \u0d28\u0d4d\u200d",  # Devanagari, Malayalam
+        "caf\u00e9 \u8d64\u3044\u7adc $_$",
+        "",
+    ],
+)
+def test_what_belongs_to_the_words_stays(text):
+    "Row F1: punctuation, and joiners where they shape what is read."
+    assert core.clean_text(text) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(
+        st.sampled_from(
+            "ae\u0301\u0323\u0915\u200b\u200c\u200d\u00ad\ufeff\u2126\u3000\n \x1f\x85"
+        )
+    )
+    | st.text()
+)
+def test_a_clean_text_is_clean(text):
+    "Row F1: cleaning twice changes nothing, and no odd white space is left."
+    clean = core.clean_text(text)
+    assert core.clean_text(clean) == clean
+    assert " ".join(clean.split()) == clean
+    assert not {*clean} & {*"\ufeff\u200b\u00ad\u2060\x00\x7f"}
+
+
+def drawn(*captions, size=16, **options):
+    "The figure of black images with captions, after it was really drawn."
+    figure = core.show_images(torch.zeros(len(captions), 3, size, size) - 1, captions)
+    figure.savefig(io.BytesIO(), **options)
+    return figure
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_words_are_never_mathematics(kind):
+    "Row F2: `$$` ended a training; a price lost its dollar signs."
+    words = ["$$", "$_$", "for $5 or $6", r"\$a^2$ \frac", "{}^%&#_ <b>"]
+    figure = drawn(*words, size=96, format=kind)
+    assert [t.get_text() for t in figure.texts] == words
+    titled = core.show_images(torch.zeros(1, 3, 16, 16), title="$_$ and $$")
+    titled.savefig(io.BytesIO(), format=kind)
+    assert titled.texts[0].get_text() == "$_$ and $$"
+    plain = core.show_images(torch.zeros(1, 3, 96, 96), ["a$b$c"]).texts[0]
+    assert not plain.get_parse_math() and not plain.get_usetex()
+
+
+def test_characters_without_a_glyph_are_noted_once(recwarn):
+    "Row F2: boxes, one note for all of them and none the second time."
+    core._warn_no_glyph.cache_clear()
+    red_cat = "\u4e00\u53ea\u7ea2\u8272\u7684\u732b"
+    for _ in range(2):
+        figure = drawn(f"cat {red_cat}", "a \U0001f469\u200d\U0001f680 \x00\udcff")
+    (note,) = recwarn
+    assert "lacks 9 characters" in str(note.message) and "\n" not in str(note.message)
+    assert [t.get_text().count("\u25a1") for t in figure.texts] == [6, 3]
+
+
+def test_a_font_that_is_asked_for_draws_what_the_first_one_lacks(recwarn):
+    "Row F2: as matplotlib falls back from one family to the next."
+    import matplotlib as mpl
+
+    sign = "\u2a3f"  # in STIX, not in Courier-like cmtt10
+    with mpl.rc_context({"font.family": ["cmtt10"]}):
+        assert core._drawable([f"a {sign}"]) == ["a \u25a1"]
+    with mpl.rc_context({"font.family": ["cmtt10", "STIXGeneral"]}):
+        assert core._drawable([f"a {sign}"]) == [f"a {sign}"]
+
+
+@pytest.mark.parametrize("text", ["very " * 300, "x" * 1500, "\u7adc" * 1500])
+def test_a_long_caption_is_cut_in_the_drawing(text, recwarn):
+    "Row F2: 1,500 characters below each image would make a grid too tall to draw."
+    figure = drawn(text, text)
+    lines = figure.texts[0].get_text().split("\n")
+    assert len(lines) == 20 and lines[-1].endswith("…")
+    assert figure.get_size_inches()[1] < 4
+    titled = core.show_images(torch.zeros(1, 3, 16, 16), title=text)
+    titled.savefig(io.BytesIO())
+    assert len(titled.texts[0].get_text()) <= 200
+
+
 def test_make_grid_places_every_image():
     images = torch.stack([torch.full((3, 2, 2), v) for v in (-1.0, 0.0, 0.5)])
     grid = core.make_grid(images, columns=2, padding=1)
@@ -314,7 +417,23 @@ def test_rows_become_a_table():
         table[1:] == ["| --- | --- |", "| 1 | 0.123 |", "| x&#124;y | 1,234 |"]
         and table[0] == "| a | b&#124;c |"
     )
+    table = core.show_table([{"price": "$5 or $6\na night"}]).data
+    assert table.endswith("\n| &#36;5 or &#36;6 a night |")  # row F2
     with pytest.raises(UserError, match="no rows to show"):
         core.show_table([])
     with pytest.raises(UserError, match="other columns"):
         core.show_table([{"a": 1}, {"b": 1}])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    (
+        ("two\nlines and\ta tab", "two lines and a tab"),
+        ("an escape \x1b and half a character \ud800", r"an escape \x1b and half"),
+        ("x" * 100_000 + "; shorten it", "; shorten it"),
+    ),
+)
+def test_a_message_is_one_line_of_a_sensible_length(message, expected):
+    said = str(UserError(message))
+    assert expected in said and len(said) <= 600
+    said.encode()  # can be printed

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import shutil
+import threading
+import time
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torch import nn
 
 from t2i_tutorial import critters
 from t2i_tutorial import experiments as R
+from t2i_tutorial.checkpoints import LOCK_FILE, lock_folder
 from t2i_tutorial.core import UserError, make_grid, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.experiments import (
@@ -355,6 +359,192 @@ def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(UserError, match="resume=True needs a folder"):
         run_training(Blot, TINY, resume=True)
+
+
+# ---- resume: what must be the same, and what may change
+
+
+@pytest.fixture
+def half(trained, tmp_path, monkeypatch):
+    "A stopped training, in a world where whatever costs time would be an error."
+    folder = Path(shutil.copytree(trained[0], tmp_path / "half"))
+    shutil.rmtree(folder / "model")
+
+    def too_early(*args, **kwargs):
+        raise AssertionError("computed before the settings were compared")
+
+    for name in ("critters_dataset", "open_dataset", "cache_text_embeddings"):
+        monkeypatch.setattr(R, name, too_early)
+    monkeypatch.setattr(Blot, "__init__", too_early)
+    return folder
+
+
+def files_of(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["noise_std=0.5"], "with noise_std=0.0, not 0.5; go on with noise_std=0.0,"),
+        (["inner.hidden=9"], "with inner.hidden=8, not 9; go on with inner.hidden=8"),
+        (["text_encoder=t5"], "with text_encoder=critters-clip, not t5;"),
+        (["num_images=33"], "with num_images=32, not 33;"),
+        (["init_from=x"], "with init_from=none, not x;"),
+        (["train.lr=1"], "with train.lr=0.01, not 1.0; go on with train.lr=0.01,"),
+        (["lr_schedule=cosine"], "with lr_schedule=linear, not cosine;"),
+        (
+            ["noise_std=0.5", "train.seed=3"],
+            "train.seed=0, not 3, noise_std=0.0, not 0.5; go on with train.seed=0 ",
+        ),
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_done(half, words, expected):
+    "F3: nothing is drawn, encoded, downloaded or written; one line names the setting."
+    before = files_of(half)
+    with pytest.raises(UserError) as e:
+        run_training(Blot, get_preset(PRESETS, "tiny", words), folder=half, resume=True)
+    text = str(e.value)
+    assert expected in text and "\n" not in text and files_of(half) == before
+    assert "(only max_steps, save_every, max_checkpoints," in text
+
+
+@pytest.mark.parametrize("data", ["someone/photos", "."])
+def test_other_data_are_refused_before_they_are_opened(half, data):
+    "F3: neither downloaded nor read."
+    before = files_of(half)
+    with pytest.raises(UserError) as e:
+        run_training(Blot, TINY, data, half, resume=True)
+    text = str(e.value)
+    assert f"with data=critters, not {data}; go on with --data critters, or" in text
+    assert files_of(half) == before
+
+
+def test_forgotten_data_are_named(half):
+    "F3: without --data it went on with creatures, and the record was wrong."
+    path = half / "checkpoints" / "step-000004" / "state.json"
+    state = json.loads(path.read_text())
+    state["settings"] |= {"data": "/photos of mine"}
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match="data=/photos of mine, not critters; go on"):
+        run_training(Blot, TINY, folder=half, resume=True)
+
+
+def test_more_steps_and_other_intervals_may_follow(trained, tmp_path):
+    "F3: what may change does not change the weights."
+    shutil.copytree(trained[0], tmp_path / "parts")
+    words = ["train.max_steps=6", "train.save_every=3", "train.max_checkpoints=1"]
+    longer = get_preset(PRESETS, "tiny", words)
+    parts, log = run_training(Blot, longer, folder=tmp_path / "parts", resume=True)
+    whole, _ = run_training(Blot, longer, folder=tmp_path / "whole")
+    assert same(parts, whole) and log[-1]["step"] == 6
+
+
+def pictures(folder, captions):
+    "A folder of small pictures of one colour, with captions."
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for i, caption in enumerate(captions):
+        Image.new("RGB", (16, 16), (9 * i, 100, 50)).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": caption}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_folder_may_move_but_not_change(tmp_path):
+    "F3: images added or captions rewritten are told, before anything is encoded."
+    captions = [f"picture {i}" for i in range(8)]
+    first = pictures(tmp_path / "photos", captions)
+    run_training(Blot, TINY, first, tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    pictures(first, [*captions, "one more", "and another"])
+    longer = get_preset(PRESETS, "tiny", ["train.max_steps=5"])
+    with pytest.raises(UserError, match="on other data: 2 images added; go on with"):
+        run_training(Blot, longer, first, tmp_path / "run", resume=True)
+    assert files_of(tmp_path / "run") == before
+    for i in (8, 9):
+        (first / f"{i}.png").unlink()
+    pictures(first, captions)
+    moved = first.rename(tmp_path / "moved")
+    _, log = run_training(Blot, longer, moved, tmp_path / "run", resume=True)
+    assert log[-1]["step"] == 5
+
+
+# ---- a folder in use, a missing package, a picture that fails
+
+
+def test_a_folder_in_use_is_refused(trained, tmp_path):
+    "F10: nothing is written or encoded beside a training that runs."
+    folder = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    before, texts = files_of(folder), []
+
+    def second():
+        for resume in (True, False):
+            try:
+                run_training(Blot, TINY, folder=folder, resume=resume)
+            except UserError as e:
+                texts.append(str(e))
+
+    with lock_folder(folder):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(30)
+    assert len(texts) == 2 and all("is in use by process" in t for t in texts)
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_process_of_several_locks_for_all(tmp_path, monkeypatch, rank):
+    "F10: the first one, as the launcher has numbered them."
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    locked = []
+
+    def prepare(*args):
+        locked.append((tmp_path / "run" / LOCK_FILE).exists())
+        raise UserError("enough")
+
+    with pytest.raises(UserError, match="enough"):
+        run_training(Blot, TINY, folder=tmp_path / "run", prepare=prepare)
+    assert locked == [rank == "0"]
+
+
+def test_a_missing_package_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    "F12: also from Python."
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package accelerate; run: pip"):
+        run_training(Blot, TINY, folder=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_is_written_whatever_happens_to_a_picture_of_it(
+    trained, tmp_path, monkeypatch
+):
+    "F2: samples and curves fail at each step, and the model is that of always."
+
+    def fail(*args, **kwargs):
+        raise ValueError("ParseException: $_$")
+
+    monkeypatch.setattr("t2i_tutorial.training.show_images", fail)
+    monkeypatch.setattr("t2i_tutorial.training.plot_losses", fail)
+    shown = get_preset(PRESETS, "tiny", ["train.sample_every=2"])
+    with pytest.warns(UserWarning, match="the grid of samples failed"):
+        model, _ = run_training(Blot, shown, folder=tmp_path / "run", validation=16)
+    assert same(model, trained[1])
+    Blot.from_pretrained(tmp_path / "run" / "model", "cpu")
+
+
+def test_the_record_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+    "Set back by an hour while the training runs: no negative seconds."
+    clock, calls = time.time, []
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600 * len(calls))
+
+    def prepare(*args):
+        calls.append(1)
+
+    run_training(Blot, TINY, folder=tmp_path / "run", prepare=prepare)
+    run = json.loads((tmp_path / "run" / "model" / "run.json").read_text())
+    assert calls and 0 < run["seconds"] < 600
 
 
 def test_prepare_sees_what_is_trained_and_may_change_it(trained, tmp_path):

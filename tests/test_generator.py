@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from t2i_tutorial.attention import L2SelfAttention2d
-from t2i_tutorial.core import UserError, seed_everything, seeded_generator
+from t2i_tutorial.core import (
+    UserError,
+    dataclass_from_dict,
+    seed_everything,
+    seeded_generator,
+)
 from t2i_tutorial.gan.generator import (
     Generator,
     GeneratorConfig,
@@ -20,7 +25,6 @@ from t2i_tutorial.gan.generator import (
     slerp,
     upsample2x,
 )
-from t2i_tutorial.hub import dataclass_from_dict
 from t2i_tutorial.text import TextEmbedding
 
 SMALL = GeneratorConfig(

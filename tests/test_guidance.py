@@ -365,15 +365,22 @@ def test_rescale_is_applied_before_the_threshold(null_text):
     [
         (
             {"guidance_scale": -0.1},
-            "guidance_scale must be a number of at least 0, not -0.1",
+            "guidance_scale must be from 0 to 1000, not -0.1",
         ),
         ({"guidance_scale": float("nan")}, "not nan"),
         ({"guidance_scale": float("inf")}, "not inf"),
         ({"guidance_scale": "3"}, "guidance_scale must be"),
         ({"guidance_scale": True}, "guidance_scale must be"),
         (
+            {"guidance_scale": 1e308},
+            "guidance_scale must be from 0 to 1000, not 1e\\+308",
+        ),
+        ({"guidance_scale": torch.ones(2)}, "guidance_scale must be"),
+        ({"guidance_interval": None}, "two numbers"),
+        ({"guidance_interval": ("a", "b")}, "two numbers"),
+        (
             {"dynamic_threshold_percentile": 0},
-            "dynamic_threshold_percentile must be more than 0",
+            "dynamic_threshold_percentile must be from 1e-06 to 1",
         ),
         ({"dynamic_threshold_percentile": 1.01}, "dynamic_threshold_percentile"),
         (

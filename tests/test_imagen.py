@@ -26,10 +26,11 @@ from t2i_tutorial.diffusion.imagen import (
 )
 from t2i_tutorial.diffusion.noise import add_noise, prediction_target
 from t2i_tutorial.diffusion.samplers import run_sampler
-from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
+from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset, get_preset
+from t2i_tutorial.gan.config import GIGAGAN_PRESETS, gigagan_preset
 from t2i_tutorial.hub import bundled_models, prompt_generators, randn_per_prompt
 from t2i_tutorial.text import TextEmbedding, full_caption
-from t2i_tutorial.training import Trainer
+from t2i_tutorial.training import Trainer, setting_names
 
 TINY = IMAGEN_PRESETS["tiny"].model_config
 FEW = {
@@ -90,12 +91,12 @@ def same(a, b) -> bool:
         ({"cond_drop_prob": nan}, "cond_drop_prob"),
         (
             {"guidance_scale": -1.0},
-            "(text|guidance)[ _]scale must be a number of at least 0",
+            "guidance_scale must be from 0 to 1000, not -1.0",
         ),
         ({"thresholding": "dynamik"}, "did you mean 'dynamic'"),
         (
             {"dynamic_threshold_percentile": 0.0},
-            "dynamic_threshold_percentile must be more than 0",
+            "dynamic_threshold_percentile must be from 1e-06 to 1",
         ),
     ],
 )
@@ -112,12 +113,55 @@ def test_a_size_is_one_number(untyped):
         ImagenConfig(size=(64,))
 
 
-def test_an_encoder_of_another_width_is_refused():
-    config = replace(TINY, unet=replace(TINY.unet, text_dim=512))
-    with pytest.raises(
-        UserError, match="gives vectors of 128, the U-Net takes 512; set text_dim=128"
-    ):
-        Imagen(config)
+def test_the_width_of_the_text_follows_from_the_encoder(tmp_path):
+    "Row F6: it is derived, recorded in config.json, and no setting."
+    words = ["text_encoder=critters-clip+token-embeddings"]
+    model = Imagen(imagen_preset("tiny", words).model_config)
+    assert model.config.unet.text_dim == 256 == model.encoder.dim
+    assert imagen_preset("tiny").model_config.unet.text_dim == 128
+    loaded = Imagen.from_pretrained(model.save_pretrained(tmp_path), "cpu")
+    assert loaded.config == model.config
+    assert loaded.sample(["a red cat"], num_steps=1).isfinite().all()
+    with pytest.raises(UserError, match="unet.text_dim follows from text_encoder"):
+        imagen_preset("tiny", ["unet.text_dim=64"])
+
+
+def test_every_field_has_a_path_of_its_own():
+    "The noise schedule and the learning rate's do not collide; the network is reached."
+    changed = imagen_preset(
+        "tiny",
+        ["noise_schedule=linear", "train.lr_schedule=constant", "unet.heads=8"],
+    )
+    model, train = changed.model_config, changed.train_config
+    assert model.noise_schedule == "linear" and train.lr_schedule == "constant"
+    assert model.unet.heads == 8
+    for preset in (IMAGEN_PRESETS["tiny"], GIGAGAN_PRESETS["tiny"]):
+        names = setting_names(preset.model_config) + setting_names(
+            preset.train_config, "train."
+        )
+        assert len(names) == len(set(names)) > 30
+        for name in names:
+            if not name.endswith("text_dim"):
+                value = preset.train_config if "train." in name else preset.model_config
+                for part in name.removeprefix("train.").split("."):
+                    value = getattr(value, part)
+                assert get_preset({}, preset, {name: value}) == preset, name
+
+
+def test_no_preset_has_a_percentile_that_it_does_not_use():
+    default = ImagenConfig().dynamic_threshold_percentile
+    for name, preset in IMAGEN_PRESETS.items():
+        c = preset.model_config
+        unused = c.thresholding != "dynamic"
+        assert not unused or c.dynamic_threshold_percentile == default, name
+
+
+@pytest.mark.parametrize("preset", [None, 3, [], b"tiny", object()])
+def test_what_is_no_preset_is_one_line(untyped, preset):
+    for find in (imagen_preset, gigagan_preset):
+        with pytest.raises(UserError, match="unknown preset") as e:
+            find(preset)
+        assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(

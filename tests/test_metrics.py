@@ -1,5 +1,6 @@
 """Chapter 11: distances between sets, diversity, LPIPS, memorisation."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -303,3 +304,25 @@ def test_mean_with_interval():
     half = 1.96 * x.std().item() / 2
     assert (m.ci_low, m.ci_high) == pytest.approx((2.5 - half, 2.5 + half))
     assert D.mean_with_interval(x[:1]).ci_low is None
+
+
+@pytest.mark.parametrize("subset_size", [0, 1, 41, 2.5, True])
+def test_an_mmd_that_cannot_be_computed_is_said(untyped, subset_size):
+    "Small rows: a subset of one image gave nan."
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).double()
+    with pytest.raises(UserError, match="subset_size must be a whole number from 2 to"):
+        D.polynomial_mmd(x, x, subset_size=subset_size)
+    with pytest.raises(UserError, match="subsets must be a whole number of at least 1"):
+        D.polynomial_mmd(x, x, subsets=0)
+    for distance in (D.polynomial_mmd, D.frechet_distance):
+        with pytest.raises(UserError, match="needs at least 2 images of each kind"):
+            distance(x[:1], x)
+    assert math.isfinite(D.polynomial_mmd(x, x.flip(0), subset_size=2)[0])
+
+
+def test_diversity_and_neighbours_need_something_to_compare():
+    x = torch.zeros(2, 1, 3, 8, 8)
+    with pytest.raises(UserError, match="at least 2 images of a prompt"):
+        D.intra_prompt_diversity(x, D.pixel_rmse)
+    with pytest.raises(UserError, match="there are no training images"):
+        D.nearest_neighbours(x[:, 0], x[:0, 0], size=8)

@@ -70,6 +70,12 @@ def test_tokens_are_start_words_padding():
     assert tokens[1].tolist() == [1] + [0] * (nano.MAX_TOKENS - 1)
 
 
+def test_tokens_are_the_same_however_a_prompt_is_spaced():
+    "Row F1."
+    odd = ["\ufeffa\u00a0blue\n dragon", "a bl\u200bue dra\u00adgon"]
+    assert torch.equal(nano.tokenize(odd), nano.tokenize(["a blue dragon"] * 2))
+
+
 def test_unknown_words_are_skipped_and_long_captions_refused():
     skipped = nano.tokenize(["a blue wizard", "a blue", "<pad> a <start> blue"])
     assert (skipped == skipped[1]).all()
@@ -323,6 +329,7 @@ MISTAKES = {
     "a negative seed": ["a cat", "--seed", "-1", "--steps", "1"],
     "no PNG": ["a cat", "--output", "cat.jpg"],
     "a folder": ["a cat", "--output", "folder.png"],
+    "a picture that is there": ["a cat", "--recorded", "--output", "mine.png"],  # F5
     "endless steps": ["a cat", "--steps", "9" * 30],
     "a very long name": ["a cat", "--output", "x" * 300 + ".png"],
     "a file as folder": ["a cat", "--output", "file/cat.png"],
@@ -336,11 +343,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     Path("folder.png").mkdir()
     Path("file").write_text("")
+    Path("mine.png").write_text("mine")
     with pytest.raises(SystemExit) as stop:
         nano.nano_main(arguments)
     errors = [x for x in capsys.readouterr().err.splitlines() if "note:" not in x]
     assert stop.value.code == 2 and len(errors) == 1 and errors[0].startswith("nano: ")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+    names = ["file", "folder.png", "mine.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert Path("mine.png").read_text() == "mine"
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):

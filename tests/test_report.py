@@ -347,3 +347,32 @@ def test_mirrored_copies_within_evaluate(training):
 def test_diversity_has_an_interval(report):
     m = report(honest)["pixel_diversity"]
     assert m.ci_low < m.value < m.ci_high and m.ci_low < m.reference < m.ci_high
+
+
+def test_bytes_are_converted_and_other_ranges_are_said(training):
+    "Small rows: images from 0 to 255 were clamped to white, and every share was 0."
+    prompts = ["a small blue and red dragon with green eyes, standing, facing left"] * 4
+
+    def draw(change):
+        return R.generate_images(lambda p, s: change(honest(p, s)), prompts, 32, 0, 2)
+
+    plain = draw(lambda x: x)
+    assert (draw(to_uint8) - plain).abs().max() < 1 / 127
+    with pytest.raises(UserError, match="to 255, not from -1 to 1; give bytes"):
+        draw(lambda x: to_uint8(x).float())
+    with pytest.warns(UserWarning, match="if they are meant from 0 to 1, rescale"):
+        draw(lambda x: (x + 1) / 2)
+    with pytest.raises(UserError, match="training_images came with values"):
+        R.evaluate(
+            honest, 16, training_images=127.5 * training + 127.5, with_lpips=False
+        )
+
+
+def test_a_report_says_how_many_training_images_were_searched(report):
+    of = report(honest)
+    assert of.num_training_images == 1024
+    assert "memorisation rate, 1,024 searched" in of.table()
+    recorded = R.EvaluationReport.load(
+        RESULTS_DIR / "critters-32" / "evaluation-test.json"
+    )
+    assert recorded.num_training_images is None and "searched" not in recorded.table()

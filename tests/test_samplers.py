@@ -483,7 +483,7 @@ def test_noise_is_drawn_and_the_denoiser_called_as_often_as_said(sampler, draws)
         (dict(sampler="dpmpp_2m"), "did you mean 'dpmpp-2m'"),
         (dict(num_steps=0), "from 1 to 1000, not 0"),
         (dict(num_steps=1001), "not 1001"),
-        (dict(sampler="ddim", eta=1.5), "eta must be a number from 0 to 1, not 1.5"),
+        (dict(sampler="ddim", eta=1.5), "eta must be from 0 to 1, not 1.5"),
         (dict(sampler="ddim", eta=math.nan), "not nan"),
     ],
 )

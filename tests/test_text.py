@@ -117,9 +117,76 @@ def test_capitals_and_unicode_forms_are_one(tokenizer):
 
 
 def test_long_text_is_cut_with_a_warning_and_closed(tokenizer):
-    with pytest.warns(UserWarning, match="shorten it"):
+    with pytest.warns(T.TextCutWarning, match="only 48 of 101 tokens .* shorten it"):
         ids, mask = tokenizer.encode(["red " * 100])
     assert ids.shape == (1, 48) and ids[0, -1] == T.Tokenizer.END and mask.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ids, mask = tokenizer.encode(["red " * 47])  # just fits
+    assert ids.shape == (1, 48) and tokenizer.count_tokens(["red " * 47]) == [48]
+
+
+def cut_notes(encode, texts):
+    "What is said about texts that are cut."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        encode(texts)
+    return [str(w.message) for w in caught if w.category is T.TextCutWarning]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_texts_that_are_cut_are_one_line_with_count_and_longest(
+    encoder, tmp_path, cached
+):
+    "Row F8: of an encoder and of its cache, in however many batches."
+    if cached:
+        encoder = T.CachedTextEncoder(encoder, tmp_path, batch_size=2)
+    texts = [f"a red cat {'and a cat ' * n}" for n in (0, 1, 30, 40, 35, 40)]
+    (note,) = cut_notes(encoder.encode, texts)
+    assert note.startswith("3 of 5 texts have more than the ") and "\n" not in note
+    assert (
+        "the longest has " in note and "choose a text encoder that reads more" in note
+    )
+    assert cut_notes(encoder.encode, texts[:2]) == []
+    longer = cut_notes(encoder.encode, ["a red cat " * 60])
+    assert len(longer) == 1 and longer[0].endswith("; shorten it")
+    assert len(cut_notes(encoder.encode, ["a red cat " * 59])) == (not cached)
+    assert len(cut_notes(encoder.encode, texts[3:4])) == (not cached)
+
+
+def test_an_encoder_that_cannot_count_still_speaks_for_itself(tokenizer, tmp_path):
+    "Row F8: only what was said once for all batches is kept from being said again."
+
+    class Other:
+        name, dim = "other", 4
+
+        def encode(self, texts):
+            mask = tokenizer.encode(texts)[1]
+            return T.TextEmbedding(
+                torch.ones(*mask.shape, 4), mask, torch.ones(len(texts), 4)
+            )
+
+        def oov_words(self, texts):
+            return {}
+
+    other = Other()
+    assert T.warn_cut(other, ["red " * 100]) == 0
+    cached = T.CachedTextEncoder(other, tmp_path)
+    assert len(cut_notes(cached.encode, ["red " * 100])) == 1
+
+
+def test_a_text_is_encoded_the_same_however_it_is_spaced(encoder, tmp_path):
+    "Row F1: also where no prompt is checked, and once in a cache."
+    odd = ["\ufeffa\u00a0red  cat\n", "a red cat\u200b", "a r\u00aded cat"]
+    want = encoder.encode(["a red cat"])
+    for text in odd:
+        got = encoder.encode([text])
+        assert torch.equal(got.tokens, want.tokens)
+        assert torch.equal(got.pooled, want.pooled)
+    assert encoder.oov_words(odd) == {}
+    cached = T.CachedTextEncoder(encoder, tmp_path)
+    assert torch.equal(cached.encode(odd).pooled, want.pooled.expand(3, -1))
+    assert list(cached.rows) == ["a red cat"]
 
 
 def test_fixed_length_pads_or_cuts(tokenizer):
@@ -144,6 +211,7 @@ def test_tokenizer_saves_and_loads(tokenizer, tmp_path):
         ("a red cat", "not one string"),
         ([], "list is empty"),
         (["a", 3], "text 1 is not a string"),
+        (["a", "b\udcff"], "text 1 holds half a Unicode character"),
     ],
 )
 def test_bad_texts_get_one_line(untyped, texts, message):
@@ -367,3 +435,18 @@ def test_two_encoders_do_not_share_a_file(folders, tmp_path):
             [LONG]
         )
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_a_note_of_many_long_unknown_words_is_one_short_line():
+    class Encoder:
+        name, dim = "any", 8
+
+        def encode(self, texts):
+            raise NotImplementedError
+
+        def oov_words(self, texts):
+            return {f"{i}{'x' * 900}": [] for i in range(40)}
+
+    with pytest.warns(UserWarning, match="and 35 more; the image") as notes:
+        T.warn_oov(Encoder(), ["a text"])
+    assert len(str(notes[0].message)) < 400

@@ -1,6 +1,7 @@
 """The training loop: it goes on as if never stopped, clips what it updates,
 hides no error, and refuses bad input in one line."""
 
+import errno
 import json
 import math
 import os
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,15 +27,18 @@ from small_trainings import QUICK, Duel, Fit, Line, equal, fit, refusal, same_en
 from torch import nn
 
 from t2i_tutorial.checkpoints import (
+    LOCK_FILE,
     find_checkpoint,
     get_rng_state,
     list_checkpoints,
     load_checkpoint,
+    lock_folder,
 )
 from t2i_tutorial.core import UserError
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.training import (
     EMA,
+    RESUME_MUTABLE_FIELDS,
     InfiniteBatches,
     TinyDenoiser,
     TrainConfig,
@@ -832,7 +838,10 @@ def test_wandb_offline_or_a_plain_word(tmp_path, monkeypatch):
 def test_trackers_with_a_missing_package_say_so(tmp_path, monkeypatch):
     import importlib.util
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def only_accelerate(name):
+        return name == "accelerate" or None
+
+    monkeypatch.setattr(importlib.util, "find_spec", only_accelerate)
     for name in ("wandb", "tensorboard"):
         assert f"pip install {name}" in refusal(
             fit, tmp_path, replace(QUICK, log_with=name)
@@ -1101,9 +1110,359 @@ def test_a_full_disk(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "free some space" in text and "step-000006" in text
+    assert "step-000008/" in text and ".tmp" not in text  # no name of ours
     assert list(list_checkpoints(tmp_path)) == [4, 6] and not list(
         tmp_path.glob("checkpoints/.*")
     )
+
+
+def test_more_steps_are_done_than_asked_for(run):
+    config = replace(QUICK, max_steps=4)
+    text = refusal(fit, run, config, resume=True)
+    assert "is of step 6, beyond max_steps=4" in text
+
+
+def test_the_message_lists_what_may_change_on_resume(run):
+    "F3: and the settings of a model are compared as well."
+    trainer = Trainer(Fit(), Line(), QUICK, run, settings={"width": 16})
+    trainer.fit(resume=True)  # the recorded run knew no width, which is not compared
+    longer = replace(QUICK, max_steps=8, lr=0.5)
+    before = (run / "config.json").read_bytes()
+    text = refusal(fit, run, longer, resume=True)
+    assert "trained with lr=0.001, not 0.5; go on with lr=0.001," in text
+    free = ("max_steps", *RESUME_MUTABLE_FIELDS)
+    assert f"(only {', '.join(free)} may change)" in text
+    assert (run / "config.json").read_bytes() == before
+    cosine = replace(QUICK, lr_schedule="cosine")
+    assert "(only save_every" in refusal(fit, run, cosine, resume=True)
+
+
+def test_settings_of_the_model_are_compared(tmp_path):
+    "F3: a setting that changes no tensor's shape was changed in silence."
+    trainer = Trainer(Fit(), Line(), QUICK, tmp_path, settings={"target": "x0"})
+    trainer.fit()
+    other = replace(QUICK, max_steps=8)
+    again = Trainer(Fit(), Line(), other, tmp_path, settings={"target": "v"})
+    text = refusal(again.fit, resume=True)
+    assert "trained with target=x0, not v; go on with target=x0, or" in text
+    same = Trainer(Fit(), Line(), other, tmp_path, settings={"target": "x0"})
+    assert same.fit(resume=True)[-1]["step"] == 8
+
+
+CAPTIONS = [(f"point {i}", f"the point {i}") for i in range(12)]
+
+
+class Shown(Fit):
+    "Learns the mean of images."
+
+    def training_losses(self, batch, rng, phase="model"):
+        x = batch.images.mean(dim=(1, 2, 3))[:, None]
+        return super().training_losses({"x": x, "y": x}, rng)
+
+
+def pictures(captions=CAPTIONS, shade=0, order=1):
+    "Images of one colour each."
+
+    def read(i):
+        return torch.full((3, 16, 16), 9 * (order * i % 12) + shade).byte()
+
+    return ImageTextDataset(read, captions, 16)
+
+
+@pytest.mark.parametrize(
+    "data, difference",
+    [
+        (lambda: pictures([*CAPTIONS, ("a",), ("b",)], order=5), "2 images added"),
+        (lambda: pictures(CAPTIONS[1:]), "1 image removed"),
+        (
+            lambda: pictures([("other",), *CAPTIONS[1:]]),
+            "captions of 1 image changed",
+        ),
+        (lambda: pictures(shade=1), "12 images added, 12 images removed"),
+        (lambda: Line(11), "11 images instead of 12"),
+    ],
+)
+def test_other_data_than_before(tmp_path, data, difference):
+    "F3: images added, removed, changed, captions rewritten: one line, nothing written."
+    fit(tmp_path, model=Shown, data=pictures())
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    longer = replace(QUICK, max_steps=8)
+    text = refusal(fit, tmp_path, longer, Shown, data=data(), resume=True)
+    assert "was trained on other data: " in text and difference in text
+    assert "or start anew in another folder" in text
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert fit(tmp_path, longer, Shown, data=pictures(), resume=True).step == 8
+
+
+def rewrite_state(folder, **changes):
+    "Change the state of the last checkpoint; with None an entry is removed."
+    path = find_checkpoint(folder) / "state.json"
+    state = json.loads(path.read_text()) | changes
+    gone = [k for k, v in changes.items() if v is None]
+    path.write_text(json.dumps({k: v for k, v in state.items() if k not in gone}))
+
+
+def test_a_checkpoint_that_knows_no_settings_goes_on_with_a_note(run):
+    "F3: what an earlier version wrote."
+    rewrite_state(run, settings=None, data=None, hardware=None)
+    with pytest.warns(UserWarning, match="was written before the model's settings"):
+        assert fit(run, replace(QUICK, max_steps=8), resume=True).step == 8
+
+
+def test_another_machine_is_noted(run):
+    "Other threads, torch or processor: one line, since bits may differ; else none."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(run, resume=True)
+    hardware = load_checkpoint(find_checkpoint(run)).state["hardware"]
+    assert {"torch", "threads", "cpu", "device", "processes"} <= hardware.keys()
+    rewrite_state(run, hardware=hardware | {"threads": 99, "torch": "1.0"})
+    with pytest.warns(UserWarning, match="torch 1.0, now .*; threads 99, now") as notes:
+        fit(run, replace(QUICK, max_steps=8), resume=True)
+    assert len(notes) == 1 and "\n" not in str(notes[0].message)
+
+
+# ---- what must not end a training, and what must
+
+
+class Poses(Fit):
+    "A model whose picture cannot be drawn."
+
+    def sample_grid(self, rng):
+        raise ValueError("no\nfont")
+
+
+def test_a_grid_of_samples_that_fails_is_noted(tmp_path):
+    "F2: the training goes on, also on resume, and ends with the same bits."
+    config = replace(QUICK, sample_every=3)
+    Poses.__name__ = "Fit"
+    fit(tmp_path / "whole", QUICK)
+    note = r"step 3: the grid of samples failed \(no font\); the training goes on"
+    with pytest.warns(UserWarning, match=note):
+        fit(tmp_path / "run", config, Poses)
+    differing = same_end(tmp_path / "whole", tmp_path / "run")
+    assert differing == ["files"]  # config.json, for sample_every
+    assert not (tmp_path / "run" / "samples").exists()
+    with pytest.warns(UserWarning, match="step 9: the grid"):
+        longer = replace(config, max_steps=9)
+        assert fit(tmp_path / "run", longer, Poses, resume=True).step == 9
+
+
+def test_captions_that_cannot_be_drawn_are_noted(tmp_path, monkeypatch):
+    "F2: a failure of matplotlib, while it writes the file; no part of it is left."
+
+    class Draws(Fit):
+        def sample_grid(self, rng):
+            return torch.zeros(1, 3, 16, 16), ["a"]
+
+    def fail(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise ValueError("ParseException")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.warns(UserWarning) as notes:
+        fit(tmp_path, replace(QUICK, sample_every=6), Draws())
+    texts = {str(n.message) for n in notes}
+    assert any("step 6: the grid of samples failed (Parse" in t for t in texts)
+    assert any("the curves of the losses failed (Parse" in t for t in texts)
+    assert max(list_checkpoints(tmp_path)) == 6
+    assert not list((tmp_path / "samples").iterdir())
+    assert not (tmp_path / "losses.png").exists()
+
+
+class Fails(Line):
+    "Data whose fourth batch is lost."
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def batches(self, *args, **kwargs):
+        for k, batch in enumerate(super().batches(*args, **kwargs)):
+            if k == 3:
+                raise self.error
+            yield batch
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("image 'a.png' is damaged"), OSError(5, "Input/output error")]
+)
+def test_lost_data_end_a_training_that_is_saved(tmp_path, error):
+    "F9: the last good step is saved and named; with the data again it is as before."
+    config = replace(QUICK, save_every=0)
+    fit(tmp_path / "whole", config)
+    text = refusal(fit, tmp_path / "cut", config, data=Fails(error))
+    assert str(error) in text and list(list_checkpoints(tmp_path / "cut")) == [3]
+    saved = tmp_path / "cut" / "checkpoints" / "step-000003"
+    assert f"the last good checkpoint is {str(saved)!r}" in text
+    fit(tmp_path / "cut", config, resume=True)
+    assert same_end(tmp_path / "whole", tmp_path / "cut") == []
+    text = refusal(fit, config=config, data=Fails(error))
+    assert "no checkpoint was saved before" in text
+
+
+def test_lost_validation_data_save_the_training_s_own_weights(tmp_path):
+    "F9: not the averaged ones, which validation uses."
+    fit(tmp_path / "whole", validation=Line(16))
+    lost = Fails(UserError("gone"))
+    config = replace(QUICK, batch_size=8, val_batches=4)
+    text = refusal(fit, tmp_path / "cut", config, validation=lost)
+    assert text.startswith("validation: gone; the last good checkpoint is")
+    cut = load_checkpoint(find_checkpoint(tmp_path / "cut"))
+    two = Trainer(Fit(), Line(), replace(QUICK, max_steps=2), tmp_path / "two")
+    torch.manual_seed(0)
+    two.model = Fit()
+    two.fit()
+    assert equal(cut.tensors["model"], two.model.state_dict())
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    "One line, the last checkpoint whole, nothing half-written."
+    fit(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    mkdir = Path.mkdir
+
+    def read_only(path, *args, **kwargs):
+        if path.name.endswith(".tmp"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    config = replace(QUICK, max_steps=8)
+    text = refusal(fit, tmp_path, config, resume=True)
+    assert "step-000008': Read-only file system" in text
+    assert "the last good checkpoint is" in text and "step-000006" in text
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.undo()
+    assert fit(tmp_path, config, resume=True).step == 8
+
+
+def test_a_disk_that_fills_while_a_tensor_is_written(tmp_path, monkeypatch):
+    "As above, at any file of the checkpoint."
+    fit(tmp_path)
+    config, fsync = replace(QUICK, max_steps=8, log_every=100), os.fsync
+    for nth in range(1, 8):
+        calls = iter(range(nth))
+
+        def full(handle, calls=calls):
+            if next(calls, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        text = refusal(fit, tmp_path, config, resume=True)
+        monkeypatch.undo()
+        assert "No space left" in text and "free some space" in text
+        assert ".tmp" not in text and list(list_checkpoints(tmp_path)) == [4, 6]
+        assert not list(tmp_path.rglob("*.tmp"))
+    assert fit(tmp_path, config, resume=True).step == 8
+
+
+def test_the_clock_may_jump(tmp_path, monkeypatch):
+    "An hour back and a day forth: the bar and the rate go on."
+    jumps = iter([0, -3600, 86400, -86400] * 10_000)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    rates = []
+
+    class Watched(Trainer):
+        def _show(self, bar, record):
+            super()._show(bar, record)
+            rates.append(float(bar.postfix.rsplit(", ")[-1].removesuffix(" images/s")))
+            assert 0 <= bar.format_dict["elapsed"] < 60
+
+    Watched(Fit(), Line(), QUICK, tmp_path).fit()
+    assert len(rates) == 6 and min(rates) >= 1
+
+
+def test_a_new_start_where_a_training_ended_before_its_first_checkpoint(tmp_path):
+    "It left settings and a log, which are of no more use; photos are not touched."
+    config = replace(QUICK, sample_every=1)
+
+    class Diverges(Fit):
+        def sample_grid(self, rng):
+            return torch.zeros(1, 3, 16, 16), ["a"]
+
+    with pytest.raises(UserError, match="'loss' is nan; lower the learning rate"):
+        fit(tmp_path / "run", config, Diverges(bad="loss", bad_at=2))
+    assert {p.name for p in (tmp_path / "run" / "samples").iterdir()} == {
+        "step-000001.png"
+    }
+    trainer = fit(tmp_path / "run", replace(QUICK, lr=1e-4))
+    fit(tmp_path / "whole", replace(QUICK, lr=1e-4))
+    assert same_end(tmp_path / "run", tmp_path / "whole") == [] and trainer.step == 6
+    assert not (tmp_path / "run" / "samples").exists()
+    assert "is not empty" in refusal(fit, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "photo.jpg").write_text("mine")
+    assert "is not empty" in refusal(fit, tmp_path / "run")
+
+
+def test_a_new_start_after_ctrl_c_at_once(tmp_path):
+    class Stuck(Fit):
+        def training_losses(self, batch, rng, phase="model"):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, model=Stuck())
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "losses.jsonl"}
+    assert fit(tmp_path).step == 6
+
+
+# ---- one training at a time in a folder
+
+
+def test_a_second_training_in_the_same_folder_is_refused(run):
+    "F10: also on resume; one line with the process; nothing is touched."
+    before, texts = sorted(run.rglob("*")), []
+    config = replace(QUICK, max_steps=8)
+
+    def other_thread():
+        texts.append(refusal(fit, run, config, resume=True))
+
+    with lock_folder(run):
+        assert (run / LOCK_FILE).exists()
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join(30)
+    expected = f"is in use by process {os.getpid()} on {socket.gethostname()}, since "
+    assert expected in texts[0] and "or choose another folder" in texts[0]
+    assert sorted(run.rglob("*")) == before
+    assert fit(run, config, resume=True).step == 8  # it was given back
+
+
+def test_the_lock_is_gone_after_every_end(tmp_path):
+    "F10: after the last step, an error, a bad number, Ctrl-C."
+    for name, model, kind in [
+        ("done", Fit(), None),
+        ("error", Fit("error", bad_at=2), RuntimeError),
+        ("nan", Fit("loss", bad_at=2), UserError),
+        ("pressed", pressed_at(2)(), TrainingInterrupted),
+    ]:
+        seen = []
+        losses = model.training_losses
+
+        def training_losses(
+            *args, lock=tmp_path / name / LOCK_FILE, seen=seen, losses=losses, **kwargs
+        ):
+            seen.append(lock.exists())
+            return losses(*args, **kwargs)
+
+        model.training_losses = training_losses
+        with pytest.raises(kind) if kind else nullcontext():
+            fit(tmp_path / name, model=model)
+        assert seen and all(seen) and not (tmp_path / name / LOCK_FILE).exists()
+
+
+def test_going_on_where_a_second_process_trains(tmp_path):
+    "F10: two processes of one training share a lock, that of the first one."
+    trainer = Trainer(Fit(), Line(), QUICK, tmp_path)
+    with lock_folder(tmp_path):  # as `run_training` does
+        assert trainer.fit()[-1]["step"] == 6
+        assert (tmp_path / LOCK_FILE).exists()
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_data_without_captions():

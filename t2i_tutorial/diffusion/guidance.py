@@ -9,13 +9,12 @@ __all__ = ['THRESHOLDING_MODES', 'apply_cfg', 'predict_cond_uncond', 'static_thr
 # %% ../../nbs/33_guidance.ipynb #c761f06c
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core import UserError, check_choice
+from ..core import UserError, check_choice, check_number
 from .noise import NoiseSchedule, x0_from_prediction
 from ..text import NullTextEmbedding, TextEmbedding
 
@@ -84,18 +83,11 @@ def rescale_cfg(
 THRESHOLDING_MODES = ("none", "static", "dynamic")
 
 
-def _check_number(name: str, value, fits: Callable[[float], bool], wanted: str) -> None:
-    "Raise `UserError` unless the value is a number that fits."
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and fits(value)):
-        raise UserError(f"{name} must be {wanted}, not {value}")
-
-
 @dataclass(frozen=True)
 class GuidanceConfig:
     "Settings of guidance and thresholding; raises `UserError` for impossible ones."
 
-    guidance_scale: float = 3.0  # at least 0, 1 is the conditional prediction
+    guidance_scale: float = 3.0  # 0 to 1000, 1 is the conditional prediction
     thresholding: str = "dynamic"  # one of `THRESHOLDING_MODES`
     dynamic_threshold_percentile: float = 0.995  # in (0, 1]
     guidance_rescale: float = 0.0  # phi of `rescale_cfg`, in [0, 1]
@@ -103,26 +95,23 @@ class GuidanceConfig:
 
     def __post_init__(self):
         check_choice("thresholding", self.thresholding, THRESHOLDING_MODES)
-        checks = (
-            (
-                "guidance_scale",
-                lambda x: isfinite(x) and x >= 0,
-                "a number of at least 0",
-            ),
-            (
-                "dynamic_threshold_percentile",
-                lambda x: 0 < x <= 1,
-                "more than 0 and at most 1",
-            ),
-            ("guidance_rescale", lambda x: 0 <= x <= 1, "from 0 to 1"),
-        )
-        for name, fits, wanted in checks:
-            _check_number(name, getattr(self, name), fits, wanted)
+        bounds = {
+            "guidance_scale": (0, 1000),
+            "dynamic_threshold_percentile": (1e-6, 1),
+            "guidance_rescale": (0, 1),
+        }
+        for name, (least, most) in bounds.items():
+            value = check_number(name, getattr(self, name), least, most)
+            object.__setattr__(self, name, value)
         interval = self.guidance_interval
-        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        try:
+            low, high = (check_number("its end", x) for x in interval)
+        except (UserError, TypeError, ValueError):
+            low, high = 1, 0
+        if low > high:
             raise UserError(
                 "guidance_interval must be two numbers from 0 to 1 in order, "
-                f"not {interval}"
+                f"not {interval!r:.80}"
             )
 
     def scale_at(self, t: int, T: int) -> float:

@@ -18,7 +18,13 @@ from einops import reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core import UserError, check_choice, check_image_size
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_image_size,
+    check_number,
+    check_whole_number,
+)
 from ..data import ImageTextDataset
 from .guidance import GuidanceConfig, guided_denoiser
 from t2i_tutorial.diffusion.noise import (
@@ -35,6 +41,7 @@ from .unet import UNet, UNetConfig
 from t2i_tutorial.experiments import (
     DEFAULT_TEXT_ENCODER,
     SAMPLE_PROMPTS,
+    DataConfig,
     Preset,
     cli_command,
     get_preset,
@@ -81,15 +88,13 @@ class ImagenConfig:
                 "prediction_type='eps' cannot be used with zero_terminal_snr=True: "
                 "x0 cannot be computed from pure noise; use prediction_type='v'"
             )
-        if not 0 <= self.cond_drop_prob <= 1:
-            raise UserError(
-                f"cond_drop_prob must be from 0 to 1, not {self.cond_drop_prob}"
-            )
+        check_number("cond_drop_prob", self.cond_drop_prob)
+        check_whole_number("num_timesteps", self.num_timesteps, 2, 100_000)
 
     def guidance(self, **overrides) -> GuidanceConfig:
         "How `Imagen.sample` guides; fields of `GuidanceConfig` can be replaced."
         default = {
-            "guidance_scale": float(self.guidance_scale),
+            "guidance_scale": self.guidance_scale,
             "thresholding": self.thresholding,
             "dynamic_threshold_percentile": self.dynamic_threshold_percentile,
         }
@@ -116,20 +121,17 @@ class Imagen(TextToImage):
 
     def __init__(self, config: ImagenConfig = ImagenConfig(), encoder=None):
         super().__init__(config, encoder)
-        if self.encoder.dim != config.unet.text_dim:
-            raise UserError(
-                f"the text encoder {config.text_encoder!r} gives vectors of "
-                f"{self.encoder.dim}, the U-Net takes {config.unet.text_dim}; "
-                f"set text_dim={self.encoder.dim}"
-            )
+        unet = replace(config.unet, text_dim=self.encoder.dim)  # as wide as its text
+        self.config = config = replace(config, unet=unet)
         self.unet = UNet(config.unet)
         self.null_text = NullTextEmbedding(config.unet.text_dim)
-        self.schedule = make_noise_schedule(
-            config.noise_schedule,
-            config.num_timesteps,
-            config.zero_terminal_snr,
-            size=config.size if config.shift_snr else 32,
-        )
+        with torch.device("cpu"):
+            self.schedule = make_noise_schedule(
+                config.noise_schedule,
+                config.num_timesteps,
+                config.zero_terminal_snr,
+                size=config.size if config.shift_snr else 32,
+            )
 
     def training_losses(
         self,
@@ -166,17 +168,15 @@ class Imagen(TextToImage):
         seed: int = 0,  # with the prompt it determines the noise
         show_progress: bool = False,  # a bar
         batch_size: int = 64,  # prompts at a time
+        share_noise: bool = False,  # the same noise for different prompts
         **guidance,  # other fields of `GuidanceConfig`
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
         "Generate an image for each prompt; raises `UserError` for bad values."
         prompts = self.validate_prompts(prompts, batch_size)
         if guidance_scale is not None:
-            number = hasattr(guidance_scale, "__float__")  # a text is refused below
-            guidance["guidance_scale"] = (
-                float(guidance_scale) if number else guidance_scale
-            )
+            guidance["guidance_scale"] = guidance_scale
         guidance = self.config.guidance(**guidance)
-        generators = prompt_generators(prompts, seed)
+        generators = prompt_generators(prompts, seed, share_noise)
         shape = (3, self.config.size, self.config.size)
         images = []
         for i in range(0, len(prompts), batch_size):
@@ -322,7 +322,14 @@ def imagen_preset(
     preset: str | Preset,
     overrides: "Mapping | Iterable[str]" = (),  # like ["train.lr=1e-4", "unet.heads=8"]
 ) -> Preset:
-    "A preset with some values replaced; raises `UserError` for an unknown name."
+    """A preset with some values replaced.
+
+    Raises `UserError` for an unknown name, and for the width of the text, which
+    follows from the encoder.
+    """
+    overrides = parse_overrides(overrides)
+    if "unet.text_dim" in overrides:
+        raise UserError("unet.text_dim follows from text_encoder; leave it out")
     return get_preset(IMAGEN_PRESETS, preset, overrides)
 
 # %% ../../nbs/35_imagen.ipynb #6b4f8c38
@@ -374,7 +381,8 @@ def _patch_factor(small: ImagenConfig, large: ImagenConfig) -> int:
 # %% ../../nbs/35_imagen.ipynb #07629c0b
 def train_imagen(
     preset: str | Preset = "cpu-32",
-    data: "str | os.PathLike | ImageTextDataset" = "critters",  # or a folder, a hub id
+    # critters, a folder, a hub id, or how to read one
+    data: "str | os.PathLike | DataConfig | ImageTextDataset" = "critters",
     folder: str | os.PathLike | None = None,  # nothing is written without one
     overrides: "Mapping | Iterable[str]" = (),  # see `imagen_preset`
     resume: bool = False,  # continue from the newest checkpoint in `folder`

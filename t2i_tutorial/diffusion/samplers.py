@@ -12,7 +12,12 @@ from math import inf, log, sqrt
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import UserError, check_choice, progress_bar
+from t2i_tutorial.core import (
+    check_choice,
+    check_number,
+    check_whole_number,
+    progress_bar,
+)
 from .noise import NoiseSchedule
 
 # %% ../../nbs/34_samplers.ipynb #e3944fab
@@ -42,11 +47,7 @@ def sampling_timesteps(
 
     diffusers calls this spacing "trailing". Raises `UserError` for a bad number.
     """
-    whole = isinstance(num_steps, int) and not isinstance(num_steps, bool)
-    if not whole or not 1 <= num_steps <= T:
-        raise UserError(
-            f"num_steps must be a whole number from 1 to {T}, not {num_steps!r}"
-        )
+    num_steps = check_whole_number("num_steps", num_steps, 1, T)
     return [round(T - k * T / num_steps) - 1 for k in range(num_steps)]
 
 
@@ -115,8 +116,7 @@ def iter_sampling(
     Raises `UserError` for an unknown sampler and for bad steps or eta.
     """
     check_choice("sampler", sampler, SAMPLERS)
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta must be a number from 0 to 1, not {eta}")
+    eta = check_number("eta", eta)
     timesteps = sampling_timesteps(len(schedule), num_steps)
     x, previous = noise(), None
     for t, t_next in zip(timesteps, [*timesteps[1:], -1]):

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,9 +36,10 @@ from t2i_tutorial.core import (
     MODEL_VERSION,
     UserError,
     check_choice,
+    check_whole_number,
     from_uint8,
     load_model_config,
-    load_tensors,
+    load_module,
     progress_bar,
     save_json,
     save_tensors,
@@ -63,6 +65,14 @@ class ClassifierConfig:
     channels: int = 32  # of the first stage, a multiple of 8
     dim: int = 128  # of the features
     size: int = 32  # pixels, images of another size are resized
+
+    def __post_init__(self):
+        for f in fields(self):
+            check_whole_number(f.name, getattr(self, f.name), 1)
+        if self.channels % 8 or self.size % 8:
+            raise UserError(
+                f"channels={self.channels} and size={self.size} must be multiples of 8"
+            )
 
 
 def resize_images(
@@ -126,17 +136,9 @@ class AttributeClassifier(nn.Module):
         elif not folder.is_dir():
             options = ["critters-classifier", "a folder that exists"]
             check_choice("classifier", str(name_or_folder), options)
-        sizes = load_model_config(folder, "classifier")
-        weights, _ = load_tensors(folder / "model.safetensors")
-        try:
-            classifier = cls(ClassifierConfig(**sizes), folder.name)
-            classifier.load_state_dict({k: v.float() for k, v in weights.items()})
-        except (TypeError, RuntimeError) as e:
-            raise UserError(
-                f"the weights in {str(folder)!r} do not fit its config.json; "
-                "fetch both again"
-            ) from e
-        return classifier.eval()
+        config = load_model_config(folder, "classifier", ClassifierConfig)
+        build = partial(cls, config, folder.name)
+        return load_module(folder / "model.safetensors", build)
 
 # %% ../../nbs/10_classifier.ipynb #9b0b9c1e
 def gaussian_blur(
@@ -298,7 +300,7 @@ def train_classifier(
     "Train on rendered creatures; raises `UserError` for a wrong preset or field."
     config = make_classifier_config(preset, **changes)
     name = preset if isinstance(preset, str) else "classifier"
-    start, history = time.time(), []
+    start, history = time.perf_counter(), []
     seed_everything(config.seed)
     classifier = AttributeClassifier(config.model_config, name)
     classifier.backbone.to(memory_format=torch.channels_last)
@@ -321,13 +323,15 @@ def train_classifier(
                 images = degrade(images, generator)
             targets = {k: v[index] for k, v in labels.items()}
             log = classifier_train_step(classifier, optimizer, images, targets)
-            seconds = round(time.time() - start, 2)
+            seconds = round(time.perf_counter() - start, 2)
             history.append({"step": len(history), "seconds": seconds, **log})
             if callback:
                 callback(len(history) - 1, classifier, history[-1])
     classifier.eval()
     if folder is not None:
-        save_classifier_run(classifier, config, history, folder, time.time() - start)
+        save_classifier_run(
+            classifier, config, history, folder, time.perf_counter() - start
+        )
     return classifier, history
 
 # %% ../../nbs/10_classifier.ipynb #6fb5bd01

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .. import critters
 from ..clip import CLIP
-from ..core import UserError, check_choice, from_uint8
+from ..core import UserError, check_choice, check_whole_number, from_uint8
 from t2i_tutorial.evaluation.classifier import (
     AttributeClassifier,
     attribute_labels,
@@ -91,6 +91,10 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     n, dim = min(len(a), len(b)), a.shape[1]
+    if n < 2:
+        raise UserError(
+            f"a Frechet distance needs at least 2 images of each kind, not {n}"
+        )
     if n <= dim:
         warnings.warn(
             f"Frechet distance of {n} images on {dim} features: the covariance has "
@@ -114,7 +118,13 @@ def polynomial_mmd(
     "Unbiased squared MMD with a cubic kernel, {eq}`eq-mmd`, on random subsets."
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    subset_size = subset_size or max(2, min(500, len(a) // 2, len(b) // 2))
+    most = min(len(a), len(b))
+    if subset_size is None:
+        subset_size = max(2, min(500, most // 2))
+    if most < 2:
+        raise UserError(f"the MMD needs at least 2 images of each kind, not {most}")
+    check_whole_number("subset_size", subset_size, 2, most)
+    check_whole_number("subsets", subsets, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of memory for the features: it is little
         metric = KernelInceptionDistance(
@@ -267,6 +277,8 @@ def intra_prompt_diversity(
     distance: Callable = lpips_distance,  # of pairs of images
 ) -> Float[Tensor, " p"]:
     "For each prompt the mean distance between its images, over all pairs."
+    if groups.shape[1] < 2:
+        raise UserError("diversity needs at least 2 images of a prompt, not 1")
     i, j = torch.tensor(list(combinations(range(groups.shape[1]), 2))).T
     first, second = (
         rearrange(groups[:, x], "p pair c h w -> (p pair) c h w") for x in (i, j)
@@ -314,6 +326,9 @@ def nearest_neighbours(
     max_shift: int = 0,  # also compare images shifted by up to so many pixels
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # pixel RMSE, indices
     "For each image the distance to its nearest training image, and which one it is."
+    check_whole_number("max_shift", max_shift, 0, size - 1)
+    if not len(training_images):
+        raise UserError("there are no training images; give those of the training")
     resized = resize_images(images, size)
     best = torch.full((len(images),), math.inf)
     index = torch.zeros(len(images), dtype=torch.long)

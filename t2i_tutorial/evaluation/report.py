@@ -11,8 +11,9 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from t2i_tutorial.core import (
     PALETTE,
     UserError,
     check_choice,
+    check_whole_number,
+    dataclass_from_dict,
+    from_uint8,
     load_json,
     progress_bar,
     save_json,
@@ -156,6 +160,7 @@ class EvaluationReport:
     classifier: str
     seconds: float  # in all
     sampling_seconds: float  # of these, spent by the model
+    num_training_images: int | None = None  # searched for copies, if it is known
 
     def __getitem__(self, name: str) -> Metric:
         return self.metrics[check_choice("measure", name, self.metrics)]
@@ -175,20 +180,35 @@ class EvaluationReport:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EvaluationReport":
         "Read what `save` wrote; raises `UserError` if it is something else."
-        saved = load_json(path)
+        saved, optional = load_json(path), dict.fromkeys(f.name for f in fields(Metric))
         try:
-            metrics = {k: Metric(**m) for k, m in saved["metrics"].items()}
-            return cls(**{**saved, "metrics": metrics})
-        except (TypeError, KeyError) as e:
+            if not isinstance(saved, dict) or not isinstance(
+                saved.get("metrics"), dict
+            ):
+                raise UserError("it has no metrics")
+            report = dataclass_from_dict(
+                cls, {"num_training_images": None} | saved | {"metrics": {}}
+            )
+            for name in (*saved["metrics"], *report.skipped):
+                check_choice("measure", name, METRIC_LABELS)
+            metrics = {
+                k: dataclass_from_dict(Metric, optional | m)
+                for k, m in saved["metrics"].items()
+            }
+        except (UserError, TypeError) as e:
             raise UserError(
                 f"{str(path)!r} holds no report ({e}); choose another file"
             ) from e
+        return replace(report, metrics=metrics)
 
     def table(self) -> str:
         "In Markdown: the model, real images, the chance level."
         rows = [["measure", "model", "real images", "chance"], ["---"] * 4]
+        labels = dict(METRIC_LABELS)
+        if self.num_training_images is not None:
+            labels["memorisation_rate"] += f", {self.num_training_images:,} searched"
         for k, metric in self.metrics.items():
-            rows.append([METRIC_LABELS[k], *_format_metric(metric)])
+            rows.append([labels[k], *_format_metric(metric)])
         for k, reason in self.skipped.items():
             rows.append([METRIC_LABELS[k], f"skipped: {reason}", "", ""])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -219,19 +239,22 @@ def _plot_report(report: EvaluationReport):
     )
     names = [k for k in _SHARES if k in report.metrics][::-1]
     metrics, y = [report[k] for k in names], range(len(names))
-    low, high = [m.ci_low for m in metrics], [m.ci_high for m in metrics]
-    chance = [math.nan if m.chance is None else m.chance for m in metrics]
+    low, high, reference, chance = (
+        [math.nan if (x := getattr(m, name)) is None else x for m in metrics]
+        for name in ("ci_low", "ci_high", "reference", "chance")
+    )
     left.hlines(y, low, high, color=PALETTE[0], lw=4)
     left.plot([m.value for m in metrics], y, "o", color=PALETTE[0], label="model")
-    reference = [m.reference for m in metrics]
     style = {"color": PALETTE[2], "ms": 14, "mew": 2, "label": "real images"}
     left.plot(reference, y, "|", **style)
     left.plot(chance, y, "x", color=PALETTE[1], label="chance")
     left.set(xlabel="share of images", xlim=(-0.02, 1.02))
     left.set_yticks(y, [METRIC_LABELS[k] for k in names])
     left.legend(loc="center", fontsize=8)
-    names = [k for k in _RATIOS if k in report.metrics][::-1]
-    ratios = [max(report[k].value / report[k].reference, 0.02) for k in names]
+    known = [k for k in _RATIOS if k in report.metrics and report[k].reference]
+    names = known[::-1]
+    ratios = [report[k].value / report[k].reference for k in names]
+    ratios = [min(max(ratio, 0.02), 1e4) for ratio in ratios]
     right.axvline(1, color=PALETTE[2], lw=2)
     right.plot(ratios, range(len(names)), "o", color=PALETTE[0])
     low, high = min(0.2, *ratios) / 1.3, max(5, *ratios) * 1.3
@@ -258,13 +281,31 @@ def _check_images(images, b: int, size: int, i: int) -> Float[Tensor, "b 3 s s"]
             f"sample_fn gave {given} for batch {i}, not a tensor of shape "
             f"{(b, 3, size, size)}; give `size` or mend it"
         )
-    images = images.detach().float().cpu()
+    images = images.detach().cpu()
+    images = from_uint8(images) if images.dtype == torch.uint8 else images.float()
     if not images.isfinite().all():
         raise UserError(
             f"sample_fn gave values that are not finite in batch {i}; "
             "find the step that made them"
         )
-    return images.clamp(-1, 1)
+    return _check_range(images, f"sample_fn gave images of batch {i}").clamp(-1, 1)
+
+
+def _check_range(images: Float[Tensor, "n 3 h w"], what: str) -> Tensor:
+    "The images; raises `UserError` if they cannot be meant to lie in [-1, 1]."
+    low, high = images.min().item(), images.max().item()
+    if max(-low, high) > 10:
+        raise UserError(
+            f"{what} with values from {low:g} to {high:g}, not from -1 to 1; "
+            "give bytes as uint8, or rescale them"
+        )
+    if low >= 0 and images.std() > 0:
+        warnings.warn(
+            f"{what} with values from {low:g} to {high:g}; if they are meant "
+            "from 0 to 1, rescale them to -1 to 1",
+            stacklevel=2,
+        )
+    return images
 
 
 def generate_images(
@@ -293,10 +334,7 @@ def _check_evaluate(n: int, batch_size: int, repeats: tuple[int, int]) -> None:
         ("copies in repeats", repeats[1], 2),
     )
     for name, value, least in bounds:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(
-                f"{name} must be a whole number of at least {least}, not {value!r}"
-            )
+        check_whole_number(name, value, least)
 
 
 def _measure_diversity(
@@ -338,7 +376,7 @@ def evaluate(
 ) -> EvaluationReport:
     "Measure a text-to-image model on creatures; raises `UserError` for bad input."
     _check_evaluate(n, batch_size, repeats)
-    start = time.time()
+    start = time.perf_counter()
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     requested, others = (
@@ -348,15 +386,15 @@ def evaluate(
     if training_images is None:
         training_images = critters.sample_critters(4096, size, seed=0).images
     if training_images.is_floating_point():
-        training_images = training_images.float()
+        training_images = _check_range(training_images.float(), "training_images came")
     prompts, real = [full_caption(c) for c in requested.critters], requested.images
     repeated = [c for c in requested.critters[: repeats[0]] for _ in range(repeats[1])]
     repeated_prompts = [full_caption(c) for c in repeated]
     tolerance = {"mirror": mirror, "max_shift": max_shift}
-    sampling_start = time.time()
+    sampling_start = time.perf_counter()
     images = generate_images(sample_fn, prompts, size, seed, batch_size)
     groups = generate_images(sample_fn, repeated_prompts, size, seed, batch_size, n)
-    sampling_seconds = time.time() - sampling_start
+    sampling_seconds = time.perf_counter() - sampling_start
     diversity, skipped = _measure_diversity(
         *(
             rearrange(x, "(p k) c h w -> p k c h w", k=repeats[1])
@@ -373,7 +411,6 @@ def evaluate(
         **diversity,
         **memorisation_rate(images, real, others.images, training_images, **tolerance),
     }
-    seconds = round(time.time() - start, 2), round(sampling_seconds, 2)
-    return EvaluationReport(
-        metrics, skipped, n, size, seed, split, classifier.name, *seconds
-    )
+    seconds = round(time.perf_counter() - start, 2), round(sampling_seconds, 2)
+    settings = (n, size, seed, split, classifier.name)
+    return EvaluationReport(metrics, skipped, *settings, *seconds, len(training_images))

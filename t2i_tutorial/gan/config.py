@@ -8,15 +8,20 @@ __all__ = ['GAN_LOSSES', 'GAN_CPU_TRAIN_CONFIG', 'GAN_GPU_TRAIN_CONFIG', 'GIGAGA
 
 # %% ../../nbs/24b_gan_config.ipynb #c84dbb68
 #| code-fold: true
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..core import UserError, check_choice, check_image_size
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_image_size,
+    check_number,
+    check_whole_number,
+)
 from ..experiments import DEFAULT_TEXT_ENCODER, Preset, get_preset
 from .discriminator import DiscriminatorConfig
 from .generator import GeneratorConfig
-from ..training import TrainConfig
+from ..training import TrainConfig, parse_overrides
 
 # %% ../../nbs/24b_gan_config.ipynb #4b99d955
 GAN_LOSSES = ("relativistic", "logistic")
@@ -75,10 +80,9 @@ class GigaGANConfig:
         check_image_size(self.size)
         check_choice("adversarial_loss", self.adversarial_loss, GAN_LOSSES)
         for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            limits = f"at least {least}" if most is None else f"from {least} to {most}"
-            if not least <= value <= (math.inf if most is None else most):
-                raise UserError(f"{name} must be {limits}, not {value}")
+            check = check_whole_number if most is None else check_number
+            check(name, getattr(self, name), least, most)
+        check_whole_number("mapping_layers", self.generator.mapping_layers, 1, 1000)
         g, d = self.generator, self.discriminator
         if not self.size == g.size == d.sizes[-1]:
             raise UserError(
@@ -145,7 +149,7 @@ def _preset(
     num_images: int = 40_000,
     mapping_lr_mul: float = 0.01,
     vision_aided_model: str = "",
-    **model,  # other fields of `GigaGANConfig`, and `gradient_checkpointing`
+    **model,  # other fields of `GigaGANConfig`
 ) -> Preset:
     "Both networks with attention where it is cheap."
     n = len(channels)
@@ -154,7 +158,6 @@ def _preset(
         text_dim=256,
         channels=channels,
         num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n],
-        gradient_checkpointing=model.pop("gradient_checkpointing", False),
         mapping_lr_mul=mapping_lr_mul,
         self_attention=tuple(i == 1 for i in range(n)),  # at 8 pixels
         cross_attention=tuple(i in (1, 2) for i in range(n)),  # at 8 and 16
@@ -212,13 +215,6 @@ GIGAGAN_PRESETS = {
         GAN_GPU_TRAIN_CONFIG,
         num_images=200_000,
     ),
-    "gpu-256": _preset(
-        (256, 256, 256, 192, 96, 48, 24),
-        (192, 192, 192, 96, 48, 24),
-        replace(GAN_GPU_TRAIN_CONFIG, batch_size=8),
-        num_images=50_000,
-        gradient_checkpointing=True,
-    ),
 }
 
 
@@ -226,7 +222,14 @@ def gigagan_preset(
     preset: str | Preset,
     overrides: "Mapping | Iterable[str]" = (),  # like ["train.lr=1e-3"]
 ) -> Preset:
-    "A preset with some settings replaced; raises `UserError` for an unknown name."
+    """A preset with some settings replaced.
+
+    Raises `UserError` for an unknown name, and for the width of the text, which
+    follows from the encoder.
+    """
+    overrides = parse_overrides(overrides)
+    if odd := [k for k in overrides if k.endswith(".text_dim")]:
+        raise UserError(f"{odd[0]} follows from text_encoder; leave it out")
     return get_preset(GIGAGAN_PRESETS, preset, overrides)
 
 # %% ../../nbs/24b_gan_config.ipynb #8106cd17

@@ -11,6 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -20,12 +21,14 @@ from .. import critters
 from ..clip import CLIP
 from t2i_tutorial.core import (
     UserError,
+    check_number,
     progress_bar,
     seeded_generator,
 )
 from ..data import ImageTextDataset
 from t2i_tutorial.experiments import (
     SAMPLE_PROMPTS,
+    DataConfig,
     Preset,
     cli_command,
     run_training,
@@ -73,13 +76,14 @@ class GigaGAN(TextToImage):
     def __init__(self, config: GigaGANConfig | None = None, encoder=None):
         config = config or GigaGANConfig()
         super().__init__(config, encoder)
-        g, d = config.network_configs()
-        if config.text_conditional and not self.encoder.dim == g.text_dim == d.text_dim:
-            raise UserError(
-                f"the text encoder {config.text_encoder!r} gives vectors of "
-                f"{self.encoder.dim}, generator and discriminator take {g.text_dim} "
-                f"and {d.text_dim}; set text_dim={self.encoder.dim} in both"
+        if config.text_conditional:  # both networks are as wide as their text
+            width = {"text_dim": self.encoder.dim}
+            self.config = config = replace(
+                config,
+                generator=replace(config.generator, **width),
+                discriminator=replace(config.discriminator, **width),
             )
+        g, d = config.network_configs()
         self.generator = Generator(g)
         self.discriminator = Discriminator(d)
         self.register_buffer("d_steps", torch.zeros((), dtype=torch.long))
@@ -91,6 +95,7 @@ class GigaGAN(TextToImage):
         self.perceptual_loss = None  # made when it is first needed
         self.r1_penalty = None  # the last value, for the log
         self.in_d_step = False  # whether a discriminator step has begun
+        self.noted_equal_captions = False  # see `note_equal_captions`
 
     def training_losses(
         self,
@@ -139,11 +144,14 @@ class GigaGAN(TextToImage):
 
         terms = {"loss": loss}
         for name in ("real", "fake", "mismatched_real"):
-            if scores := getattr(logits, name):
+            scores = getattr(logits, name)
+            if logits.rows is not None:  # without a wrong caption: that of the right
+                scores = scores or logits.real
+            if scores:
                 mean = torch.stack(scores).mean().detach()
                 terms[f"score_{name.removesuffix('_real')}"] = mean
-        if self.training and self.r1_penalty is not None:
-            terms["r1_penalty"] = self.r1_penalty  # the last one that was computed
+        if r1_weight:
+            terms["r1_penalty"] = self.r1_penalty  # the log keeps the last value
         return terms
 
     def pair_logits(self, real, fake, text, captions, rng) -> PairLogits:
@@ -160,9 +168,21 @@ class GigaGAN(TextToImage):
                 discriminate(real, style), discriminate(fake, style), [], []
             )
         keys = [self.caption_key(caption) for caption in captions]
+        if len(set(keys)) == 1:
+            self.note_equal_captions()
         return score_pairs(
             discriminate, real, fake, style, keys, rng, c.hard_negative_fraction
         )
+
+    def note_equal_captions(self) -> None:
+        "Warn, once, that a batch has no mismatched captions."
+        if not self.noted_equal_captions:
+            warnings.warn(
+                "all captions of a batch state the same, so none of them is "
+                "mismatched; such batches are used without the matching term",
+                stacklevel=2,
+            )
+        self.noted_equal_captions = True
 
     def gradient_penalty(self, logits, images) -> Float[Tensor, ""]:
         "Squared gradient norm of the mean logit in all images that were scored."
@@ -249,13 +269,13 @@ class GigaGAN(TextToImage):
         truncation_psi: float | None = None,  # 1: w as it is, 0: mean w of the caption
         show_progress: bool = False,  # show a progress bar
         batch_size: int = 64,  # prompts in a forward pass
+        share_noise: bool = False,  # the same z for different prompts
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
         "One image for each prompt; raises `UserError` for bad prompts or values."
         prompts = self.validate_prompts(prompts, batch_size)
         psi = self.config.truncation_psi if truncation_psi is None else truncation_psi
-        if not hasattr(psi, "__float__") or not 0 <= float(psi) <= 1:
-            raise UserError(f"truncation_psi must be from 0 to 1, not {psi!r}")
-        generators = prompt_generators(prompts, seed)
+        psi = check_number("truncation_psi", psi)
+        generators = prompt_generators(prompts, seed, share_noise)
         starts = range(0, len(prompts), batch_size)
         images = []
         for i in progress_bar(starts, "sampling") if show_progress else starts:
@@ -263,7 +283,7 @@ class GigaGAN(TextToImage):
             shape = (self.config.generator.z_dim,)
             z = randn_per_prompt(generators[part], shape, self.device)
             text = self.encode_captions(prompts[part])
-            images.append(self.generator(z, text, float(psi))[-1])
+            images.append(self.generator(z, text, psi)[-1])
         return torch.cat(images).clamp(-1, 1)
 
     def trainable_parameters(self, phase: str) -> Iterable[Tensor]:
@@ -366,6 +386,16 @@ def _check_pretraining(
         )
 
 # %% ../../nbs/25_gigagan.ipynb #d183cf53
+def _all_equal(model: GigaGAN, data) -> bool:
+    "Whether all captions of a data set, where they are known, state the same."
+    groups = getattr(data, "captions", None)
+    if not groups:
+        return False
+    keys = (model.caption_key(c) for group in groups for c in group)
+    first = next(keys)
+    return all(key == first for key in keys)
+
+
 def pretrain_discriminator_text(
     model: GigaGAN,  # its discriminator is conditioned on text
     data,  # captioned images, with `batches`
@@ -374,9 +404,14 @@ def pretrain_discriminator_text(
     num_mismatched: int = 4,  # captions an image, every second one a hard negative
     lr: float = 2e-3,  # after a warm-up of 20 steps it falls to 0, along a line
     seed: int = 0,
-) -> list[float]:  # the loss of each step
+) -> list[float]:  # the loss of each step with captions that differ
     "Train the text-conditional part to rank matched captions of real images higher."
     _check_pretraining(model.config, match=True)
+    if _all_equal(model, data):
+        raise UserError(
+            "all captions state the same, so none is mismatched; "
+            "set discriminator_pretrain_steps=0"
+        )
     D = model.discriminator
     parts = [D.text_to_style, D.text_heads, D.vision_aided]
     parameters = [p for part in parts if part is not None for p in part.parameters()]
@@ -385,6 +420,9 @@ def pretrain_discriminator_text(
     losses = []
     for step, batch in _pretraining_batches(data, num_steps, batch_size, seed):
         keys = [model.caption_key(caption) for caption in batch.captions]
+        if len(set(keys)) == 1:
+            model.note_equal_captions()
+            continue
         hardest = hard_negative_indices(keys)
         real = image_pyramid(batch.images.to(model.device), D.config.sizes)
         features = D.features(real)
@@ -393,11 +431,6 @@ def pretrain_discriminator_text(
         loss = 0.0
         for k in range(num_mismatched):
             rows, others = mismatched_indices(keys, rng)
-            if not len(rows):
-                raise UserError(
-                    "all captions of a batch are equal, so none is mismatched; "
-                    "set discriminator_pretrain_steps=0"
-                )
             others = hardest[rows] if k % 2 else others
             mismatched = D.score([f[rows] for f in features], style[others]).logits()
             pairs = [logit[rows] for logit in matched]
@@ -416,7 +449,8 @@ def pretrain_discriminator_text(
 # %% ../../nbs/25_gigagan.ipynb #35c3df23
 def train_gigagan(
     preset: str | Preset = "cpu-32",
-    data: "str | os.PathLike | ImageTextDataset" = "critters",  # or folder, or hub id
+    # critters, a folder, a hub id, or how to read one
+    data: "str | os.PathLike | DataConfig | ImageTextDataset" = "critters",
     folder: str | os.PathLike | None = None,  # for all files, None: nothing is written
     overrides: "Mapping | Iterable[str]" = (),  # see `gigagan_preset`
     resume: bool = False,  # continue from the newest checkpoint in `folder`
@@ -448,9 +482,17 @@ def _prepare_training(
     c, seed = preset.model_config, preset.train_config.seed
     model.train_config = preset.train_config
     model.caption_key = caption_attributes if is_critters else str
+    all_equal = _all_equal(model, data)
+    if all_equal and c.text_conditional:  # said before the long pre-training
+        warnings.warn(
+            "all captions state the same: the discriminator is trained without "
+            "mismatched captions and without its pre-training, and the CLIP loss is 0",
+            stacklevel=2,
+        )
+        model.noted_equal_captions = True
     if is_new and c.generator_pretrain_steps:
         pretrain_generator(model, data, c.generator_pretrain_steps, seed=seed)
-    if is_new and (steps := c.discriminator_pretrain_steps):
+    if is_new and (steps := c.discriminator_pretrain_steps) and not all_equal:
         pretrain_discriminator_text(model, data, steps, seed=seed)
     captions = list(dict.fromkeys(group[0] for group in getattr(data, "captions", ())))
     if len(captions) < 5000 and not (is_critters or c.diff_augment):
