@@ -258,11 +258,11 @@ IMAGEN_PRESETS = {
     ),
     "cpu-32-no-token-embeddings": Preset(
         ImagenConfig(size=32, unet=replace(CPU_UNET_CONFIG, text_dim=128)),
-        IMAGEN_CPU_TRAIN_CONFIG,
+        replace(IMAGEN_CPU_TRAIN_CONFIG, max_steps=7000),
     ),
     "cpu-32": Preset(
         ImagenConfig(size=32, text_encoder=DEFAULT_TEXT_ENCODER, unet=CPU_UNET_CONFIG),
-        IMAGEN_CPU_TRAIN_CONFIG,
+        replace(IMAGEN_CPU_TRAIN_CONFIG, max_steps=7000),
     ),
     "cpu-64": Preset(
         ImagenConfig(

@@ -49,13 +49,7 @@ from t2i_tutorial.core import (
 )
 
 # %% ../../nbs/10_classifier.ipynb #c90c830c
-CLASSIFIED_ATTRIBUTES = (
-    "species",
-    "body_colour",
-    "second_colour",
-    "eye_colour",
-    "action",
-)
+CLASSIFIED_ATTRIBUTES = tuple(critters.ATTRIBUTES)  # all seven
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def resize_images(
 
 # %% ../../nbs/10_classifier.ipynb #0781bcbb
 class AttributeClassifier(nn.Module):
-    "Predicts species, body colour, second colour, eye colour and action of an image."
+    "Predicts the seven attributes of the creature in an image."
 
     def __init__(
         self, config: ClassifierConfig = ClassifierConfig(), name: str = "classifier"
@@ -185,7 +179,7 @@ def classifier_train_step(
     images: Float[Tensor, "b 3 h w"],  # in [-1, 1]
     labels: dict[str, Int[Tensor, " b"]],  # as `attribute_labels` gives them
 ) -> dict[str, float]:  # loss, accuracy of each attribute, gradient norm
-    "One step on the sum of five cross-entropies, {eq}`eq-classifier-loss`."
+    "One step on the sum of seven cross-entropies, {eq}`eq-classifier-loss`."
     logits = classifier(images)
     loss = sum(F.cross_entropy(logits[k], labels[k]) for k in CLASSIFIED_ATTRIBUTES)
     optimizer.zero_grad()
@@ -213,14 +207,14 @@ class ClassifierTrainConfig:
     seed: int = 0  # of the weights and the images
     num_images: int = 49_152  # rendered at the classifier's size
     num_downscaled_images: int = 16_384  # rendered at twice that size and resized
-    max_steps: int = 2100  # of the first stage, without held-out pairs
+    max_steps: int = 2100  # of the first stage, without held-out combinations
     batch_size: int = 128  # images in a step
     lr: float = 1e-3  # learning rate of AdamW after the warm-up
     weight_decay: float = 0.05  # of AdamW
     warmup_steps: int = 60  # the learning rate rises from 0 in them
     augment_images: bool = True  # blur, shift and noise
-    finetune_steps: int = 300  # of the second stage, with held-out pairs
-    num_held_out_images: int = 6_144  # of held-out pairs then, and as many others
+    finetune_steps: int = 300  # of the second stage, with held-out combinations
+    num_held_out_images: int = 2_048  # of each held-out split, and as many others
 
 
 CLASSIFIER_PRESETS = {
@@ -259,12 +253,15 @@ def make_classifier_config(
 
 # %% ../../nbs/10_classifier.ipynb #b3d06bab
 def _classifier_dataset(config: ClassifierTrainConfig) -> CritterDataset:
-    "Renders of the classifier's size, larger ones resized, and held-out pairs."
+    "Renders of the classifier's size, larger ones resized, held-out combinations."
     size = config.model_config.size
     parts = (
         (config.num_images, 11, "train", size),
         (config.num_downscaled_images, 12, "train", 2 * size),
-        (config.num_held_out_images, 13, "held_out", size),
+        *(
+            (config.num_held_out_images, 13 + k, split, size)
+            for k, split in enumerate(critters.HELD_OUT_KEYS)
+        ),
     )
     pixels, drawn = [], []
     for n, offset, split, render_size in parts:
@@ -277,12 +274,12 @@ def _classifier_dataset(config: ClassifierTrainConfig) -> CritterDataset:
 
 
 def _training_stages(config: ClassifierTrainConfig) -> list[ClassifierTrainConfig]:
-    "First without held-out pairs; then, at a third of the learning rate, with them."
+    "First without held-out combinations; then, at a lower learning rate, with them."
     first = replace(config, num_held_out_images=0)
     second = replace(
         config,
         seed=config.seed + 20,
-        num_images=config.num_held_out_images,
+        num_images=len(critters.HELD_OUT_KEYS) * config.num_held_out_images,
         num_downscaled_images=0,
         max_steps=config.finetune_steps,
         lr=config.lr / 3,
@@ -381,7 +378,7 @@ def evaluate_classifier(
     classifier: AttributeClassifier,
     n: int = 4096,
     seed: int = 0,
-    splits: Sequence[str] = ("test", "held_out"),
+    splits: Sequence[str] = ("test", *critters.HELD_OUT_KEYS),
 ) -> list[dict]:
     "Accuracy on fresh renders: two sizes, then blurred by 1 pixel, then with noise."
     rows = []
@@ -396,7 +393,7 @@ def evaluate_classifier(
                 images = images + 0.2 * torch.randn(images.shape, generator=generator)
             predicted = predict_attributes(classifier, images)
             correct = {k: predicted[k] == labels[k] for k in CLASSIFIED_ATTRIBUTES}
-            correct["all five"] = torch.stack(list(correct.values())).all(0)
+            correct["all"] = torch.stack(list(correct.values())).all(0)
             row = {"split": split, "size": size, "images": kind, "num_images": n}
             rows.append(row | {k: _accuracy(v) for k, v in correct.items()})
     return rows
