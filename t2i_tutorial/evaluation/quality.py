@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['FEATURE_NETWORKS', 'QUALITY_METRICS', 'dead_leaves', 'random_crop', 'crop_loss', 'has_feature_network',
            'FeatureNetwork', 'load_feature_network', 'FeatureScale', 'feature_mmd', 'feature_frechet',
-           'precision_recall', 'two_sample_accuracy', 'damage_ladder', 'measure_quality', 'quality_difference',
-           'mcnemar', 'paired_bootstrap']
+           'precision_recall', 'two_sample_accuracy', 'used_metrics', 'measure_quality', 'damage_ladder',
+           'quality_difference', 'mcnemar', 'paired_bootstrap']
 
 # %% ../../nbs/11b_quality.ipynb #q11b0005
 #| code-fold: true
 import math
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,24 +22,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import critters
-from t2i_tutorial.clip import (
-    ImageEncoder,
-    contrastive_loss,
-    lr_at_step,
-    training_record,
-)
+from ..clip import ImageEncoder, contrastive_loss
 from t2i_tutorial.core import (
     BUNDLED_DIR,
     UserError,
     check_choice,
-    from_uint8,
     load_tensors,
-    progress_bar,
-    save_json,
-    save_tensors,
-    seed_everything,
     seeded_generator,
-    to_uint8,
 )
 from .classifier import gaussian_blur
 from .metrics import Metric, frechet_distance, proportion
@@ -258,7 +245,7 @@ def feature_mmd(
     resamples: int = 100,  # halves for the interval, 0 for none
     seed: int = 0,
 ) -> Metric:
-    "Unbiased squared MMD with a cubic kernel (KID on these features), and its interval."
+    "Unbiased squared MMD with a cubic kernel (KID on these features)."
     if min(len(a), len(b)) < 4:
         raise UserError(
             f"the MMD with its interval needs at least 4 images of each kind, "
@@ -374,6 +361,57 @@ def two_sample_accuracy(
         correct = (held_out @ weight + bias) * labels[:, None] > 0
     return proportion(correct.flatten(), chance=0.5)
 
+# %% ../../nbs/11b_quality.ipynb #fd3d78be
+QUALITY_METRICS = {  # what each of them is used for
+    "mmd": "any difference",
+    "precision": "how images look",
+    "recall": "which kinds occur",
+    "density": "how images look",
+    "coverage": "which kinds occur",
+    "two_sample": "any difference",
+}
+_UNUSED_METRICS = {  # by network: what the damage table below rules out
+    "squeezenet": ["coverage"],
+    "dead-leaves": ["coverage"],
+}
+
+
+def used_metrics(
+    network: str,  # one of `FEATURE_NETWORKS`
+) -> list[str]:  # some of `QUALITY_METRICS`
+    "Measures that notice all damage that they are meant to, by this network."
+    check_choice("feature network", network, FEATURE_NETWORKS)
+    unused = _UNUSED_METRICS.get(network, [])
+    return [name for name in QUALITY_METRICS if name not in unused]
+
+
+def measure_quality(
+    network: FeatureNetwork,
+    images: Float[Tensor, "n 3 h w"],
+    real: Float[Tensor, "m 3 h2 w2"],  # what both are compared with
+    others: Float[Tensor, "n2 3 h3 w3"] | None = None,  # real ones: the reference
+) -> dict[str, Metric]:  # `QUALITY_METRICS`, "frechet_distance" where images suffice
+    "All measures of this chapter, by one network."
+    features = network.extract(real)
+    scale = FeatureScale.fit(features)
+    target = scale(features)
+
+    def measure(x):
+        found = {"mmd": feature_mmd(x, target), **precision_recall(x, target)}
+        found["two_sample"] = two_sample_accuracy(x, target)
+        if min(len(x), len(target)) > x.shape[1]:
+            found["frechet_distance"] = Metric(feature_frechet(x, target))
+        return found
+
+    found = measure(scale(network.extract(images)))
+    if others is None:
+        return found
+    reference = measure(scale(network.extract(others)))
+    return {
+        name: replace(m, reference=reference[name].value if name in reference else None)
+        for name, m in found.items()
+    }
+
 # %% ../../nbs/11b_quality.ipynb #q11b0032
 #| code-fold: true
 def damage_ladder(
@@ -430,38 +468,7 @@ def damage_ladder(
         "training images": critters.sample_critters(n, size, seed=0).images,
     }
 
-# %% ../../nbs/11b_quality.ipynb #c46cdd09
-QUALITY_METRICS = ("mmd", *_NEIGHBOUR_METRICS, "two_sample")
-
-
-def measure_quality(
-    network: FeatureNetwork,
-    images: Float[Tensor, "n 3 h w"],
-    real: Float[Tensor, "m 3 h2 w2"],  # what both are compared with
-    others: Float[Tensor, "n2 3 h3 w3"] | None = None,  # real ones: the reference
-) -> dict[str, Metric]:  # `QUALITY_METRICS`, "frechet_distance" where images suffice
-    "All measures of this chapter, by one network."
-    features = network.extract(real)
-    scale = FeatureScale.fit(features)
-    target = scale(features)
-
-    def measure(x):
-        found = {"mmd": feature_mmd(x, target), **precision_recall(x, target)}
-        found["two_sample"] = two_sample_accuracy(x, target)
-        if min(len(x), len(target)) > x.shape[1]:
-            found["frechet_distance"] = Metric(feature_frechet(x, target))
-        return found
-
-    found = measure(scale(network.extract(images)))
-    if others is None:
-        return found
-    reference = measure(scale(network.extract(others)))
-    return {
-        name: replace(m, reference=reference[name].value if name in reference else None)
-        for name, m in found.items()
-    }
-
-
+# %% ../../nbs/11b_quality.ipynb #28631d4a
 def quality_difference(
     network: FeatureNetwork,
     images: Float[Tensor, "n 3 h w"],
@@ -494,7 +501,7 @@ def quality_difference(
 # %% ../../nbs/11b_quality.ipynb #q11b0040
 def mcnemar(
     a: Bool[Tensor, " n"],  # whether the first model is right, prompt by prompt
-    b: Bool[Tensor, " n"],  # the second, for the same prompts
+    b: Bool[Tensor, " m"],  # the second, for the same prompts
 ) -> dict[str, float]:  # "difference" of the shares, "only_a", "only_b", "p"
     "Exact McNemar test of two models on the same prompts."
     from scipy.stats import binomtest
@@ -513,7 +520,7 @@ def mcnemar(
 
 def paired_bootstrap(
     a: Float[Tensor, " n"],  # a number for each prompt, of the first model
-    b: Float[Tensor, " n"],  # of the second, for the same prompts
+    b: Float[Tensor, " m"],  # of the second, for the same prompts
     resamples: int = 2000,
     seed: int = 0,
 ) -> Metric:  # mean of a - b with a 95 % interval
