@@ -12,7 +12,6 @@ chosen here, models are not reported. About twenty minutes on one core.
 
 import argparse
 import time
-from dataclasses import asdict
 
 import torch
 
@@ -84,9 +83,12 @@ def network_by_name(name: str):
 
 
 def rounded(metrics: dict) -> dict:
-    "Metrics as JSON, four digits, without what is not known."
+    "Metrics as JSON: value, interval and reference as far as they are known."
+    kept = ("value", "ci_low", "ci_high", "reference")
     return {
-        name: {k: float(f"{v:.4g}") for k, v in asdict(m).items() if v is not None}
+        name: {
+            k: float(f"{getattr(m, k):.4g}") for k in kept if getattr(m, k) is not None
+        }
         for name, m in metrics.items()
     }
 
@@ -116,7 +118,8 @@ def other_measures(n: int) -> dict:
     drawn = critters.sample_critters(n, 32, seed=SEED, split="val")
     training = critters.sample_critters(40_000, 32, seed=0)
     classifier = AttributeClassifier.from_pretrained()
-    distance, _ = nearest_neighbours(real_images(n, 2), training.images, mirror=True)
+    fresh = real_images(n, 2)
+    distance, _ = nearest_neighbours(fresh, training.images, mirror=True)
     threshold, table = distance.quantile(0.01), {}
     for name, images in damage_ladder(drawn).items():
         asked = training.critters[:n] if name == "training images" else drawn.critters
@@ -125,7 +128,10 @@ def other_measures(n: int) -> dict:
             logits = classifier(images)
         right = [logits[k].argmax(1) == labels[k] for k in labels]
         accuracy = mean_with_interval(torch.stack(right).double().mean(0))
-        near, _ = nearest_neighbours(images, training.images, mirror=True)
+        few = images[
+            :128
+        ]  # each is compared with all training images, mirrored ones too
+        near, _ = nearest_neighbours(few, training.images, mirror=True)
         table[name] = rounded(
             {
                 "prompt_accuracy": accuracy,

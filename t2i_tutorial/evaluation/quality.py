@@ -81,7 +81,7 @@ def random_crop(
 
 
 def crop_loss(
-    network: nn.Module,  # images to vectors
+    network: Callable,  # images to vectors
     images: Float[Tensor, "b 3 h w"],
     size: int,  # pixels of a crop's side
     generator: torch.Generator,
