@@ -285,9 +285,7 @@ class FeatureScale:
         return (features - self.mean) / self.std
 
 
-def _kernel(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
-) -> Float[Tensor, "n m"]:
+def _kernel(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
@@ -415,7 +413,9 @@ def damage_ladder(
     few, palette = critters.SPECIES[:3], list(critters.COLOURS)
 
     def drawn_as(change: Callable) -> Tensor:
-        return critters.render([change(i, c) for i, c in enumerate(creatures)], size, seed)
+        return critters.render(
+            [change(i, c) for i, c in enumerate(creatures)], size, seed
+        )
 
     def red(i, c):
         other = c.second_colour if c.second_colour != "red" else palette[1 + i % 9]
