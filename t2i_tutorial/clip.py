@@ -40,6 +40,7 @@ from t2i_tutorial.core import (
     check_choice,
     check_whole_number,
     from_uint8,
+    get_device,
     load_model_config,
     load_module,
     progress_bar,
@@ -495,7 +496,9 @@ class CLIPTrainConfig:
 
 CLIP_PRESETS = {
     "critters-clip": CLIPTrainConfig(),
-    "critters-clip-score": CLIPTrainConfig(CLIPConfig(dim=96, channels=32), seed=1),
+    "critters-clip-score": CLIPTrainConfig(
+        CLIPConfig(dim=96, channels=96, image_encoder="patches"), seed=1, max_steps=2000
+    ),
     "tiny": CLIPTrainConfig(
         CLIPConfig(dim=64, layers=1, channels=16),
         num_images=4096,
@@ -559,10 +562,10 @@ def clip_train_step(
     mixed_precision: bool,
 ) -> dict[str, float]:
     "One update; returns loss, accuracy within the batch, logit scale, gradient norm."
-    device = images.device
+    device = clip.log_logit_scale.device
     bf16 = mixed_precision and supports_bf16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        u = clip.encode_image(images)
+        u = clip.encode_image(images.to(device))
     v = clip.encode_text(captions)
     loss = contrastive_loss(u, v, clip.logit_scale, duplicates)
     optimizer.zero_grad()
@@ -587,6 +590,7 @@ def train_clip(
     preset: str | CLIPTrainConfig = "critters-clip",
     folder: str | os.PathLike | None = None,  # for weights and record, if given
     callback: Callable[[int, CLIP, dict], None] | None = None,  # after each step
+    device: str | None = None,  # to train on, the best available if not given
     **changes,  # fields of the preset to change, for instance max_steps=100
 ) -> tuple[CLIP, list[dict]]:  # the model, the log of each step
     """Train a contrastive model on creatures.
@@ -608,6 +612,7 @@ def train_clip(
     )
     clip = CLIP(model_config, tokenizer, name)
     clip.image_encoder.to(memory_format=torch.channels_last)
+    clip.to(get_device(device))
     dataset = CritterDataset.from_seed(
         config.num_images, config.seed + 1, size=model_config.size
     )
@@ -627,7 +632,7 @@ def train_clip(
         )
         if callback:
             callback(step, clip, history[-1])
-    clip.eval()
+    clip.eval().cpu()
     if folder is not None:
         save_clip_run(clip, config, history, folder, time.perf_counter() - start)
     return clip, history

@@ -268,9 +268,9 @@ IMAGEN_PRESETS = {
         ImagenConfig(
             size=64,
             text_encoder=DEFAULT_TEXT_ENCODER,
-            unet=replace(CPU_UNET_CONFIG, patch_size=2),
+            unet=replace(CPU_UNET_CONFIG, patch_size=2, refine_channels=16),
         ),
-        replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4),
+        replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4, max_steps=7000),
         init_from="critters-32",
     ),
 }
@@ -354,7 +354,7 @@ def init_imagen_from_smaller(
         if w.shape != shapes[key].shape:  # reads text: matrices, norms, the null text
             new = torch.zeros_like(w) if w.dim() == 2 else w
             weights[key] = torch.cat([w, new], dim=-1)
-    model.load_state_dict(weights)
+    model.load_state_dict(model.state_dict() | weights)
     return model
 
 
@@ -367,6 +367,7 @@ def _patch_factor(small: ImagenConfig, large: ImagenConfig) -> int:
                 small.unet,
                 patch_size=factor * small.unet.patch_size,
                 text_dim=text_factor * small.unet.text_dim,
+                refine_channels=large.unet.refine_channels,
             )
             text = small.text_encoder + suffix * (text_factor - 1)
             fits = (unet, factor * small.size, text)

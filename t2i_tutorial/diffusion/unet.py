@@ -40,6 +40,7 @@ class UNetConfig:
     heads: int = 4  # of each attention layer
     cond_dim: int = 256  # length of the vector of timestep and text
     text_dim: int = 128  # length of the text encoder's vectors
+    refine_channels: int = 0  # of convolutions after the last pixel shuffle, 0: none
 
     def __post_init__(self):
         for f in fields(self):  # JSON turns tuples into lists
@@ -60,6 +61,10 @@ class UNetConfig:
         for name in ("patch_size", "heads", "cond_dim", "text_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.refine_channels < 0:
+            raise UserError(
+                f"refine_channels must be at least 0, not {self.refine_channels}"
+            )
         for c in self.channels:
             if c < 1 or c % 8 or c % self.heads:
                 raise UserError(
@@ -140,6 +145,13 @@ class UNet(nn.Module):
         )
         nn.init.zeros_(self.conv_out[-1].weight)
         nn.init.zeros_(self.conv_out[-1].bias)
+        self.refine = None
+        if r := config.refine_channels:  # on pixels, so that no patch has a border
+            self.refine = nn.Sequential(
+                nn.Conv2d(6, r, 3, padding=1), nn.SiLU(), nn.Conv2d(r, 3, 3, padding=1)
+            )
+            nn.init.zeros_(self.refine[-1].weight)
+            nn.init.zeros_(self.refine[-1].bias)
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -174,7 +186,10 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop() * 2**-0.5], dim=1), cond, text)
             if i > 0:
                 h = self.upsample[i - 1](h)
-        return pixel_shuffle(self.conv_out(h), self.config.patch_size)
+        y = pixel_shuffle(self.conv_out(h), self.config.patch_size)
+        if self.refine is not None:
+            y = y + self.refine(torch.cat([y, xt], dim=1))
+        return y
 
 # %% ../../nbs/32_unet.ipynb #35c007b5
 def flops_by_level(
@@ -205,7 +220,9 @@ def flops_by_level(
         ]
         if i > 0:
             levels[f"level {i}"] += [f"downsample.{i - 1}", f"upsample.{i - 1}"]
-    levels["level 0"] += ["conv_in", "conv_out"]
+    levels["level 0"] += ["conv_in", "conv_out", "refine"]
+    if not config.refine_channels:
+        levels["level 0"].remove("refine")
     levels[f"level {len(config.channels) - 1}"] += ["middle"]
     levels["time and text"] = ["time_embedding", "text_proj"]
 

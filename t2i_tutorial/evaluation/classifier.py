@@ -38,6 +38,7 @@ from t2i_tutorial.core import (
     check_choice,
     check_whole_number,
     from_uint8,
+    get_device,
     load_model_config,
     load_module,
     progress_bar,
@@ -292,6 +293,7 @@ def train_classifier(
     preset: str | ClassifierTrainConfig = "critters-classifier",
     folder: str | os.PathLike | None = None,  # for weights and record, if given
     callback: Callable[[int, AttributeClassifier, dict], None] | None = None,
+    device: str | None = None,  # to train on, the best available if not given
     **changes,  # fields of the preset to change, for instance max_steps=100
 ) -> tuple[AttributeClassifier, list[dict]]:  # the model, what each step logged
     "Train on rendered creatures; raises `UserError` for a wrong preset or field."
@@ -301,6 +303,7 @@ def train_classifier(
     seed_everything(config.seed)
     classifier = AttributeClassifier(config.model_config, name)
     classifier.backbone.to(memory_format=torch.channels_last)
+    classifier.to(device := get_device(device))
     for stage in _training_stages(config):
         dataset = _classifier_dataset(stage)
         labels = attribute_labels(dataset.critters)
@@ -318,13 +321,14 @@ def train_classifier(
             images = from_uint8(dataset.pixels[index])
             if stage.augment_images:
                 images = degrade(images, generator)
-            targets = {k: v[index] for k, v in labels.items()}
+            targets = {k: v[index].to(device) for k, v in labels.items()}
+            images = images.to(device)
             log = classifier_train_step(classifier, optimizer, images, targets)
             seconds = round(time.perf_counter() - start, 2)
             history.append({"step": len(history), "seconds": seconds, **log})
             if callback:
                 callback(len(history) - 1, classifier, history[-1])
-    classifier.eval()
+    classifier.eval().cpu()
     if folder is not None:
         save_classifier_run(
             classifier, config, history, folder, time.perf_counter() - start
@@ -394,7 +398,7 @@ def evaluate_classifier(
             predicted = predict_attributes(classifier, images)
             correct = {k: predicted[k] == labels[k] for k in CLASSIFIED_ATTRIBUTES}
             correct["all"] = torch.stack(list(correct.values())).all(0)
-            row = {"split": split, "size": size, "images": kind, "num_images": n}
+            row = {"split": split, "pixels": size, "images": kind, "num_images": n}
             rows.append(row | {k: _accuracy(v) for k, v in correct.items()})
     return rows
 
