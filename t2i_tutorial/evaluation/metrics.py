@@ -476,7 +476,7 @@ def nearest_neighbours(
     size: int = 32,  # pixels, both are resized to this before
     mirror: bool = True,  # also compare mirrored images
     max_shift: int = 2,  # also compare images shifted by up to so many pixels
-    candidates: int = 128,  # of each image, which are compared in all these versions
+    candidates: int = 32,  # of each image, which are compared in all these versions
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # pixel RMSE, indices
     "For each image the distance to its nearest training image, and which one it is."
     check_whole_number("max_shift", max_shift, 0, size // 4)
