@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Metric', 'proportion', 'chance_accuracy', 'extract_features', 'frechet_distance', 'polynomial_mmd',
            'distribution_distances', 'pixel_rmse', 'body_colour_accuracy_from_pixels', 'mean_with_interval',
-           'sharpness', 'clip_score', 'lpips_distance', 'intra_prompt_diversity', 'lpips_sanity_check',
-           'nearest_neighbours', 'memorisation_rate']
+           'sharpness', 'clip_cosines', 'clip_score', 'lpips_distance', 'intra_prompt_diversity', 'lpips_sanity_check',
+           'open_attributes', 'attribute_entropy', 'silhouette', 'pose_spread', 'measure_variety', 'nearest_neighbours',
+           'memorisation_rate']
 
 # %% ../../nbs/11_distances.ipynb #0ec7d825
 import math
 import socket
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -27,11 +28,19 @@ from torch import Tensor, nn
 
 from .. import critters
 from ..clip import CLIP
-from ..core import UserError, check_choice, check_whole_number, from_uint8
+from t2i_tutorial.core import (
+    UserError,
+    check_choice,
+    check_whole_number,
+    from_uint8,
+    seeded_generator,
+    to_uint8,
+)
 from t2i_tutorial.evaluation.classifier import (
+    CLASSIFIED_ATTRIBUTES,
     AttributeClassifier,
-    attribute_labels,
     gaussian_blur,
+    predict_attributes,
     resize_images,
     wilson_interval,
 )
@@ -169,14 +178,20 @@ def pixel_rmse(
 
 def body_colour_accuracy_from_pixels(
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
-    wanted: Sequence[critters.Critter],
+    prompts: Sequence[str],  # those that state a body colour are counted
     real: Float[Tensor, "n 3 h2 w2"],  # renders of what was requested
 ) -> dict[str, Metric]:
     "How often the requested body colour has more pixels than any other colour."
-    labels = attribute_labels(wanted)["body_colour"]
+    stated = [critters.parse_caption(p).get("body_colour") for p in prompts]
+    counted = [i for i, colour in enumerate(stated) if colour]
+    if not counted:
+        return {}
+    names = list(critters.COLOURS)
+    labels = torch.tensor([names.index(stated[i]) for i in counted])
 
     def correct(x):
-        largest = [critters.colour_histogram(p).argmax(1) for p in x.split(256)]
+        parts = x[counted].split(256)
+        largest = [critters.colour_histogram(p).argmax(1) for p in parts]
         return torch.cat(largest) == labels
 
     reference = correct(real).float().mean().item()
@@ -184,15 +199,22 @@ def body_colour_accuracy_from_pixels(
     return {"body_pixels": proportion(correct(images), reference, chance)}
 
 # %% ../../nbs/11_distances.ipynb #863d2c2f
-def mean_with_interval(values: Float[Tensor, " n"], **others) -> Metric:
-    "Mean and 95 % interval of independent values; no interval of a single one."
-    mean = values.mean().item()
-    if len(values) < 2:
+def mean_with_interval(
+    values: Float[Tensor, " n"],  # of independent images or prompts
+    resamples: int = 1000,  # of the bootstrap
+    **others,  # other fields of the `Metric`
+) -> Metric:
+    "Mean and 95 % bootstrap interval; no interval of a single value."
+    mean, n = values.mean().item(), len(values)
+    if n < 2:
         return Metric(mean, **others)
-    half = 1.96 * values.std().item() / math.sqrt(len(values))
-    return Metric(mean, **others, ci_low=mean - half, ci_high=mean + half)
+    generator = seeded_generator(0, "bootstrap", n)
+    index = torch.randint(n, (resamples, n), generator=generator)
+    means = values.double()[index].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return Metric(mean, **others, ci_low=low, ci_high=high)
 
-
+# %% ../../nbs/11_distances.ipynb #8ea51a26
 def sharpness(
     images: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h2 w2"]
 ) -> dict[str, Metric]:
@@ -206,24 +228,29 @@ def sharpness(
 
 
 @torch.no_grad()
+def clip_cosines(
+    clip: CLIP,
+    images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
+    prompts: Sequence[str],
+) -> Float[Tensor, "2 n"]:  # of each image to its prompt, and to the one before
+    "Cosines between images and prompts by a contrastive model."
+    chunks = [prompts[i : i + 256] for i in range(0, len(prompts), 256)]
+    text = torch.cat([clip.encode_text(chunk) for chunk in chunks])
+    vectors = torch.cat([clip.encode_image(p) for p in images.split(256)])
+    return torch.stack([(vectors * text).sum(1), (vectors * text.roll(1, 0)).sum(1)])
+
+
 def clip_score(
     clip: CLIP,
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
     prompts: Sequence[str],
     real: Float[Tensor, "n 3 h2 w2"],  # renders of what the prompts say
 ) -> dict[str, Metric]:
-    "Mean cosine between images and prompts by a contrastive model."
-    chunks = [prompts[i : i + 256] for i in range(0, len(prompts), 256)]
-    text = torch.cat([clip.encode_text(chunk) for chunk in chunks])
-    generated, reference = (
-        torch.cat([clip.encode_image(p) for p in x.split(256)]) for x in (images, real)
-    )
-    metric = mean_with_interval(
-        (generated * text).sum(1),
-        reference=(reference * text).sum(1).mean().item(),
-        chance=(generated * text.roll(1, 0)).sum(1).mean().item(),
-    )
-    return {"clip_score": metric}
+    "Mean cosine between images and prompts, beside that of renders."
+    own, other = clip_cosines(clip, images, prompts)
+    reference = clip_cosines(clip, real, prompts)[0].mean().item()
+    chance = other.mean().item()
+    return {"clip_score": mean_with_interval(own, reference=reference, chance=chance)}
 
 # %% ../../nbs/11_distances.ipynb #ce466219
 #| code-fold: true
@@ -273,18 +300,17 @@ def lpips_distance(
 
 
 def intra_prompt_diversity(
-    groups: Float[Tensor, "p k 3 h w"],  # k images for each of p prompts
-    distance: Callable = lpips_distance,  # of pairs of images
+    groups: Float[Tensor, "p k ..."],  # k images, or features, for each of p prompts
+    distance: Callable = lpips_distance,  # of pairs of them
 ) -> Float[Tensor, " p"]:
     "For each prompt the mean distance between its images, over all pairs."
     if groups.shape[1] < 2:
         raise UserError("diversity needs at least 2 images of a prompt, not 1")
     i, j = torch.tensor(list(combinations(range(groups.shape[1]), 2))).T
-    first, second = (
-        rearrange(groups[:, x], "p pair c h w -> (p pair) c h w") for x in (i, j)
+    first, second = (groups[:, x].flatten(0, 1) for x in (i, j))
+    return rearrange(distance(first, second), "(p pair) -> p pair", p=len(groups)).mean(
+        1
     )
-    distances = rearrange(distance(first, second), "(p pair) -> p pair", p=len(groups))
-    return distances.mean(1)
 
 
 def lpips_sanity_check(
@@ -304,47 +330,185 @@ def lpips_sanity_check(
         for k, y in compared.items()
     }
 
-# %% ../../nbs/11_distances.ipynb #951cb77b
-def _versions(
-    images: Float[Tensor, "n 3 h w"], mirror: bool, max_shift: int
-) -> list[Float[Tensor, "n 3 h w"]]:
-    "The images as they are, mirrored if asked for, each shifted by up to max_shift."
+# %% ../../nbs/11_distances.ipynb #c4988153
+def open_attributes(prompt: str) -> list[str]:
+    "The attributes that a caption neither states nor implies."
+    stated = critters.parse_caption(prompt)
+    implied = set(stated)
+    if stated.get("action") == "sleeping":
+        implied.add("eye_colour")
+    if stated.get("eye_colour") == "closed":
+        implied.add("action")
+    return [k for k in CLASSIFIED_ATTRIBUTES if k not in implied]
+
+
+def attribute_entropy(
+    predicted: Mapping[str, Int[Tensor, " n"]],  # by the classifier
+    prompts: Sequence[str],  # n / copies of them, each of `copies` images in a row
+    copies: int,
+) -> dict[str, Float[Tensor, " p"]]:  # in bits, of the prompts that leave it open
+    "How evenly the images of one prompt spread over what the prompt leaves open."
+    entropy = {}
+    for key in CLASSIFIED_ATTRIBUTES:
+        is_open = [key in open_attributes(p) for p in prompts]
+        groups = rearrange(predicted[key], "(p k) -> p k", k=copies)
+        share = (
+            F.one_hot(groups[is_open], len(critters.ATTRIBUTES[key])).float().mean(1)
+        )
+        if any(is_open):
+            entropy[key] = torch.special.entr(share).sum(1) / math.log(2)
+    return entropy
+
+# %% ../../nbs/11_distances.ipynb #2615a44a
+def silhouette(
+    images: Float[Tensor, "n 3 h w"],  # in [-1, 1], on white
+) -> Float[Tensor, "n 3"]:  # centre across, centre down, root of the area
+    "Where the coloured pixels are, in units of the image's side."
     h, w = images.shape[-2:]
+    mask = (images.amin(1) < 0.6).double()
+    area = mask.sum((1, 2))
+    y, x = ((torch.arange(s).double() + 0.5) / s for s in (h, w))
+    across = (mask.sum(1) @ x) / area.clamp(min=1)
+    down = (mask.sum(2) @ y) / area.clamp(min=1)
+    return torch.stack([across, down, (area / (h * w)).sqrt()], 1).float()
+
+
+def pose_spread(
+    groups: Float[Tensor, "p k 3 h w"],  # k images for each of p prompts
+) -> dict[str, Float[Tensor, " p"]]:  # "position" and "extent", shares of the side
+    "For each prompt how much position and extent of the creature vary."
+    flat = silhouette(rearrange(groups, "p k c h w -> (p k) c h w"))
+    variance = rearrange(flat, "(p k) s -> p k s", k=groups.shape[1]).var(1)
+    return {
+        "position": variance[:, :2].sum(1).sqrt(),
+        "extent": variance[:, 2].sqrt(),
+    }
+
+# %% ../../nbs/11_distances.ipynb #2bff01fc
+def measure_variety(
+    classifier: AttributeClassifier,
+    groups: Float[Tensor, "p k 3 h w"],  # k images for each of p prompts
+    real: Float[Tensor, "p k 3 h w"],  # as many renders that fit the prompts
+    prompts: Sequence[str],  # p of them
+    distances: Mapping[str, Callable],  # name -> a number for each group of images
+) -> dict[str, Metric]:
+    "Entropies, spreads and distances within a prompt, beside those of renders."
+
+    def measure(x):
+        k = x.shape[1]
+        labels = predict_attributes(
+            classifier, rearrange(x, "p k c h w -> (p k) c h w")
+        )
+        entropy = attribute_entropy(labels, prompts, k)
+        found = {f"{name}_entropy": v for name, v in entropy.items()}
+        found |= {f"{name}_spread": v for name, v in pose_spread(x).items()}
+        for name, distance in distances.items():
+            found[f"{name}_diversity"] = distance(x)
+        return found
+
+    reference = {k: v.mean().item() for k, v in measure(real).items()}
+    return {
+        k: mean_with_interval(v, reference=reference[k])
+        for k, v in measure(groups).items()
+    }
+
+# %% ../../nbs/11_distances.ipynb #951cb77b
+def _windows(
+    images: Float[Tensor, "n 3 s s"], mirror: bool, max_shift: int, step: int = 1
+) -> Float[Tensor, "n v 3 w w"]:
+    "What is left of each image, mirrored or not, when it is shifted: v versions."
+    side = images.shape[-1] - 2 * max_shift
     flips = [images, images.flip(-1)] if mirror else [images]
-    padded = [F.pad(x, (max_shift,) * 4, mode="replicate") for x in flips]
-    shifts = range(2 * max_shift + 1)
-    return [
-        x[..., i : i + h, j : j + w] for x in padded for i in shifts for j in shifts
+    starts = range(0, 2 * max_shift + 1, step)
+    windows = [
+        x[..., i : i + side, j : j + side]
+        for x in flips
+        for i in starts
+        for j in starts
     ]
+    return torch.stack(windows, 1)
+
+
+def _squared_distance(
+    a: Float[Tensor, "... n d"], b: Float[Tensor, "... m d"]
+) -> Float[Tensor, "... n m"]:
+    squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    return squares - 2 * a @ b.mT
+
+
+def _candidates(
+    images: Float[Tensor, "n 3 s s"],
+    pixels: UInt8[Tensor, "m 3 s s"],
+    k: int,
+    mirror: bool,
+    max_shift: int,
+) -> Int[Tensor, "n k"]:
+    "For each image the k training images that are nearest at a quarter of the size."
+    side = max(1, (images.shape[-1] - 2 * max_shift) // 4)
+
+    def shrink(x):  # (n, v, 3, w, w) to (v, n, d)
+        small = F.adaptive_avg_pool2d(x.flatten(0, 1), side)
+        return rearrange(small, "(n v) c h w -> v n (c h w)", n=len(x))
+
+    known = torch.cat(
+        [shrink(_centre(from_uint8(p), max_shift))[0] for p in pixels.split(4096)]
+    )
+    found = []
+    for part in images.split(64):
+        near = torch.full((len(part), len(known)), math.inf)
+        for version in shrink(_windows(part, mirror, max_shift, max(1, max_shift))):
+            near = torch.minimum(near, _squared_distance(version, known))
+        found.append(near.topk(k, largest=False).indices)
+    return torch.cat(found)
+
+
+def _centre(
+    images: Float[Tensor, "n 3 s s"], max_shift: int
+) -> Float[Tensor, "n 1 3 w w"]:
+    "The part that no shift moves out of the image."
+    inner = slice(max_shift, images.shape[-1] - max_shift)
+    return images[:, None, :, inner, inner]
 
 
 def nearest_neighbours(
     images: Float[Tensor, "n 3 h w"],
     training_images: Float[Tensor, "m 3 h2 w2"] | UInt8[Tensor, "m 3 h2 w2"],
     size: int = 32,  # pixels, both are resized to this before
-    mirror: bool = False,  # also compare mirrored images
-    max_shift: int = 0,  # also compare images shifted by up to so many pixels
+    mirror: bool = True,  # also compare mirrored images
+    max_shift: int = 2,  # also compare images shifted by up to so many pixels
+    candidates: int = 32,  # of each image, which are compared in all these versions
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # pixel RMSE, indices
     "For each image the distance to its nearest training image, and which one it is."
-    check_whole_number("max_shift", max_shift, 0, size - 1)
+    check_whole_number("max_shift", max_shift, 0, size // 4)
+    check_whole_number("candidates", candidates, 1)
     if not len(training_images):
         raise UserError("there are no training images; give those of the training")
-    resized = resize_images(images, size)
-    best = torch.full((len(images),), math.inf)
-    index = torch.zeros(len(images), dtype=torch.long)
-    for start in range(0, len(training_images), 4096):
-        chunk = training_images[start : start + 4096]
-        if chunk.dtype == torch.uint8:
-            chunk = from_uint8(chunk)
-        b = rearrange(resize_images(chunk, size), "m c h w -> m (c h w)")
-        for version in _versions(resized, mirror, max_shift):
-            a = rearrange(version, "n c h w -> n (c h w)")
-            found = [torch.cdist(p, b).min(1) for p in a.split(256)]
-            distance = torch.cat([f.values for f in found])
-            nearer = distance < best
-            index[nearer] = torch.cat([f.indices for f in found])[nearer] + start
-            best = torch.minimum(best, distance)
-    return best / math.sqrt(3 * size * size), index
+    pixels = _resized_pixels(training_images, size)
+    images = resize_images(images, size)
+    k = min(candidates, len(pixels))
+    index = _candidates(images, pixels, k, mirror, max_shift)
+    best, which = [], []
+    for part, chosen in zip(images.split(16), index.split(16)):
+        windows = _windows(part, mirror, max_shift).flatten(2)
+        known = from_uint8(pixels[chosen.flatten()])
+        known = rearrange(
+            _centre(known, max_shift), "(n k) 1 c h w -> n k (c h w)", k=k
+        )
+        distance, nearest = _squared_distance(windows, known).amin(1).min(1)
+        best.append(distance)
+        which.append(chosen.gather(1, nearest[:, None])[:, 0])
+    best = torch.cat(best).clamp(min=0)
+    return (best / (3 * size * size)).sqrt(), torch.cat(which)
+
+
+def _resized_pixels(images: Tensor, size: int) -> UInt8[Tensor, "m 3 {size} {size}"]:
+    "As bytes, of this size."
+    if images.dtype == torch.uint8 and images.shape[-1] == size:
+        return images
+    parts = images.split(1024)
+    if images.dtype == torch.uint8:
+        parts = map(from_uint8, parts)
+    return torch.cat([to_uint8(resize_images(x, size)) for x in parts])
 
 # %% ../../nbs/11_distances.ipynb #ac695ab3
 def memorisation_rate(
