@@ -383,11 +383,12 @@ def evaluate_classifier(
     n: int = 4096,
     seed: int = 0,
     splits: Sequence[str] = ("test", *critters.HELD_OUT_KEYS),
+    cases: Sequence[tuple[str, int]] = ROBUSTNESS_CASES,
 ) -> list[dict]:
     "Accuracy on fresh renders: two sizes, then blurred by 1 pixel, then with noise."
     rows = []
     for split in splits:
-        for kind, size in ROBUSTNESS_CASES:
+        for kind, size in cases:
             drawn = critters.sample_critters(n, size, seed=seed + 77, split=split)
             images, labels = drawn.images, attribute_labels(drawn.critters)
             if kind.startswith("blurred"):
