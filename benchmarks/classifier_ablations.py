@@ -36,7 +36,9 @@ STEPS = 700  # of the small classifiers
 
 def record(call: str) -> dict:
     "What a record starts with."
-    return {"call": call, "git_commit": git_commit(), "hardware": hardware_info()}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    hardware = hardware_info() | {"gpu": gpu}
+    return {"call": call, "git_commit": git_commit(), "hardware": hardware}
 
 
 def accuracy(
