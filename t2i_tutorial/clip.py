@@ -497,7 +497,7 @@ class CLIPTrainConfig:
 CLIP_PRESETS = {
     "critters-clip": CLIPTrainConfig(),
     "critters-clip-score": CLIPTrainConfig(
-        CLIPConfig(dim=96, channels=96, image_encoder="patches"), seed=1, max_steps=2000
+        CLIPConfig(dim=96, channels=96, image_encoder="patches"), seed=1
     ),
     "tiny": CLIPTrainConfig(
         CLIPConfig(dim=64, layers=1, channels=16),
@@ -776,7 +776,7 @@ def evaluate_clip(
 
 
 def hardware_info() -> dict:
-    "Processor, cores, threads and versions, for the record of a run."
+    "Processor, cores, threads, versions and GPU, for the record of a run."
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -784,13 +784,16 @@ def hardware_info() -> dict:
         cpu = models[0].split(":")[1].strip()
     except (OSError, IndexError):
         pass
-    return {
+    found = {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def git_commit() -> str | None:
