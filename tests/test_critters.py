@@ -18,6 +18,8 @@ from t2i_tutorial.critters import (
     COLOURS,
     EYE_COLOURS,
     FACINGS,
+    HELD_OUT,
+    HELD_OUT_KEYS,
     HELD_OUT_PAIRS,
     SIZES,
     SPECIES,
@@ -466,33 +468,62 @@ def test_parse_refuses_unknown_words():
 # ---- splits
 
 
-def test_held_out_pairs_appear_in_their_own_split_only():
-    assert {s for s, _ in HELD_OUT_PAIRS} == set(SPECIES) and {
-        c for _, c in HELD_OUT_PAIRS
-    } == set(COLOURS)
-    assert (
-        not HELD_OUT_PAIRS & {("dragon", "blue"), ("dragon", "green"), ("cat", "brown")}
-        and ("owl", "orange") in HELD_OUT_PAIRS
-    )
-    for split in SPLITS:
-        at = sample_attributes(20_000, seed=1, split=split)
+def test_held_out_pairs_are_spread_over_species_and_colours():
+    assert {s for s, _ in HELD_OUT_PAIRS} == set(SPECIES)
+    assert {c for _, c in HELD_OUT_PAIRS} == set(COLOURS)
+    assert not HELD_OUT_PAIRS & {("dragon", "blue"), ("dragon", "green")}
+    assert ("owl", "orange") in HELD_OUT_PAIRS
+
+
+def of_new_parts_only(split):
+    "A split's combinations without those that contain another split's pair."
+    keys = HELD_OUT_KEYS[split]
+    pairs = [
+        (HELD_OUT[other], [keys.index(k) for k in parts])
+        for other, parts in HELD_OUT_KEYS.items()
+        if other != split and set(parts) <= set(keys)
+    ]
+    return {
+        c
+        for c in HELD_OUT[split]
+        if not any(tuple(c[i] for i in at) in hidden for hidden, at in pairs)
+    }
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_held_out_combinations_appear_in_their_own_split_only(split):
+    "A held-out split shows all of its combinations, and none of another's."
+    at = sample_attributes(20_000, seed=1, split=split)
+    for hidden, keys in HELD_OUT_KEYS.items():
+        rows = torch.stack([at[k] for k in keys], 1).unique(dim=0).tolist()
         found = {
-            (SPECIES[s], ATTRIBUTES["body_colour"][b])
-            for s, b in zip(at["species"].tolist(), at["body_colour"].tolist())
+            tuple(ATTRIBUTES[k][i] for k, i in zip(keys, row, strict=True))
+            for row in rows
         }
-        if split == "held_out":
-            assert found == HELD_OUT_PAIRS
+        if split == hidden:
+            assert found == of_new_parts_only(hidden)
         else:
-            assert found == {(s, c) for s in SPECIES for c in COLOURS} - HELD_OUT_PAIRS
-        assert (at["body_colour"] != at["second_colour"]).all()
-        for key, options in ATTRIBUTES.items():
-            assert set(at[key].tolist()) == set(range(len(options))), (split, key)
+            assert found and not found & HELD_OUT[hidden], hidden
+    assert (at["body_colour"] != at["second_colour"]).all()
+    for key, options in ATTRIBUTES.items():
+        assert set(at[key].tolist()) == set(range(len(options))), key
+
+
+def test_what_a_triple_combines_occurs_in_training_in_pairs():
+    at = sample_attributes(20_000, seed=1, split="train")
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        keys = [HELD_OUT_KEYS["held_out_triples"][k] for k in (i, j)]
+        seen = torch.stack([at[k] for k in keys], 1).unique(dim=0).tolist()
+        seen = {tuple(ATTRIBUTES[k][n] for k, n in zip(keys, row)) for row in seen}
+        drawn = of_new_parts_only("held_out_triples")
+        assert len(drawn) > 50 and {(t[i], t[j]) for t in drawn} <= seen
 
 
 def test_splits_are_different_streams():
     batches = [sample_critters(64, 16, seed=0, split=s) for s in SPLITS]
-    assert len({digest(b) for b in batches}) == 4
-    assert len({tuple(b.attributes["action"].tolist()) for b in batches}) == 4
+    assert len({digest(b) for b in batches}) == len(SPLITS)
+    streams = {tuple(b.attributes["action"].tolist()) for b in batches}
+    assert len(streams) == len(SPLITS)
 
 
 # ---- mistakes
