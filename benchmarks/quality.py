@@ -1,11 +1,11 @@
-"""The damage table of chapter 11b and the quality of two bundled models, by networks
-that saw none of our data: `python benchmarks/quality.py`.
+"""The damage table of chapter 11b, by networks that saw none of our data:
+`python benchmarks/quality.py`.
 
-Writes t2i_tutorial/results/quality.json and quality-samples.png, which the chapter
-shows. AlexNet and SqueezeNet are used where their weights are in torch's cache (set
-TORCH_HOME); the bundled `dead-leaves` always is. The classifier's own features are
-measured beside them, as a warning. All images are of the split `val`: measures are
-chosen here, models are not reported. About twenty minutes on one core.
+Writes t2i_tutorial/results/quality.json, which the chapter shows. AlexNet and
+SqueezeNet are used where their weights are in torch's cache (set TORCH_HOME); the
+bundled `dead-leaves` always is. The classifier's own features are measured beside them,
+as a warning. All images are of the split `val`: measures are chosen here, no model is
+reported. About fifteen minutes on one core.
 
 `--parts` makes some parts again and leaves the others as they were.
 """
@@ -19,11 +19,8 @@ from t2i_tutorial import critters
 from t2i_tutorial.clip import git_commit, hardware_info
 from t2i_tutorial.core import (
     RESULTS_DIR,
-    atomic_write,
     load_json,
-    make_grid,
     save_json,
-    to_pil,
 )
 from t2i_tutorial.evaluation.classifier import AttributeClassifier, attribute_labels
 from t2i_tutorial.evaluation.metrics import (
@@ -40,12 +37,9 @@ from t2i_tutorial.evaluation.quality import (
     measure_quality,
     quality_difference,
 )
-from t2i_tutorial.hub import load_model
-from t2i_tutorial.text import full_caption
 
-SEED = 14_011  # of renders and prompts
-MODELS = ("critters-32", "critters-32-gigagan")
-PARTS = (*FEATURE_NETWORKS, "critters-classifier", "other", "models", "timing")
+SEED = 14_011  # of the renders
+PARTS = (*FEATURE_NETWORKS, "critters-classifier", "other", "timing")
 PATH = RESULTS_DIR / "quality.json"
 
 
@@ -142,34 +136,6 @@ def other_measures(n: int) -> dict:
     return table
 
 
-def model_table(networks: list, n: int) -> dict:
-    "Quality of two models, the difference between them, and their first images."
-    prompts = critters.sample_critters(n, 32, seed=SEED + 3, split="val").critters
-    captions = [full_caption(c) for c in prompts]
-    images, table = {}, {"seconds": {}}
-    for name in MODELS:
-        start = time.time()
-        images[name] = load_model(name, "cpu").sample(captions, seed=SEED)
-        table["seconds"][name] = round(time.time() - start, 1)
-    real, floor = real_images(n, 1), real_images(n, 2)
-    for network in networks:
-        row = {
-            k: rounded(measure_quality(network, x, real, floor))
-            for k, x in images.items()
-        }
-        difference = quality_difference(network, *images.values(), real)
-        row["difference"] = rounded(difference)
-        table[network.name] = row
-        for k, values in row.items():
-            print(
-                network.name, k, {m: v["value"] for m, v in values.items()}, flush=True
-            )
-    sheet = make_grid(torch.cat([x[:8] for x in images.values()]), columns=8)
-    with atomic_write(RESULTS_DIR / "quality-samples.png") as partial:
-        to_pil(sheet).save(partial, format="png")
-    return table
-
-
 def timing(names: list[str], n: int = 2000) -> dict:
     "CPU seconds for 2,000 images against 2,000 real ones, and as many for the floor."
     sets, seconds = [real_images(n, k) for k in range(3)], {"num_images": n}
@@ -196,7 +162,10 @@ def main() -> None:
     }
     result = {"damage": {}}
     if set(parts) != set(PARTS) and PATH.is_file():
-        result = load_json(PATH)
+        recorded = load_json(PATH)
+        result = {
+            k: recorded[k] for k in ("damage", "other", "timing") if k in recorded
+        }
     result |= settings
     at_hand = [k for k in FEATURE_NETWORKS if has_feature_network(k)]
     measured = [*at_hand, "critters-classifier"]
@@ -206,9 +175,6 @@ def main() -> None:
         save_json(PATH, result)
     if "other" in parts:
         result["other"] = other_measures(n)
-        save_json(PATH, result)
-    if "models" in parts:
-        result["models"] = model_table([network_by_name(k) for k in measured], n)
         save_json(PATH, result)
     if "timing" in parts:
         result["timing"] = timing(at_hand)
