@@ -601,6 +601,8 @@ def measure_images(
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     network = network or load_feature_network()
+    if training_images is not None and training_images.is_floating_point():
+        training_images = _check_range(training_images.float(), "training_images came")
     x = {k: from_uint8(v) for k, v in generated.images.items()}
     own = evaluated_sections(generated)
     images = torch.cat([x[k] for k in own])
