@@ -32,7 +32,7 @@ from t2i_tutorial.core import (
 from t2i_tutorial.evaluation.classifier import AttributeClassifier
 from t2i_tutorial.evaluation.report import prompt_accuracy
 
-TEST_SEED = 42_026  # of the prompts; nothing else uses it
+PROMPT_SEED = 42_026  # of the prompts; nothing else uses it
 NUM_PROMPTS = 512
 LIVE = nano.NanoConfig()
 LONGER = nano.NanoConfig(num_images=16_384, max_steps=12_000, ema_decay=0.995)
@@ -60,9 +60,9 @@ def evaluate(model: nano.NanoDenoiser, split: str) -> tuple[dict, torch.Tensor]:
 
     The first images under their renders.
     """
-    data = critters.sample_critters(NUM_PROMPTS, size=16, seed=TEST_SEED, split=split)
+    data = critters.sample_critters(NUM_PROMPTS, size=16, seed=PROMPT_SEED, split=split)
     prompts = [nano.describe(c) for c in data.critters]
-    images = nano.sample_nano(model, prompts, seed=TEST_SEED)
+    images = nano.sample_nano(model, prompts, seed=PROMPT_SEED)
     classifier = AttributeClassifier.from_pretrained("critters-classifier")
     found = prompt_accuracy(classifier, images, data.critters, data.images)
     table = {
@@ -92,7 +92,7 @@ def main() -> None:
         "classifier": "critters-classifier",
         "prompts": {
             "number": NUM_PROMPTS,
-            "seed": TEST_SEED,
+            "seed": PROMPT_SEED,
             "guidance_scale": 2.5,
             "num_steps": 20,
         },

@@ -1,4 +1,4 @@
-"""The command line `t2i`: generate, train, evaluate, models.
+"""The command line `t2i`: generate, train, evaluate, compare, models.
 
 The options of each command are the fields of a dataclass, and those of a training are
 the fields of its configuration. Tyro turns both into options and help. A user's mistake
@@ -20,7 +20,7 @@ try:
     import unicodedata
     import warnings
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from dataclasses import dataclass, field, fields, make_dataclass
+    from dataclasses import dataclass, field, fields, make_dataclass, replace
     from difflib import get_close_matches
     from importlib import import_module
     from importlib.util import find_spec
@@ -109,18 +109,49 @@ class GenerateOptions(SamplingOptions):
 
 @dataclass(frozen=True)
 class EvaluateOptions(SamplingOptions):
-    "Measure prompt accuracy, distances and diversity of a model on critters."
+    "Measure what was stated, quality, variety and copies of a model on critters."
 
     model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = _DEFAULT_MODEL
-    "a name from t2i models, a folder of a model or a training, or a hub repository"
+    """a name from t2i models, a folder of a model or a training, or a hub repository;
+    or saved images: a .safetensors file, or a folder of PNGs with their captions"""
     split: str = "test"
-    "val to choose settings; test or held_out to report"
-    num_images: int = 2000
-    "images to generate, at least 16"
+    "val to choose settings; test to report, also on held-out combinations"
+    prompts: int = 2000
+    "different prompts, at least 40; 64 of them more are asked for 8 times"
     batch_size: int = 100
     "images generated at a time"
+    save_images: _Text = None
+    "safetensors file to write the generated images to, with their prompts"
+    generate_only: bool = False
+    "write the images, measure nothing"
+    training_of: _Text = None
+    "for saved images: the model whose training images are searched for copies"
     output: _Text = None
     "JSON to write the report to"
+    overwrite: bool = False
+    "replace the file if it exists"
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    "Compare two models on the same prompts, in pairs."
+
+    first: Annotated[_Word, tyro.conf.arg(metavar="FIRST")] = tyro.MISSING
+    "a model, as for t2i evaluate, or a .safetensors file of its saved images"
+    second: Annotated[_Word, tyro.conf.arg(metavar="SECOND")] = tyro.MISSING
+    "another one"
+    split: str = "test"
+    "val to choose; test to report"
+    prompts: int = 2000
+    "different prompts, at least 40"
+    batch_size: int = 100
+    "images generated at a time"
+    seed: int = 0
+    "of the noise"
+    device: _Text = None
+    "cpu, cuda or mps; the best available if not given"
+    output: _Text = None
+    "JSON to write the differences to"
     overwrite: bool = False
     "replace the file if it exists"
 
@@ -184,9 +215,11 @@ def _parse(kind: type, arguments: Sequence[str], prog: str) -> tuple[object, lis
         if not e.code:
             raise
         message = _plain_words(_one_line(said.getvalue()), kind)
-        name, _, example = _POSITIONAL[kind]
-        if name and f"--{name}" in (word.partition("=")[0] for word in arguments):
-            message = f"leave out --{name}; for instance {example}"
+        names, _, example = _POSITIONAL[kind]
+        words = [word.partition("=")[0] for word in arguments]
+        for name in names:
+            if f"--{name}" in words:
+                message = f"leave out --{name}; for instance {example}"
         raise _UsageError(f"{prog}: {message}; see {prog} --help") from None
 
 
@@ -203,23 +236,28 @@ def _one_line(box: str) -> str:
     return " ".join(message)[:300]
 
 
-_POSITIONAL = {  # command -> the field without a name, how it is called, an example
-    GenerateOptions: ("prompt", "PROMPT", "t2i generate 'a blue and red dragon'"),
-    EvaluateOptions: ("model", "MODEL", "t2i evaluate critters-32"),
-    TrainOptions: ("name", "NAME", "t2i train imagen"),
-    ModelsOptions: ("", "", "t2i models"),
+_POSITIONAL = {  # command -> its fields without a name, what they are called, an example
+    GenerateOptions: (("prompt",), "PROMPT", "t2i generate 'a blue and red dragon'"),
+    EvaluateOptions: (("model",), "MODEL", "t2i evaluate critters-32"),
+    CompareOptions: (
+        ("first", "second"),
+        "FIRST and SECOND",
+        "t2i compare critters-32 critters-32-gigagan",
+    ),
+    TrainOptions: (("name",), "NAME", "t2i train imagen"),
+    ModelsOptions: ((), "", "t2i models"),
 }
 
 
 def _plain_words(message: str, kind: type) -> str:
     "What tyro says of an option, in our words; its own where we have none."
-    name, title, example = _POSITIONAL[kind]
+    names, title, example = _POSITIONAL[kind]
     missing = re.match(r"Missing value for argument '(.+?)'", message)
     if missing and missing[1] in _options(kind):
         return f"{missing[1]} needs a value"
     if missing or message.startswith("Missing from"):
         dash = " (one that begins with - goes last, after --)"
-        return f"no {title}{dash * (name == 'prompt')}; for instance {example}"
+        return f"no {title}{dash * ('prompt' in names)}; for instance {example}"
     wrong = re.match(r"Error parsing --([\w-]+): .*?'(.*?)'", message)
     hint = get_type_hints(kind).get(wrong[1].replace("-", "_")) if wrong else None
     what = {"int": "a whole number", "float": "a number"}
@@ -231,7 +269,7 @@ def _plain_words(message: str, kind: type) -> str:
 
 def _options(kind: type) -> list[str]:
     "The options of a command, as they are typed."
-    names = [f.name for f in fields(kind) if f.name != _POSITIONAL[kind][0]]
+    names = [f.name for f in fields(kind) if f.name not in _POSITIONAL[kind][0]]
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
@@ -535,9 +573,8 @@ def _generate(options: GenerateOptions) -> None:
 
 def _evaluate(options: EvaluateOptions) -> None:
     "`t2i evaluate`: the table of an evaluation report."
-    from t2i_tutorial.core import check_choice
-    from t2i_tutorial.critters import SPLITS
-    from t2i_tutorial.evaluation.report import evaluate
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.evaluation.report import measure_images
 
     _check_packages("torchmetrics")
     if not find_spec("lpips"):
@@ -545,25 +582,112 @@ def _evaluate(options: EvaluateOptions) -> None:
         warnings.warn(message, stacklevel=2)
     if options.output is not None:
         _check_output(options.output, ".json", options.overwrite)
-    check_choice("split", options.split, SPLITS)
-    _check_range("num-images", options.num_images, 16, 100_000)
-    _check_range("batch-size", options.batch_size, 1, 100_000)
-    _check_range("seed", options.seed, 0, 2**32 - 1)
-    model = _load(options.model, options.device)
-    sampling = _sampling_options(options, model.model_type)
-    report = evaluate(
-        lambda prompts, seed: _sample(model, prompts, seed, sampling),
-        options.num_images,
-        size=model.config.size,
-        seed=options.seed,
-        split=options.split,
-        batch_size=options.batch_size,
-        training_images=_training_images(options.model),
-        mirror=True,
-    )
+    if options.save_images is not None:
+        _check_output(options.save_images, ".safetensors", options.overwrite)
+    elif options.generate_only:
+        raise UserError("--generate-only needs --save-images FILE.safetensors")
+    _check_evaluation(options)
+    saved = _saved_images(options.model)
+    if saved and (options.save_images or options.generate_only):
+        raise UserError(
+            f"{options.model!r} holds images that were generated before; "
+            "leave out --save-images and --generate-only"
+        )
+    if options.training_of and not saved:
+        raise UserError("--training-of is for saved images; leave it out")
+    generated = saved or _generate_images(options.model, options, options)
+    if options.save_images is not None:
+        path = Path(options.save_images)
+        _print_path(_write_new(path, generated.save, options.overwrite))
+    if options.generate_only:
+        return
+    source = options.training_of if saved else options.model
+    known = _training_images(source) if source else None
+    report = measure_images(generated, training_images=known)
     print(report.table())
+    seconds = ", ".join(f"{k} {v:.0f}" for k, v in report.seconds.items())
+    _say(f"t2i: seconds: {seconds}")
     if options.output is not None:
         written = _write_new(Path(options.output), report.save, options.overwrite)
+        _print_path(written)
+
+
+def _check_evaluation(options: "EvaluateOptions | CompareOptions") -> None:
+    "Raise `UserError` for numbers and splits that make no sense."
+    from t2i_tutorial.core import check_choice
+    from t2i_tutorial.evaluation.report import REPORTED_SPLITS
+
+    check_choice("split", options.split, REPORTED_SPLITS)
+    _check_range("prompts", options.prompts, 40, 100_000)
+    _check_range("batch-size", options.batch_size, 1, 100_000)
+    _check_range("seed", options.seed, 0, 2**32 - 1)
+
+
+def _saved_images(name: str):
+    "Images that were generated before, if the name is theirs; None for a model."
+    from t2i_tutorial.evaluation.report import EvaluationImages
+    from t2i_tutorial.hub import bundled_models
+
+    path = Path(name).expanduser()
+    if name in bundled_models():
+        return None
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return EvaluationImages.load(path)
+    if path.is_dir() and (path / "metadata.jsonl").is_file():
+        return EvaluationImages.from_folder(path)
+    return None
+
+
+def _generate_images(
+    name: str,
+    options: "EvaluateOptions | CompareOptions",
+    sampling: SamplingOptions,
+):
+    "The images of an evaluation, by a model."
+    from t2i_tutorial.evaluation.report import generate_evaluation_images
+
+    model = _load(name, options.device)
+    given = _sampling_options(sampling, model.model_type)
+    given["batch_size"] = options.batch_size
+    used = {k: v for k, v in _used_settings(given, model.config).items()}
+    del used["batch_size"]
+    return generate_evaluation_images(
+        lambda prompts, seed: _sample(model, prompts, seed, given),
+        options.prompts,
+        size=model.config.size,
+        split=options.split,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        model=_readable(_training_checkpoint(name) or name),
+        device=str(model.device),
+        **used,
+    )
+
+
+def _compare(options: CompareOptions) -> None:
+    "`t2i compare`: differences of two models, with intervals."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.evaluation.comparison import compare_images
+
+    _check_packages("torchmetrics")
+    if options.output is not None:
+        _check_output(options.output, ".json", options.overwrite)
+    _check_evaluation(options)
+    names = options.first, options.second
+    if len(set(names)) == 1:
+        raise UserError(f"{names[0]!r} is named twice; name two models")
+    images = [_saved_images(name) for name in names]
+    for saved in filter(None, images):  # a model gets the prompts of saved images
+        keys = {"split": "split", "seed": "seed", "prompts": "num_prompts"}
+        given = {k: saved.settings[v] for k, v in keys.items() if v in saved.settings}
+        options = replace(options, **given)
+    sampling = SamplingOptions(seed=options.seed, device=options.device)
+    for i, name in enumerate(names):
+        images[i] = images[i] or _generate_images(name, options, sampling)
+    found = compare_images(*images)
+    print(found.table())
+    if options.output is not None:
+        written = _write_new(Path(options.output), found.save, options.overwrite)
         _print_path(written)
 
 
@@ -575,8 +699,7 @@ def _training_images(model: str):
     try:
         return recorded_training_images(model)
     except UserError as e:
-        message = f"copies are looked for among 4,096 other creatures only: {e}"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(f"copies are not looked for: {e}", stacklevel=2)
         return None
 
 
@@ -794,6 +917,7 @@ _COMMANDS = {
     "generate": (GenerateOptions, _generate),
     "train": (TrainOptions, _train),
     "evaluate": (EvaluateOptions, _evaluate),
+    "compare": (CompareOptions, _compare),
     "models": (ModelsOptions, _models),
 }
 

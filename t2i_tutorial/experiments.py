@@ -47,7 +47,7 @@ from t2i_tutorial.core import (
 )
 from .data import MAX_CAPTION, ImageTextDataset, open_dataset
 from .evaluation.classifier import AttributeClassifier
-from .evaluation.metrics import distribution_distances
+from .evaluation.quality import load_feature_network, measure_quality
 from .evaluation.report import prompt_accuracy
 from .hub import TextToImage
 from .text import CachedTextEncoder, detailed_caption, full_caption
@@ -405,7 +405,7 @@ def quick_evaluate(
     split: str = "val",  # of the critters, "test" only for a final report
     **sampling,  # arguments of the model's `sample`, for instance num_steps
 ) -> dict:  # seconds, CPU seconds, and for each metric the fields of a `Metric`
-    "Prompt accuracy and distances; the prompts depend on seed and split alone."
+    "Prompt accuracy and quality; the prompts depend on seed and split alone."
     classifier = classifier or AttributeClassifier.from_pretrained()
     requested, others = (
         critters.sample_critters(
@@ -422,7 +422,8 @@ def quick_evaluate(
     }
     real = requested.images
     metrics = prompt_accuracy(classifier, images, requested.critters, real)
-    metrics |= distribution_distances(classifier, images, real, others.images)
+    network = load_feature_network("dead-leaves")  # bundled, and fast
+    metrics |= measure_quality(network, images, others.images, real)
     return spent | {k: asdict(m) for k, m in metrics.items()}
 
 # %% ../nbs/16_experiments.ipynb #2bae2449

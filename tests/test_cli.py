@@ -8,17 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from t2i_tutorial import cli
+from t2i_tutorial import cli, critters
 from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP_PRESETS
-from t2i_tutorial.core import UserError, load_json, save_json
+from t2i_tutorial.core import UserError, load_json, save_json, to_pil
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
 from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
@@ -585,24 +584,123 @@ def test_models_lists_what_is_bundled(t2i, monkeypatch, folder):
     assert code == 0 and "critters-tiny  imagen, 16 x 16 pixels" in out
 
 
-def test_evaluate_prints_and_saves_the_table(t2i, folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        code, out, _ = t2i(
-            "evaluate",
-            folder,
-            "--num-images",
-            16,
-            "--num-steps",
-            1,
-            "--output",
-            "report.json",
-        )
-    assert (
-        code == 0 and "species" in out and load_json("report.json")["num_images"] == 16
+@pytest.fixture
+def quick(monkeypatch):
+    "The small bundled network, no LPIPS: what is tested here is the command."
+    monkeypatch.setattr(
+        "t2i_tutorial.evaluation.quality.has_feature_network",
+        lambda name: name == "dead-leaves",
     )
-    refused(t2i("evaluate", folder, "--split", "tset"), "did you mean 'test'")
-    refused(t2i("evaluate", folder, "--output", "report.txt"), "must end in .json")
+    monkeypatch.setattr(
+        "t2i_tutorial.evaluation.metrics._load_lpips", _raise(UserError("no LPIPS"))
+    )
+
+
+def _raise(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+SMALL = ("--prompts", 40, "--num-steps", 1)
+
+
+def test_evaluate_prints_and_saves_the_table(t2i, folder, quick):
+    code, out, err = t2i("evaluate", folder, *SMALL, "--output", "report.json")
+    assert code == 0 and "test, full captions" in out and "variety" in out, err
+    assert "new pair of colours, natural captions" in out
+    assert "skipped: no LPIPS" in out and "copies are not looked for" in err
+    saved = load_json("report.json")
+    assert saved["format"] == 2 and saved["settings"]["num_prompts"] == 40
+    assert saved["metrics"]["test/full"].keys() >= {"size", "facing", "all"}
+    assert set(saved["seconds"]) >= {"generating", "text", "quality", "variety"}
+
+
+def test_evaluate_in_two_steps_is_evaluate_in_one(t2i, folder, quick):
+    options = (*SMALL, "--split", "val")
+    code, out, _ = t2i("evaluate", folder, *options)
+    first = ["evaluate", folder, *options, "--save-images", "a.safetensors"]
+    done, said, _ = t2i(*first, "--generate-only")
+    assert code == done == 0 and said == "a.safetensors\n"
+    code, again, _ = t2i("evaluate", "a.safetensors")
+    assert code == 0 and again == out
+    refused(t2i(*first), "exists", "--overwrite")
+    refused(t2i("evaluate", "a.safetensors", "--generate-only"), "--save-images")
+    refused(
+        t2i("evaluate", "a.safetensors", "--save-images", "b.safetensors"),
+        "were generated before",
+    )
+
+
+def test_evaluate_measures_a_folder_of_images_with_captions(t2i, tmp_path, quick):
+    drawn = critters.sample_critters(12, 32, seed=3, split="val")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    lines = []
+    for i, (image, caption) in enumerate(zip(drawn.images, drawn.captions)):
+        to_pil(image).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": caption}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    code, out, err = t2i("evaluate", folder)
+    assert code == 0, err
+    stated = next(line for line in out.splitlines() if "all stated" in line)
+    assert float(stated.split("|")[3].split()[0]) > 0.9
+    lines[0] = json.dumps({"file_name": "0.png", "text": "a photograph of a horse"})
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    refused(t2i("evaluate", folder), "photograph")
+
+
+def test_evaluate_refuses_a_file_that_holds_no_images(t2i, folder):
+    refused(t2i("evaluate", "missing.safetensors"), "no such file")
+    refused(
+        t2i("evaluate", folder / "model.safetensors"),
+        "holds no images of an evaluation",
+    )
+    Path("odd.safetensors").write_text("nothing")
+    refused(t2i("evaluate", "odd.safetensors"), "no whole safetensors file")
+
+
+def test_compare_prints_and_saves_differences(t2i, folder, quick, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    common = ("--prompts", 40, "--split", "val", "--output", "differences.json")
+    code, out, err = t2i("compare", folder, other, *common)
+    assert code == 0, err
+    rows = load_json("differences.json")["differences"]
+    assert all(r["difference"] == 0 for r in rows if r["first"] is not None)
+    assert {r["p"] for r in rows} == {1, None}  # equal models
+    assert "val, natural captions" in out and "quality, dead-leaves" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        ([], "no FIRST and SECOND; for instance t2i compare"),
+        (["critters-32"], "no FIRST and SECOND"),
+        (["critters-32", "critters-32"], "is named twice"),
+        (["critters-32", "nothing"], "unknown model"),
+        (["a", "b", "c"], "unexpected 'c'"),
+        (["a", "b", "--prompts", 39], "--prompts must be a whole number from 40"),
+        (["a", "b", "--split", "tset"], "did you mean 'test'"),
+        (["a", "b", "--output", "x.txt"], "must end in .json"),
+        (["a", "b", "--promts", 40], "did you mean '--prompts'"),
+    ],
+)
+def test_compare_refuses(t2i, monkeypatch, arguments, part):
+    monkeypatch.setattr(
+        cli, "_generate_images", lambda name, *_: cli._load(name, "cpu")
+    )
+    refused(t2i("compare", *arguments), part)
+
+
+def test_compare_refuses_images_of_other_prompts(t2i, folder, quick):
+    for name, n in (("a", 40), ("b", 48)):
+        options = ["--prompts", n, "--num-steps", 1, "--generate-only"]
+        t2i("evaluate", folder, *options, "--save-images", f"{name}.safetensors")
+    refused(
+        t2i("compare", "a.safetensors", "b.safetensors"), "did not get the same prompts"
+    )
 
 
 def test_evaluate_does_not_replace_a_report(t2i, folder):
@@ -615,9 +713,14 @@ def test_evaluate_does_not_replace_a_report(t2i, folder):
 @pytest.mark.parametrize(
     "option, value, part",
     [
-        ("--num-images", 15, "from 16"),
+        ("--prompts", 39, "from 40"),
+        ("--prompts", "many", "--prompts must be a whole number, not 'many'"),
         ("--seed", -1, "--seed must be a whole number"),
         ("--split", "", "unknown split ''"),
+        ("--split", "train", "unknown split 'train'"),
+        ("--output", "report.txt", "must end in .json"),
+        ("--save-images", "images.png", "must end in .safetensors"),
+        ("--training-of", "critters-32", "--training-of is for saved images"),
     ],
 )
 def test_evaluate_refuses(t2i, folder, option, value, part):
@@ -632,12 +735,13 @@ def test_evaluate_takes_a_batch_size_and_a_device(t2i, folder, monkeypatch):
         return sample(self, prompts, **options)
 
     monkeypatch.setattr(Imagen, "sample", note)
-    options = ["--num-images", 16, "--batch-size", 8, "--num-steps", 1]
-    code, out, _ = t2i("evaluate", folder, *options, "--device", "cpu")
+    options = [*SMALL, "--batch-size", 8, "--generate-only", "--save-images"]
+    code, *_ = t2i("evaluate", folder, *options, "a.safetensors", "--device", "cpu")
     assert code == 0 and sizes[:2] == [(8, "cpu"), (8, "cpu")]
     refused(t2i("evaluate", folder, "--batch-size", 0), "--batch-size must be")
     refused(t2i("evaluate", folder, "--truncation-psi", 1), "does not apply")
     refused(t2i("evaluate", "no-such-model"), "unknown model")
+    refused(t2i("evaluate", folder, "--generate-only"), "needs --save-images")
 
 
 # ---- settings by their dotted path
@@ -1154,20 +1258,13 @@ def test_a_model_in_a_folder_whose_name_is_no_utf8_is_one_line(t2i, folder, tmp_
 
 
 def test_evaluate_searches_all_training_images_of_a_record(
-    t2i, folder, tmp_path, monkeypatch
+    t2i, folder, tmp_path, quick
 ):
-    found = {}
-
-    def evaluate(sample_fn, n, training_images, mirror, **_):
-        found.update(images=len(training_images), mirror=mirror)
-        raise UserError("seen enough")
-
-    monkeypatch.setattr("t2i_tutorial.evaluation.report.evaluate", evaluate)
     model = tmp_path / "model"
     shutil.copytree(folder, model)
     size = json.loads((model / "config.json").read_text())["size"]
     preset = {"num_images": 70, "model_config": {"size": size}}
     run = {"command": "t2i train imagen --preset tiny", "preset": preset}
     (model / "run.json").write_text(json.dumps(run))
-    refused(t2i("evaluate", model), "seen enough")
-    assert found == {"images": 70, "mirror": True}
+    code, out, _ = t2i("evaluate", model, *SMALL, "--split", "val")
+    assert code == 0 and "copies of 70 training images" in out

@@ -1,6 +1,5 @@
 """Chapter 11: distances between sets, diversity, LPIPS, memorisation."""
 
-import math
 import warnings
 from pathlib import Path
 
@@ -42,22 +41,12 @@ def test_chance_is_what_shuffling_gives():
     assert D.chance_accuracy(values) == pytest.approx(hits / 400, abs=0.01)
 
 
-def test_distances_equal_the_formulas(classifier):
+def test_a_frechet_distance_equals_the_formula(classifier):
     a, b = (
         D.extract_features(
-            classifier, critters.sample_critters(160, seed=s, split="test").images
+            classifier, critters.sample_critters(160, seed=s, split="val").images
         )
         for s in (1, 2)
-    )
-
-    def k(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def off(m):
-        return (m.sum() - m.diag().sum()) / (len(m) * (len(m) - 1))
-
-    assert D.polynomial_mmd(a, b, subset_size=160, subsets=1)[0] == pytest.approx(
-        (off(k(a, a)) + off(k(b, b)) - 2 * k(a, b).mean()).item(), abs=1e-9
     )
     covs = [torch.cov(x.T) for x in (a, b)]
     root = torch.linalg.eigvals(covs[0] @ covs[1]).sqrt().real.sum()
@@ -68,6 +57,8 @@ def test_distances_equal_the_formulas(classifier):
         - 2 * root
     )
     assert D.frechet_distance(a, b) == pytest.approx(by_hand.item(), abs=1e-6)
+    with pytest.raises(UserError, match="needs at least 2 images of each kind"):
+        D.frechet_distance(a[:1], b)
 
 
 def test_frechet_of_known_gaussians():
@@ -80,54 +71,6 @@ def test_frechet_of_known_gaussians():
     assert D.frechet_distance(a, b) == pytest.approx(
         4 * 2**2 + 4 * (3 - 1) ** 2, rel=0.03
     )
-
-
-def test_kernel_distance_is_unbiased_and_frechet_is_not():
-    g = seeded_generator(0, "bias")
-
-    def draw(n):
-        return torch.randn(n, 16, generator=g, dtype=torch.float64)
-
-    kernel = [
-        D.polynomial_mmd(draw(32), draw(32), subset_size=32, subsets=1)[0]
-        for _ in range(60)
-    ]
-    mean, error = sum(kernel) / 60, torch.tensor(kernel).std().item() / 60**0.5
-    assert abs(mean) < 3.5 * error and min(kernel) < 0
-    assert (
-        D.frechet_distance(draw(32), draw(32))
-        > 5 * D.frechet_distance(draw(1024), draw(1024))
-        > 0
-    )
-
-
-def test_a_missing_variety_moves_away(classifier):
-    "The more images are cats, the farther, by both distances; none is the floor."
-    drawn, others = (
-        critters.sample_critters(256, seed=1, split="test"),
-        critters.sample_critters(256, seed=2, split="test").images,
-    )
-    cats = critters.render(
-        [
-            critters.Critter(
-                "cat", c.body_colour, c.second_colour, c.eye_colour, c.action
-            )
-            for c in drawn.critters
-        ]
-    )
-    rows = [
-        D.distribution_distances(
-            classifier, torch.cat([cats[:n], drawn.images[n:]]), drawn.images, others
-        )
-        for n in (0, 64, 192)
-    ]
-    for k in ("mmd", "frechet_distance"):
-        assert (
-            rows[0][k].reference
-            == rows[0][k].value
-            < rows[1][k].value
-            < rows[2][k].value
-        )
 
 
 def test_soft_and_grainy_images_differ_in_detail():
@@ -146,15 +89,6 @@ def test_soft_and_grainy_images_differ_in_detail():
         and soft.ci_high < 0.8 * soft.reference
         and grainy.ci_low > 1.05 * grainy.reference
     )
-
-
-def test_the_global_random_state_is_left_alone(classifier):
-    a = torch.randn(40, 8, dtype=torch.float64)
-    before = torch.get_rng_state()
-    assert D.polynomial_mmd(a, a.flip(0), seed=3) == D.polynomial_mmd(
-        a, a.flip(0), seed=3
-    )
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_diversity_of_equal_images_is_0():
@@ -184,28 +118,66 @@ def test_diversity_is_the_mean_over_all_pairs():
 
 
 def test_nearest_equals_a_slow_search(training):
-    x = critters.sample_critters(5, seed=3, split="test").images
-    distance, place = D.nearest_neighbours(x, training)
+    x = critters.sample_critters(40, seed=3, split="val").images
+    exact = {"mirror": False, "max_shift": 0}
+    distance, index = D.nearest_neighbours(x, training, **exact)
     slow = torch.stack([D.pixel_rmse(p.expand_as(training), training) for p in x])
-    assert torch.equal(place, slow.argmin(1)) and torch.allclose(
-        distance, slow.min(1).values, atol=1e-4
-    )
+    best, nearest = slow.min(1)
+    assert (index == nearest).float().mean() > 0.9  # candidates of a quarter the size
+    assert (distance - best).max() < 0.02 and (distance >= best - 0.005).all()
+    all_of_them = D.nearest_neighbours(x, training, **exact, candidates=1024)
+    assert torch.equal(all_of_them[1], nearest)
+    assert torch.allclose(all_of_them[0], best, atol=0.005)
 
 
-def test_copies_are_memorised_and_fresh_images_are_not(training):
+def moved(x, dx, dy):
+    side = x.shape[-1]
+    x = torch.nn.functional.pad(x, (2,) * 4, mode="replicate")
+    return x[..., 2 + dy : 2 + dy + side, 2 + dx : 2 + dx + side]
+
+
+def changed(copies):
+    "Copies as they are, mirrored, moved by one and two pixels, and with noise."
+    noise = 0.05 * torch.randn(copies.shape, generator=seeded_generator(0, "noise"))
+    return {
+        "as they are": copies,
+        "mirrored": copies.flip(-1),
+        "moved by one": moved(copies, 1, 0),
+        "moved by two": moved(copies, -2, 2),
+        "mirrored and moved": moved(copies.flip(-1), 2, -1),
+        "with noise": (copies + noise).clamp(-1, 1),
+        "all of it": (moved(copies.flip(-1), 1, 2) + noise).clamp(-1, 1),
+    }
+
+
+def test_copies_among_all_training_images_are_found():
+    "Also beyond the first 4,096."
+    training = to_uint8(critters.sample_critters(5000, seed=0).images)
+    where = torch.arange(5, 5000, 500)
     fresh, others = (
-        critters.sample_critters(400, seed=s, split="test").images for s in (8, 9)
+        critters.sample_critters(n, seed=s, split="val").images
+        for n, s in ((20, 8), (100, 9))
     )
-    assert (
-        D.memorisation_rate(training[:400], fresh, others, training)[
-            "memorisation_rate"
-        ].value
-        == 1
+    for name, x in changed(D.from_uint8(training[where])).items():
+        distance, index = D.nearest_neighbours(x, training)
+        assert torch.equal(index, where), name
+        assert distance.max() < 0.06, name
+    found = D.memorisation_rate(x, fresh, others, training)["memorisation_rate"]
+    assert found.value == 1 and found.reference < 0.2
+    again = D.memorisation_rate(fresh, fresh, others, training)["memorisation_rate"]
+    assert again.value == again.reference < 0.2
+
+
+def test_without_tolerance_changed_copies_are_missed(training):
+    fresh, others = (
+        critters.sample_critters(n, seed=s, split="val").images
+        for n, s in ((60, 8), (200, 9))
     )
-    assert (
-        D.memorisation_rate(fresh, fresh, others, training)["memorisation_rate"].ci_low
-        < 0.02
-    )
+    exact = {"mirror": False, "max_shift": 0}
+    for name in ("mirrored", "moved by two"):
+        x = changed(training[:60])[name]
+        found = D.memorisation_rate(x, fresh, others, training, **exact)
+        assert found["memorisation_rate"].value < 0.3, name
 
 
 @pytest.fixture
@@ -251,38 +223,13 @@ def test_too_few_images_for_a_frechet_distance_warn():
         D.frechet_distance(a[:17], a)
 
 
-def test_mirrored_and_shifted_copies_are_found_when_asked_for(training):
-    copies = training[:60]
-    fresh, others = (
-        critters.sample_critters(n, seed=s, split="test").images
-        for n, s in ((60, 8), (200, 9))
-    )
-    moved = torch.nn.functional.pad(copies, (1,) * 4, mode="replicate")[..., 2:, :-2]
-    for x in (copies.flip(-1), moved, moved.flip(-1)):
-        exact, tolerant = (
-            D.memorisation_rate(x, fresh, others, training[:300], **options)
-            for options in ({}, {"mirror": True, "max_shift": 1})
-        )
-        assert exact["memorisation_rate"].value < 0.2
-        assert tolerant["memorisation_rate"].value > 0.95
-        assert tolerant["memorisation_rate"].reference < 0.1
-
-
-def test_nearest_in_many_training_images_given_as_bytes():
-    "More than one chunk of 4,096; the copy that is found lies in the last one."
-    g = seeded_generator(0, "many")
-    many = to_uint8(torch.rand(4100, 3, 8, 8, generator=g) * 2 - 1)
-    distance, index = D.nearest_neighbours(D.from_uint8(many[4090:]), many, size=8)
-    assert index.tolist() == list(range(4090, 4100)) and distance.max() < 1e-2
-
-
 def test_tolerance_never_makes_an_image_farther(training):
-    x = critters.sample_critters(5, seed=3, split="test").images
+    x = critters.sample_critters(5, seed=3, split="val").images
     exact, mirror, shift = (
-        D.nearest_neighbours(x, training[:50], 16, **options)[0]
-        for options in ({}, {"mirror": True}, {"max_shift": 1})
+        D.nearest_neighbours(x, training[:30], 16, mirror=m, max_shift=s)[0]
+        for m, s in ((False, 0), (True, 0), (False, 1))
     )
-    assert (mirror <= exact).all() and (shift <= exact).all()
+    assert (mirror <= exact + 1e-6).all() and (shift <= exact + 1e-6).all()
 
 
 def test_the_pixel_count_is_stricter_than_the_classifier(classifier):
@@ -292,32 +239,21 @@ def test_the_pixel_count_is_stricter_than_the_classifier(classifier):
     x = (drawn.images + 0.2 * tint).clamp(-1, 1)
     predicted = C.predict_attributes(classifier, x)["body_colour"]
     labels = C.attribute_labels(drawn.critters)["body_colour"]
-    pixels = D.body_colour_accuracy_from_pixels(x, drawn.critters, drawn.images)
+    pixels = D.body_colour_accuracy_from_pixels(x, drawn.captions, drawn.images)
     assert (predicted == labels).float().mean() > 0.95
     assert pixels["body_pixels"].ci_high < 0.95
 
 
 def test_mean_with_interval():
-    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    x = torch.randn(400, generator=seeded_generator(0)) + 2
     m = D.mean_with_interval(x, reference=2.0)
-    assert (m.value, m.reference) == (2.5, 2.0)
-    half = 1.96 * x.std().item() / 2
-    assert (m.ci_low, m.ci_high) == pytest.approx((2.5 - half, 2.5 + half))
+    assert m.value == pytest.approx(x.mean().item()) and m.reference == 2.0
+    half = 1.96 * x.std().item() / 20  # of many values the bootstrap is near a normal
+    assert (m.ci_low, m.ci_high) == pytest.approx(
+        (m.value - half, m.value + half), abs=0.02
+    )
+    assert m == D.mean_with_interval(x, reference=2.0)
     assert D.mean_with_interval(x[:1]).ci_low is None
-
-
-@pytest.mark.parametrize("subset_size", [0, 1, 41, 2.5, True])
-def test_an_mmd_that_cannot_be_computed_is_said(untyped, subset_size):
-    "Small rows: a subset of one image gave nan."
-    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).double()
-    with pytest.raises(UserError, match="subset_size must be a whole number from 2 to"):
-        D.polynomial_mmd(x, x, subset_size=subset_size)
-    with pytest.raises(UserError, match="subsets must be a whole number of at least 1"):
-        D.polynomial_mmd(x, x, subsets=0)
-    for distance in (D.polynomial_mmd, D.frechet_distance):
-        with pytest.raises(UserError, match="needs at least 2 images of each kind"):
-            distance(x[:1], x)
-    assert math.isfinite(D.polynomial_mmd(x, x.flip(0), subset_size=2)[0])
 
 
 def test_diversity_and_neighbours_need_something_to_compare():
@@ -326,3 +262,68 @@ def test_diversity_and_neighbours_need_something_to_compare():
         D.intra_prompt_diversity(x, D.pixel_rmse)
     with pytest.raises(UserError, match="there are no training images"):
         D.nearest_neighbours(x[:, 0], x[:0, 0], size=8)
+
+
+# ---- variety
+
+
+def test_open_attributes():
+    everything = set(C.CLASSIFIED_ATTRIBUTES)
+    assert set(D.open_attributes("a red cat")) == everything - {
+        "species",
+        "body_colour",
+    }
+    asleep = D.open_attributes("a cat, fast asleep")
+    assert "eye_colour" not in asleep and "action" not in asleep
+    assert "action" not in D.open_attributes("a cat with closed eyes")
+    assert "second_colour" not in D.open_attributes("an owl with purple wings")
+
+
+def test_entropy_counts_only_what_is_open_and_in_bits():
+    right = critters.ATTRIBUTES["facing"].index("right")
+    predicted = {k: torch.zeros(8, dtype=torch.long) for k in C.CLASSIFIED_ATTRIBUTES}
+    predicted["facing"] = torch.tensor(
+        [right, 1 - right, right, 1 - right] + [right] * 4
+    )
+    prompts = ["a red cat", "a red cat"]
+    entropy = D.attribute_entropy(predicted, prompts, 4)
+    assert entropy["facing"].tolist() == [1, 0] and entropy["size"].tolist() == [0, 0]
+    assert "species" not in entropy and "body_colour" not in entropy
+    stated = D.attribute_entropy(predicted, ["a red cat, facing left", "a cat"], 4)
+    assert stated["facing"].tolist() == [0] and len(stated["body_colour"]) == 1
+
+
+def test_silhouettes_and_spread():
+    x = torch.ones(1, 3, 16, 16)
+    x[:, :, 4:8, 8:12] = -1
+    assert D.silhouette(x)[0].tolist() == pytest.approx([10 / 16, 6 / 16, 4 / 16])
+    assert D.silhouette(torch.ones(1, 3, 16, 16)).isfinite().all()
+    pair = torch.stack([x[0], x[0].roll(2, -1)])[None]
+    spread = D.pose_spread(pair)
+    assert spread["position"].item() == pytest.approx(2 / 16 / 2**0.5)
+    assert spread["extent"].item() == 0
+
+
+def test_variety_of_the_renderer_is_the_reference_and_of_one_image_is_none(classifier):
+    prompts = ["a red cat", "a small blue dragon", "a duck, jumping"]
+    kinds = [
+        [critters.Critter("cat", "red", c, facing=f, size=s) for c, f, s in combination]
+        for combination in [
+            [("blue", "left", "small"), ("green", "right", "large")] * 4,
+        ]
+        * 3
+    ]
+    real = torch.stack([critters.render(k, seed=i) for i, k in enumerate(kinds)])
+    distances = {"pixel": lambda g: D.intra_prompt_diversity(g, D.pixel_rmse)}
+    same, none = (
+        D.measure_variety(classifier, x, real, prompts, distances)
+        for x in (real, real[:, :1].repeat(1, 8, 1, 1, 1))
+    )
+    assert same["facing_entropy"].value == same["facing_entropy"].reference == 1
+    for name, metric in none.items():
+        assert metric.value == pytest.approx(0, abs=1e-5), name
+        assert (
+            metric.reference > 0 or "eye" in name or "action" in name or "body" in name
+        )
+        assert same[name].value == pytest.approx(same[name].reference)
+    assert none["pixel_diversity"].ci_high == 0 < same["pixel_diversity"].ci_low

@@ -1,0 +1,133 @@
+"""How models are chosen and reported: the prompts of `test` belong to one function."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i_tutorial import critters
+from t2i_tutorial.evaluation import report as R
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = {  # where the seed is defined and used
+    ROOT / "t2i_tutorial" / "evaluation" / "report.py",
+    ROOT / "nbs" / "12_evaluation.ipynb",
+    Path(__file__).resolve(),
+}
+FILES = [
+    p
+    for folder in ("t2i_tutorial", "nbs", "benchmarks", "tests", "_ext")
+    for kind in ("*.py", "*.ipynb", "*.md")
+    for p in sorted((ROOT / folder).rglob(kind))
+    if p.name != "_modidx.py"
+]
+
+
+def code(path: Path) -> str:
+    "The code of a source or of a notebook's cells, without magics."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    lines = "\n".join("".join(c["source"]) for c in cells).splitlines()
+    return "\n".join(
+        "" if line.lstrip().startswith(("%", "!")) else line for line in lines
+    )
+
+
+def uses_of_test_seed(source: str) -> list[str]:
+    "The name, an attribute or import of that name, and the number or one near it."
+    near = range(R.TEST_SEED - 2, R.TEST_SEED + 10)
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and node.id == "TEST_SEED":
+            found.append("name")
+        if isinstance(node, ast.Attribute) and node.attr == "TEST_SEED":
+            found.append("attribute")
+        if isinstance(node, ast.alias) and node.name == "TEST_SEED":
+            found.append("import")
+        is_number = isinstance(node, ast.Constant) and type(node.value) is int
+        if is_number and node.value in near:
+            found.append("number")
+    return found
+
+
+def test_no_other_code_uses_the_seed_of_the_test_prompts():
+    assert len(FILES) > 80
+    guilty = [p for p in FILES if p.suffix != ".md" and p.resolve() not in OWN]
+    guilty = [str(p) for p in guilty if uses_of_test_seed(code(p))]
+    assert not guilty
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from t2i_tutorial.evaluation.report import TEST_SEED",
+        "draw(seed=report.TEST_SEED)",
+        f"draw({R.TEST_SEED})",
+        "draw(31_415_928)",  # what real images of the test are drawn with
+        "draw(TEST_SEED)",
+    ],
+)
+def test_a_use_of_the_seed_would_be_found(source):
+    assert uses_of_test_seed(source)
+
+
+def test_the_seed_stands_in_one_line():
+    text = (ROOT / "t2i_tutorial" / "evaluation" / "report.py").read_text()
+    numbers = [n for n in re.findall(r"\d[\d_]+", text) if n.replace("_", "").isdigit()]
+    assert [int(n.replace("_", "")) for n in numbers].count(R.TEST_SEED) == 1
+
+
+def test_prompts_of_test_do_not_depend_on_a_seed_and_those_of_val_do():
+    a, b = (R.evaluation_prompts(80, "test", seed) for seed in (0, 5))
+    assert a == b
+    a, b = (R.evaluation_prompts(80, "val", seed) for seed in (0, 5))
+    assert a != b and set(a) == {"val/full", "val/natural", "repeats"}
+
+
+def test_held_out_prompts_state_what_no_training_contains():
+    prompts = R.evaluation_prompts(400)
+    trained = critters.sample_critters(4000, 16, seed=0).critters
+    for split, keys in critters.HELD_OUT_KEYS.items():
+        known = {tuple(getattr(c, k) for k in keys) for c in trained}
+        for style in ("full", "natural"):
+            stated = [critters.parse_caption(p) for p in prompts[f"{split}/{style}"]]
+            assert len(stated) == 20
+            new = {tuple(s[k] for k in keys) for s in stated}  # all are stated
+            assert not new & known, split
+
+
+def test_full_and_natural_prompts_are_about_the_same_creatures():
+    prompts = R.evaluation_prompts(400)
+    for name in [k for k in prompts if k.endswith("/natural")]:
+        full = prompts[name.replace("natural", "full")]
+        for natural, whole in zip(prompts[name], full):
+            stated, known = map(critters.parse_caption, (natural, whole))
+            assert stated.items() <= known.items() and len(known) == 7
+
+
+def test_references_fit_their_prompts():
+    prompts = R.evaluation_prompts(200)["test/natural"] * 3
+    fitting = R.matching_critters(prompts)
+    for prompt, c in zip(prompts, fitting):
+        stated = critters.parse_caption(prompt)
+        assert all(getattr(c, k) == v for k, v in stated.items())
+        if not {"species", "action"} <= set(stated):
+            assert (c.species, c.action) not in critters.HELD_OUT["held_out_actions"]
+    assert len({c.facing for c in R.matching_critters(["a cat"] * 9)}) == 2
+    with pytest.raises(R.UserError, match="no creature fits"):
+        R.matching_critters(["a cat with closed eyes, running"])
+
+
+def test_images_of_real_creatures_are_as_the_renderer_draws_them():
+    "What a caption leaves open is drawn as often as in the splits."
+    fitting = R.matching_critters(["a cat"] * 700)
+    asleep = sum(c.action == "sleeping" for c in fitting) / 700
+    drawn = critters.sample_critters(4000, 16, split="val").critters
+    expected = sum(c.action == "sleeping" for c in drawn) / 4000
+    assert abs(asleep - expected) < 0.05
+    assert torch.tensor([c.size == "small" for c in fitting]).float().mean() > 0.4
