@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from t2i_tutorial import critters
 from t2i_tutorial.core import UserError, seeded_generator
-from t2i_tutorial.diffusion.unet import UNet, UNetConfig, flops_by_level
+from t2i_tutorial.diffusion.unet import (
+    UNet,
+    UNetConfig,
+    flops_by_level,
+    patch_grid_power,
+)
 from t2i_tutorial.text import TextEmbedding
 
 SMALL = UNetConfig(
@@ -29,6 +35,7 @@ CONFIGS = {
     "small": SMALL,
     "lean": LEAN,
     "patch": replace(LEAN, patch_size=2),
+    "refined": replace(LEAN, patch_size=2, refine_channels=8),
     "four levels": UNetConfig(
         channels=(16, 24, 32, 64),
         num_res_blocks=(1, 1, 2, 1),
@@ -131,6 +138,8 @@ def by_hand(c: UNetConfig) -> int:
         )
     for a, b in zip(c.channels, c.channels[1:]):
         total += 4 * a * b + b + (b + 1) * 4 * a
+    if r := c.refine_channels:
+        total += 9 * 6 * r + r + 9 * r * 3 + 3
     return total
 
 
@@ -441,3 +450,54 @@ def test_gradient_steps_overfit_two_images():
     with torch.no_grad():
         swapped = u(randn(2, 3, 16, 16, seed=99), t, text[[1, 0]])
     assert swapped[0].mean() > 0.3 and swapped[1].mean() < -0.3
+
+
+# ---- patches
+
+
+def test_refinement_changes_nothing_at_first_and_then_sees_across_patches(inputs):
+    "A training without it can go on with it; one pixel reaches the next patch."
+    xt, t, text = inputs
+    torch.manual_seed(0)
+    config = replace(SMALL, patch_size=2, text_dim=text.tokens.shape[-1])
+    plain, refined = UNet(config), UNet(replace(config, refine_channels=8))
+    missing, unexpected = refined.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all(k.startswith("refine.") for k in missing)
+    torch.nn.init.normal_(plain.conv_out[-1].weight, std=0.1)
+    refined.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(plain(xt, t, text), refined(xt, t, text))
+    torch.nn.init.normal_(refined.refine[-1].weight, std=0.1)
+    pixels = randn(1, 6, 8, 8)
+    dot = torch.zeros(8, 8)
+    dot[3, 3] = 1
+    change = refined.refine(pixels + dot) - refined.refine(pixels)
+    reached = change[0].abs().sum(0) > 0
+    assert reached[1:6, 1:6].all() and reached.sum() == 25
+
+
+def test_nonsense_for_the_refinement_is_refused():
+    with pytest.raises(UserError, match="refine_channels must be at least 0, not -1"):
+        UNetConfig(refine_channels=-1)
+
+
+def test_a_grid_of_the_patches_is_found_and_noise_is_not():
+    images = critters.sample_critters(48, 64, seed=3).images
+    noise = torch.randn(images.shape, generator=seeded_generator(0))
+    offsets = 0.05 * torch.randn(3, 4, 4, generator=seeded_generator(1))
+    for p in (2, 4):
+        grid = offsets[:, :p, :p].repeat(1, 64 // p, 64 // p)
+        assert 0.5 < patch_grid_power(images, p) < 1.5
+        assert 0.5 < patch_grid_power(images + 0.3 * noise, p) < 1.5
+        assert patch_grid_power(images + grid, p) > 20
+        shifted = patch_grid_power(images + grid.roll(1, 2), p)
+        assert shifted == pytest.approx(patch_grid_power(images + grid, p), rel=0.1)
+    stripes = 0.02 * torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(16)
+    assert patch_grid_power(images + 2 * stripes, 4) > 2
+    assert patch_grid_power(images + 2 * stripes, 2) < 1.5  # of another period
+
+
+@pytest.mark.parametrize("p", [0, 1, 3, 65])
+def test_a_patch_that_does_not_fit_is_refused(p):
+    with pytest.raises(UserError, match=f"64 x 64 pixels, not {p}"):
+        patch_grid_power(torch.zeros(2, 3, 64, 64), p)
