@@ -270,7 +270,7 @@ IMAGEN_PRESETS = {
             text_encoder=DEFAULT_TEXT_ENCODER,
             unet=replace(CPU_UNET_CONFIG, patch_size=2, refine_channels=16),
         ),
-        replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4, max_steps=7000),
+        replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4),
         init_from="critters-32",
     ),
 }
