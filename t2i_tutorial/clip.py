@@ -532,7 +532,7 @@ def make_clip_config(preset: str | CLIPTrainConfig, **changes) -> CLIPTrainConfi
         raise UserError(f"max_steps must be at least 1, not {config.max_steps}")
     return config
 
-# %% ../nbs/09_clip.ipynb #3154c504
+
 def sample_batch(
     dataset: CritterDataset, size: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "b 3 h w"], list[str], Bool[Tensor, "b b"]]:
@@ -692,8 +692,7 @@ def zero_shot_accuracy(
         accuracy[key] = (predicted == target).float().mean().item()
     return accuracy
 
-# %% ../nbs/09_clip.ipynb #d5528f97
-#| code-fold: true
+
 @torch.no_grad()
 def retrieval_recall(
     clip: CLIP, dataset: CritterDataset, captions: Sequence[str], pool_size: int = 256

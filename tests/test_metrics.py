@@ -156,7 +156,7 @@ def test_copies_among_all_training_images_are_found():
     where = torch.arange(5, 5000, 500)
     fresh, others = (
         critters.sample_critters(n, seed=s, split="val").images
-        for n, s in ((20, 8), (100, 9))
+        for n, s in ((10, 8), (100, 9))
     )
     for name, x in changed(D.from_uint8(training[where])).items():
         distance, index = D.nearest_neighbours(x, training)

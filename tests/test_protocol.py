@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from t2i_tutorial import critters
+from t2i_tutorial.clip import CLIP
 from t2i_tutorial.evaluation import report as R
+from t2i_tutorial.text import full_caption
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {  # where the seed is defined and used
@@ -131,3 +133,29 @@ def test_images_of_real_creatures_are_as_the_renderer_draws_them():
     expected = sum(c.action == "sleeping" for c in drawn) / 4000
     assert abs(asleep - expected) < 0.05
     assert torch.tensor([c.size == "small" for c in fitting]).float().mean() > 0.4
+
+
+def test_an_image_optimised_for_the_training_model_does_not_score():
+    "The review's test: it got .46 from a scorer of the same architecture, grey .01."
+    trained, score = map(CLIP.from_pretrained, ("critters-clip", "critters-clip-score"))
+    assert score.config.image_encoder != trained.config.image_encoder
+    drawn = critters.sample_critters(16, 32, seed=22, split="val")
+    captions = [full_caption(c) for c in drawn.critters]
+    goal = trained.encode_text(captions).detach()
+    x = torch.zeros(16, 3, 32, 32, requires_grad=True)
+    for _ in range(40):
+        cosine = (trained.encode_image(x) * goal).sum()
+        (gradient,) = torch.autograd.grad(cosine, x)
+        x = (x + 0.05 * gradient.sign()).clamp(-1, 1).detach().requires_grad_()
+    kinds = {"noise": x.detach(), "grey": torch.zeros_like(x), "real": drawn.images}
+
+    def cosines(clip):
+        with torch.no_grad():
+            text = clip.encode_text(captions)
+            found = {k: clip.encode_image(v) * text for k, v in kinds.items()}
+        return {k: v.sum(1).mean().item() for k, v in found.items()}
+
+    fooled, found = cosines(trained), cosines(score)
+    assert fooled["noise"] > fooled["real"]
+    assert found["noise"] - found["grey"] < 0.2 * (found["real"] - found["grey"])
+    assert found["real"] > 0.8
