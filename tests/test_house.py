@@ -460,7 +460,7 @@ def test_generating_needs_none_of_the_packages_for_training(tmp_path):
         "from t2i_tutorial.cli import main\n"
         "options = ['--num-images', '1', '--num-steps', '1', '--output', 'a.png']\n"
         "print(main(['generate', 'a red cat', *options]), main(['models']), "
-        "main(['evaluate', '--num-images', '16']))"
+        "main(['evaluate', '--prompts', '40']))"
     )
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "0 0 2", (
