@@ -147,7 +147,7 @@ class Installation:
         missing = "pip install 't2i-tutorial[train]'"
         for name in TRAININGS:
             self.t2i("train", name, *TINY, refuses=missing)
-        self.t2i("evaluate", "--num-images", "16", refuses=missing)
+        self.t2i("evaluate", "--prompts", "40", refuses=missing)
         check(not any(self.empty.iterdir()), "a refused command left a file behind")
 
     def train(self) -> None:
@@ -163,7 +163,7 @@ class Installation:
             options = ["--num-images", "1", *MODELS.get(f"critters-32-{name}", [])]
             self.t2i("generate", "a red cat", "--model", str(model), *options)
         report = self.place / "report.json"
-        options = ["--num-images", "16", "--num-steps", "2", "--output", str(report)]
+        options = ["--prompts", "40", "--num-steps", "2", "--output", str(report)]
         self.t2i("evaluate", "critters-32", *options)
         check(bool(json.loads(report.read_text())), "the report of t2i evaluate")
 

@@ -118,8 +118,8 @@ class EvaluateOptions(SamplingOptions):
     "val to choose settings; test to report, also on held-out combinations"
     prompts: int = 2000
     "different prompts, at least 40; 64 of them more are asked for 8 times"
-    batch_size: int = 100
-    "images generated at a time"
+    batch_size: int = 500
+    "prompts at a time; with the seed it determines the noise"
     save_images: _Text = None
     "safetensors file to write the generated images to, with their prompts"
     generate_only: bool = False
@@ -144,8 +144,8 @@ class CompareOptions:
     "val to choose; test to report"
     prompts: int = 2000
     "different prompts, at least 40"
-    batch_size: int = 100
-    "images generated at a time"
+    batch_size: int = 500
+    "prompts at a time; with the seed it determines the noise"
     seed: int = 0
     "of the noise"
     device: _Text = None

@@ -15,8 +15,7 @@ import io
 import json
 import os
 import socket
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jaxtyping
@@ -58,7 +57,13 @@ from t2i_tutorial.evaluation.classifier import (
     make_classifier_config,
 )
 from t2i_tutorial.evaluation.metrics import Metric
-from t2i_tutorial.evaluation.report import METRIC_LABELS, EvaluationReport, evaluate
+from t2i_tutorial.evaluation.quality import load_feature_network
+from t2i_tutorial.evaluation.report import (
+    METRIC_LABELS,
+    REPORT_VERSION,
+    EvaluationReport,
+    measure_images,
+)
 from t2i_tutorial.experiments import (
     load_or_init_results,
     save_annotated_png,
@@ -210,7 +215,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     config = gigagan_preset("tiny", small).model_config
     GigaGAN(config).save_pretrained(root / "gigagan")
     words = Tokenizer.train(["a red cat", "a blue dragon"], size=300)
-    sizes = CLIPConfig(16, 1, 2, 8, 16, words.size, words.max_length)
+    sizes = CLIPConfig(16, 1, 2, 8, "convolutions", 16, words.size, words.max_length)
     CLIP(sizes, words).save_pretrained(root / "clip")
     AttributeClassifier(ClassifierConfig(8, 16, 16)).save_pretrained(
         root / "classifier"
@@ -410,7 +415,7 @@ BASES = {
     + ["--unet.heads", "2", "unet.channels=16,16", "--output", "run"],
     "short": ["train", "classifier", "--preset", "tiny", "lr=0.1", "--output", "run"],
     "help": ["train", "gigagan", "--preset", "tiny", "--help"],
-    "evaluate": ["evaluate", "MODEL", "--num-images", "16", "--num-steps", "1"]
+    "evaluate": ["evaluate", "MODEL", "--prompts", "40", "--num-steps", "1"]
     + ["--split", "val", "--batch-size", "16", "--output", "a.json"],
     "models": ["models"],
 }
@@ -453,9 +458,14 @@ def change_words(words: list[str], change: tuple) -> list[str]:
 @pytest.fixture(scope="module")
 def quick_commands():
     "Trainings without a checkpoint do no steps; evaluations have few images."
-    few = {"training_images": PIXELS, "with_lpips": False, "repeats": (1, 2)}
+    network = load_feature_network("dead-leaves")
+
+    def measure(generated, training_images):
+        quick = {"lpips_net": None, "network": network}
+        return measure_images(generated, training_images=PIXELS, **quick)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{evaluate.__module__}.evaluate", partial(evaluate, **few))
+        patch.setattr(f"{measure_images.__module__}.measure_images", measure)
         for module, name, make in (
             ("clip", "train_clip", make_clip_config),
             ("evaluation.classifier", "train_classifier", make_classifier_config),
@@ -488,7 +498,8 @@ def test_any_command_line_ends_well_or_in_one_line(
             os.chdir(was)
         lines = [x.rpartition("\r")[2] for x in err.split("\n")]  # without the bars
         lines = [x for x in lines if x.strip()]
-        notes = [x for x in lines if x.startswith("t2i: note:")]
+        extra = ("t2i: note:", "t2i: seconds:")
+        notes = [x for x in lines if x.startswith(extra)]
         for line in lines:
             one_line(line)
         left = [x for x in lines if x not in notes]
@@ -505,11 +516,12 @@ def test_any_command_line_ends_well_or_in_one_line(
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    metrics = {k: Metric(0.5, 0.6, 0.1, 0.4, 0.6, 0.1) for k in METRIC_LABELS}
-    del metrics["lpips_diversity"]
-    skipped = {"lpips_diversity": "not asked for"}
-    found = EvaluationReport(metrics, skipped, 16, 32, 0, "test", "c", 1.0, 0.5)
-    return json.loads(found.to_json())
+    metrics = {k: Metric(0.5, 0.6, 0.1, 0.4, 0.6) for k in METRIC_LABELS}
+    sections = {"test/full": metrics, "variety": metrics}
+    settings = {"model": "m", "size": 32, "split": "test", "num_images": 80}
+    seconds = {"generating": 1.0}
+    found = EvaluationReport(sections, {"LPIPS": "not asked for"}, settings, seconds)
+    return {"format": REPORT_VERSION} | asdict(found)
 
 
 @examples("report")
@@ -529,9 +541,8 @@ def test_a_damaged_report_is_read_or_refused_in_one_line(report, changes, cuts):
 
         def show():
             found = EvaluationReport.load(path)
-            found.to_json()
             found.save(folder / "again.json")
-            found.figure().savefig(folder / "figure.png")
+            found.accuracy_rows()
             return found.table()
 
         _, refusal = outcome("report", show)

@@ -430,7 +430,8 @@ def test_every_package_that_the_library_imports_is_required():
         "PIL": "pillow",
         "IPython": "ipywidgets",
         "wandb": "accelerate",
-    }  # ipywidgets needs IPython; wandb is asked for by name
+        "torchvision": "lpips",
+    }  # ipywidgets needs IPython, lpips torchvision; wandb is asked for by name
     for path in (ROOT / "t2i_tutorial").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = (

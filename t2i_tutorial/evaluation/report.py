@@ -295,7 +295,7 @@ def generate_evaluation_images(
     split: str = "test",
     seed: int = 0,  # of the noise; for val also of the prompts
     repeats: tuple[int, int] | None = None,  # see `evaluation_prompts`
-    batch_size: int = 100,
+    batch_size: int = 500,
     **settings,  # for the record: the model's name, its sampler, ...
 ) -> EvaluationImages:
     "One image for each prompt, as bytes on the CPU; raises `UserError` for bad input."
@@ -652,7 +652,7 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     repeats: tuple[int, int] | None = None,  # see `evaluation_prompts`
-    batch_size: int = 100,
+    batch_size: int = 500,
     **options,  # of `measure_images`
 ) -> EvaluationReport:
     "`generate_evaluation_images`, then `measure_images`."
