@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/token_embeddings.py [--output FILE]
 
-Two short trainings, each with two seeds, that differ in the text encoder only: the
-contrastive model's token vectors, and the same beside the embeddings of the tokens
+Two short trainings with one seed that differ in the text encoder only: the contrastive
+model's token vectors, and the same beside the embeddings of the tokens
 ("+token-embeddings"). A run that the file already holds is not made again.
 """
 
@@ -23,7 +23,7 @@ ENCODERS = {
 }
 VARIANTS = {
     f"{name}, seed {seed}": {"text_encoder": encoder, "train.seed": seed}
-    for seed in (0, 1)
+    for seed in (0,)  # more seeds: more runs
     for name, encoder in ENCODERS.items()
 }
 
