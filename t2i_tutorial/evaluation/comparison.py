@@ -96,14 +96,16 @@ def _difference(of: str, name: str, a: Tensor, b: Tensor) -> Difference:
 
 
 def _variety(
-    classifier: AttributeClassifier, images: Float[Tensor, "n 3 s s"], prompts: list[str]
+    classifier: AttributeClassifier,
+    images: Float[Tensor, "n 3 s s"],
+    prompts: list[str],
 ) -> dict[str, Float[Tensor, " p"]]:
     "A number for each prompt that several images were generated for."
     copies = prompts.count(prompts[0])
     groups = rearrange(images, "(p k) c h w -> p k c h w", k=copies)
     labels = predict_attributes(classifier, images)
     entropy = attribute_entropy(labels, prompts[::copies], copies)
-    found = {f"{k}_entropy": v for k, v in entropy.items() }
+    found = {f"{k}_entropy": v for k, v in entropy.items()}
     found |= {f"{k}_spread": v for k, v in pose_spread(groups).items()}
     return found | {"pixel_diversity": intra_prompt_diversity(groups, pixel_rmse)}
 
@@ -125,9 +127,7 @@ def compare_images(
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     network = network or load_feature_network()
-    x, y = (
-        {k: from_uint8(v) for k, v in g.images.items()} for g in (first, second)
-    )
+    x, y = ({k: from_uint8(v) for k, v in g.images.items()} for g in (first, second))
     differences = []
     for k, prompts in progress_bar(first.prompts.items(), "comparing"):
         label = section_label(k)

@@ -255,7 +255,9 @@ def intra_prompt_diversity(
         raise UserError("diversity needs at least 2 images of a prompt, not 1")
     i, j = torch.tensor(list(combinations(range(groups.shape[1]), 2))).T
     first, second = (groups[:, x].flatten(0, 1) for x in (i, j))
-    return rearrange(distance(first, second), "(p pair) -> p pair", p=len(groups)).mean(1)
+    return rearrange(distance(first, second), "(p pair) -> p pair", p=len(groups)).mean(
+        1
+    )
 
 
 def lpips_sanity_check(
@@ -297,7 +299,9 @@ def attribute_entropy(
     for key in CLASSIFIED_ATTRIBUTES:
         is_open = [key in open_attributes(p) for p in prompts]
         groups = rearrange(predicted[key], "(p k) -> p k", k=copies)
-        share = F.one_hot(groups[is_open], len(critters.ATTRIBUTES[key])).float().mean(1)
+        share = (
+            F.one_hot(groups[is_open], len(critters.ATTRIBUTES[key])).float().mean(1)
+        )
         if any(is_open):
             entropy[key] = torch.special.entr(share).sum(1) / math.log(2)
     return entropy
@@ -339,7 +343,9 @@ def measure_variety(
 
     def measure(x):
         k = x.shape[1]
-        labels = predict_attributes(classifier, rearrange(x, "p k c h w -> (p k) c h w"))
+        labels = predict_attributes(
+            classifier, rearrange(x, "p k c h w -> (p k) c h w")
+        )
         entropy = attribute_entropy(labels, prompts, k)
         found = {f"{name}_entropy": v for name, v in entropy.items()}
         found |= {f"{name}_spread": v for name, v in pose_spread(x).items()}
@@ -362,7 +368,10 @@ def _windows(
     flips = [images, images.flip(-1)] if mirror else [images]
     starts = range(0, 2 * max_shift + 1, step)
     windows = [
-        x[..., i : i + side, j : j + side] for x in flips for i in starts for j in starts
+        x[..., i : i + side, j : j + side]
+        for x in flips
+        for i in starts
+        for j in starts
     ]
     return torch.stack(windows, 1)
 
@@ -429,7 +438,9 @@ def nearest_neighbours(
     for part, chosen in zip(images.split(16), index.split(16)):
         windows = _windows(part, mirror, max_shift).flatten(2)
         known = from_uint8(pixels[chosen.flatten()])
-        known = rearrange(_centre(known, max_shift), "(n k) 1 c h w -> n k (c h w)", k=k)
+        known = rearrange(
+            _centre(known, max_shift), "(n k) 1 c h w -> n k (c h w)", k=k
+        )
         distance, nearest = _squared_distance(windows, known).amin(1).min(1)
         best.append(distance)
         which.append(chosen.gather(1, nearest[:, None])[:, 0])

@@ -260,7 +260,9 @@ class EvaluationImages:
             raise UserError(f"{what}: images or prompts are missing; fetch it again")
         for name, x in images.items():
             words = prompts[name]
-            if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+            if not isinstance(words, list) or not all(
+                isinstance(w, str) for w in words
+            ):
                 raise UserError(f"{what}: no prompts for {name!r}; fetch it again")
             shape = (len(words), 3, x.shape[-1], x.shape[-1])
             if x.dtype != torch.uint8 or tuple(x.shape) != shape or not words:
@@ -473,8 +475,6 @@ class EvaluationReport:
         "Shares with intervals, and other measures as multiples of real images'."
         return _plot_report(self)
 
-
-
 # %% ../../nbs/12_evaluation.ipynb #52a1ae68
 #| code-fold: true
 def _plot_report(report: EvaluationReport):
@@ -568,7 +568,9 @@ def _measure_variety(
     def feature_distance(groups):
         features = scale(network.extract(rearrange(groups, "p k c h w -> (p k) c h w")))
         groups = rearrange(features, "(p k) d -> p k d", k=copies)
-        return intra_prompt_diversity(groups, lambda a, b: (a - b).square().mean(1).sqrt())
+        return intra_prompt_diversity(
+            groups, lambda a, b: (a - b).square().mean(1).sqrt()
+        )
 
     distances = {
         "pixel": lambda groups: intra_prompt_diversity(groups, pixel_rmse),
