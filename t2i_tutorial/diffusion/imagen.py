@@ -268,7 +268,7 @@ IMAGEN_PRESETS = {
         ImagenConfig(
             size=64,
             text_encoder=DEFAULT_TEXT_ENCODER,
-            unet=replace(CPU_UNET_CONFIG, patch_size=2, refine_channels=16),
+            unet=replace(CPU_UNET_CONFIG, patch_size=2),
         ),
         replace(IMAGEN_CPU_TRAIN_CONFIG, lr=8e-4),
         init_from="critters-32",
