@@ -845,7 +845,7 @@ def test_train_help_lists_every_setting_and_every_preset(t2i, name):
 def test_train_help_shows_docments_and_the_defaults_of_the_chosen_preset(t2i):
     text = " ".join(help_of(t2i, "imagen").replace("│", " ").split())
     assert "--size INT pixels of a side (default: 32)" in text
-    assert "(default: 5000)" in text and "those of 'cpu-32'" in text
+    assert "(default: 7000)" in text and "those of 'cpu-32'" in text
     text = " ".join(
         help_of(t2i, "imagen", "--preset", "tiny").replace("│", " ").split()
     )

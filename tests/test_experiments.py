@@ -235,14 +235,14 @@ def test_the_command_gives_the_same_preset_again():
             16,
             0,
             "train",
-            "9ccdb0ad12d856d8d823a09b0a990b1a204cf993188fcf43a9cf9210457c1929",
+            "cebef78ce48c4856313925e4a385cac5dd98374103752ab33c3212655cb14b9f",
         ),
         (
             40,
             32,
             3,
             "val",
-            "57d4734356f11a96d00f46ca4dfb26c6f3eb6d9d726e1ab655922d367c1f5213",
+            "59430c39b7d0cef1b11411aa2bdc983836e71d5402b1973b478864aa5738cf7b",
         ),
     ],
 )
@@ -673,7 +673,7 @@ def test_quick_evaluate_tells_right_from_wrong():
     assert wrong["body_colour"]["value"] < 0.1 and wrong["species"]["value"] > 0.8
     assert right["body_colour"]["ci_low"] <= right["body_colour"]["value"] <= right[
         "body_colour"
-    ]["ci_high"] and {"mmd", "frechet_distance", "seconds", "cpu_seconds"} <= set(right)
+    ]["ci_high"] and {"mmd", "precision", "seconds", "cpu_seconds"} <= set(right)
 
 
 def test_prompts_of_an_evaluation_depend_on_the_seed_alone(monkeypatch):

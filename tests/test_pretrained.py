@@ -26,8 +26,9 @@ CHECKSUMS = {
     "critters-64": ("30fa740fcdd94c92", 172),
     "critters-clip": ("8a8a79f8a41dc234", 65),
     "critters-clip-first": ("398a87e4359ea5d8", 65),
-    "critters-clip-score": ("946aa64946614e01", 65),
+    "critters-clip-score": ("552ad47a1a72ef4c", 62),
     "critters-classifier": ("0ce789cff6f75a35", 48),
+    "dead-leaves": ("168871b67150f130", 10),
     "nano": ("50aaf48a55dc9013", 75),
 }
 
