@@ -557,6 +557,26 @@ def test_train_reads_images_as_its_options_say_and_records_them(
     assert seen[0] == seen[1]
 
 
+def test_train_reads_the_split_that_is_named(t2i, walls, monkeypatch):
+    for name in ("val", "train"):
+        (walls / name).mkdir()
+        Image.new("RGB", (8, 8)).save(walls / name / "0.png")
+        row = {"file_name": "0.png", "text": f"of {name}"}
+        (walls / name / "metadata.jsonl").write_text(json.dumps(row))
+    for path in (*walls.glob("*.png"), walls / "metadata.jsonl"):
+        path.unlink()
+    seen = []
+    start = ("train", "imagen", "--preset", "tiny", "--data", walls, "--crop")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "t2i_tutorial.diffusion.imagen.train_imagen",
+            lambda preset, data, *_: seen.append(data),
+        )
+        assert t2i(*start, "--split", "val")[0] == 0 and t2i(*start)[0] == 0
+    assert [d.open(16).captions[0] for d in seen] == [("of val",), ("of train",)]
+    refused(t2i(*start, "--split", "vel"), "vel")
+
+
 def test_several_columns_give_several_captions(walls):
     opened = DataConfig(str(walls), text_column="title,text").open(16)
     assert opened.captions[0] == ("a red wall", "wall 0")

@@ -391,6 +391,19 @@ def test_bad_tensor_files(tmp_path, content, message):
         core.load_tensors(path)
 
 
+def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    path = core.save_tensors(tmp_path / "w.safetensors", {"a": torch.ones(2)})
+
+    def refuse(name, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(name))
+
+    monkeypatch.setattr("builtins.open", refuse)  # root may read whatever there is
+    with pytest.raises(UserError, match="cannot read .*: Permission denied") as e:
+        core.load_tensors(path)
+    monkeypatch.undo()
+    assert "\n" not in str(e.value) and "safetensors file" not in str(e.value)
+
+
 @pytest.mark.parametrize(
     "text, message", [('{"a": 1,\n oops}', "line 2"), (None, "cannot read")]
 )

@@ -78,6 +78,7 @@ TOTAL = os.environ.get("T2I_DAMAGE_EXAMPLES")
 SHARES = {  # of the examples, by target
     **{"folder": 25, "image": 35, "words": 20, "settings": 40},
     **{"model": 30, "checkpoint": 20, "command": 25, "report": 20},
+    "results": 15,
 }
 
 
@@ -546,5 +547,27 @@ def test_a_damaged_report_is_read_or_refused_in_one_line(report, changes, cuts):
             return found.table()
 
         _, refusal = outcome("report", show)
-        outcome("results", lambda: load_or_init_results(path, {"seed": 0}), folder)
         outcome("JSON", lambda: load_json(path), folder)
+
+
+@examples("results")
+@given(
+    st.lists(JSON_CHANGES, min_size=1, max_size=2), st.lists(BYTE_CHANGES, max_size=1)
+)
+def test_damaged_results_are_continued_or_refused_in_one_line(changes, cuts):
+    runs = {"a": {"loss": [1.0, 0.5], "seconds": 3.2}, "b": {"loss": []}}
+    value = {"seed": 0, "hardware": {"cpu": "one"}, "runs": runs}
+    for change in changes:
+        value = change_json(value, change)
+    data = to_json(value)
+    for cut in cuts:
+        data = change_bytes(data, cut)
+    with damaged_nothing() as folder:
+        path = folder / "results.json"
+        path.write_bytes(data)
+
+        def go_on():
+            found = load_or_init_results(path, {"seed": 0})
+            assert found["seed"] == 0 and isinstance(found["runs"], dict)
+
+        outcome("results", go_on, folder)
