@@ -424,7 +424,7 @@ def nearest_neighbours(
     mirror: bool = True,  # also compare mirrored images
     max_shift: int = 2,  # also compare images shifted by up to so many pixels
     candidates: int = 32,  # of each image, which are compared in all these versions
-) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # pixel RMSE, indices
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:  # RMSE (below), indices
     "For each image the distance to its nearest training image, and which one it is."
     check_whole_number("max_shift", max_shift, 0, size // 4)
     check_whole_number("candidates", candidates, 1)
@@ -445,6 +445,7 @@ def nearest_neighbours(
         best.append(distance)
         which.append(chosen.gather(1, nearest[:, None])[:, 0])
     best = torch.cat(best).clamp(min=0)
+    # RMSE over the whole square, the border of `max_shift` pixels counted as equal
     return (best / (3 * size * size)).sqrt(), torch.cat(which)
 
 
