@@ -13,6 +13,7 @@ from t2i_tutorial import critters
 from t2i_tutorial.core import RESULTS_DIR, UserError, load_json, seeded_generator
 from t2i_tutorial.evaluation import quality as Q
 from t2i_tutorial.evaluation.classifier import gaussian_blur
+from t2i_tutorial.evaluation.comparison import mcnemar, paired_bootstrap
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "torch_home"
 TORCH_HOME = Path(os.environ.get("TORCH_HOME", SHARED))
@@ -396,7 +397,7 @@ def test_mcnemar_is_the_exact_binomial():
         both = torch.ones(5, dtype=torch.bool)
         a = torch.cat([both, torch.ones(only_a) > 0, torch.zeros(only_b) > 0])
         b = torch.cat([both, torch.zeros(only_a) > 0, torch.ones(only_b) > 0])
-        found, n = Q.mcnemar(a, b), only_a + only_b
+        found, n = mcnemar(a, b), only_a + only_b
         tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
         assert found["p"] == pytest.approx(min(1, 2 * tail))
         assert (found["only_a"], found["only_b"]) == (only_a, only_b)
@@ -408,7 +409,7 @@ def test_the_paired_bootstrap_contains_the_truth_and_uses_the_pairs():
     for seed in range(60):
         (x,) = gaussians(50, 1, seed=seed)
         difference = 0.2 + 0.3 * x[:, 1]
-        m = Q.paired_bootstrap(x[:, 0] + difference, x[:, 0], resamples=400, seed=seed)
+        m = paired_bootstrap(x[:, 0] + difference, x[:, 0], resamples=400, seed=seed)
         assert m.value == pytest.approx(difference.mean().item())
         inside += m.ci_low <= 0.2 <= m.ci_high
     assert 51 <= inside
@@ -419,6 +420,6 @@ def test_the_paired_bootstrap_contains_the_truth_and_uses_the_pairs():
 def test_pairs_of_other_lengths_are_refused(sizes):
     a, b = (torch.ones(n) > 0 for n in sizes)
     with pytest.raises(UserError, match=f"same prompts, not {sizes[0]} and {sizes[1]}"):
-        Q.mcnemar(a, b)
+        mcnemar(a, b)
     with pytest.raises(UserError, match="same prompts"):
-        Q.paired_bootstrap(a.float(), b.float())
+        paired_bootstrap(a.float(), b.float())

@@ -14,7 +14,11 @@ from t2i_tutorial.core import UserError, save_tensors, seeded_generator, to_uint
 from t2i_tutorial.evaluation import classifier as C
 from t2i_tutorial.evaluation import metrics as D
 from t2i_tutorial.evaluation import report as R
-from t2i_tutorial.evaluation.comparison import compare_images
+from t2i_tutorial.evaluation.comparison import (
+    Comparison,
+    Difference,
+    compare_images,
+)
 from t2i_tutorial.evaluation.quality import load_feature_network
 
 TORCH_HOME = Path(__file__).resolve().parent.parent.parent / "shared" / "torch_home"
@@ -402,6 +406,23 @@ def test_a_model_is_equal_to_itself_and_worse_when_it_ignores_prompts(network):
     other = R.generate_evaluation_images(honest, **SMALL | {"n": 88})
     with pytest.raises(UserError, match="did not get the same prompts"):
         compare_images(right, other)
+
+
+def test_a_star_goes_by_p_where_there_is_one_and_by_the_interval_elsewhere():
+    def row(p, low, high):
+        return Difference("val", "size", 0.9, 0.8, 0.1, low, high, p)
+
+    cases = [
+        (row(0.062, 0.01, 0.2), False),  # few prompts differ: the interval is narrow
+        (row(0.04, -0.01, 0.2), True),
+        (row(None, 0.01, 0.2), True),
+        (row(None, -0.2, -0.01), True),
+        (row(None, -0.01, 0.2), False),
+    ]
+    for difference, expected in cases:
+        assert difference.differs == expected, difference
+        found = Comparison("a", "b", (difference,), "dead-leaves", 40, "val")
+        assert ("| * |" in found.table()) == expected
 
 
 def test_comparison_sees_blur_and_no_variety(network):
