@@ -49,7 +49,7 @@ from .data import MAX_CAPTION, ImageTextDataset, open_dataset
 from .evaluation.classifier import AttributeClassifier
 from .evaluation.quality import load_feature_network, measure_quality
 from .evaluation.report import prompt_accuracy
-from .hub import TextToImage
+from .hub import TextToImage, captions_digest
 from .text import CachedTextEncoder, detailed_caption, full_caption
 from t2i_tutorial.training import (
     TrainConfig,
@@ -214,6 +214,7 @@ def save_run_record(
     history: list[dict],  # from `Trainer.fit`
     seconds: float,  # of this session
     start_step: int = 0,  # where this session resumed, 0 if it began the training
+    data=None,  # what the model was trained on
 ) -> Path:
     "Write run.json beside the weights: how they were made."
     rounded = [
@@ -229,6 +230,8 @@ def save_run_record(
         "start_step": start_step,
         "history": rounded,
     }
+    if hasattr(data, "captions"):
+        record["captions_digest"] = captions_digest(data)
     return save_json(folder / "run.json", record)
 
 # %% ../nbs/16_experiments.ipynb #96746467
@@ -281,7 +284,7 @@ def run_training(
             step = int(found.name[5:]) if found else 0
             seconds = time.perf_counter() - start
             trained = replace(preset, model_config=model.config)
-            save_run_record(saved, command, trained, history, seconds, step)
+            save_run_record(saved, command, trained, history, seconds, step, data)
         return model.eval(), history
 
 

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'prompt_generators', 'randn_per_prompt',
-           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'recorded_training_images',
-           'load_model']
+           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'captions_digest',
+           'recorded_training_images', 'load_model']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
+import hashlib
+import json
 import os
 import warnings
 from collections import Counter
@@ -326,10 +328,22 @@ MODEL_CLASSES = {  # model_type -> where its class is
 }
 
 
+def captions_digest(
+    data: ImageTextDataset,
+) -> str:  # 16 characters
+    "Of the first caption of each image: tells whether creatures are drawn as before."
+    captions = json.dumps([c[0] for c in data.captions]).encode()
+    return hashlib.sha256(captions).hexdigest()[:16]
+
+
 def recorded_training_images(
     name_or_folder: str | os.PathLike,  # as for `resolve_model`
 ) -> UInt8[Tensor, "n 3 s s"]:  # all of them, for `evaluate`
-    "A model's training creatures, by its run.json; `UserError` for other data."
+    """A model's training creatures, by its run.json.
+
+    Raises `UserError` for other data, and for creatures that were drawn otherwise when
+    the model was trained.
+    """
     folder = resolve_model(name_or_folder)
     run = load_json(folder / "run.json")
     try:
@@ -345,7 +359,13 @@ def recorded_training_images(
             f"{str(name_or_folder)!r} was not trained on our creatures, or does not "
             "say so; pass its own images as training_images"
         )
-    return ImageTextDataset.from_critters(n, size).cache
+    data = ImageTextDataset.from_critters(n, size)
+    if run.get("captions_digest") != captions_digest(data):
+        raise UserError(
+            f"the run.json in {str(folder)!r} does not say that it was trained on the "
+            "creatures of today's code; pass its own images as training_images"
+        )
+    return data.cache
 
 
 def load_model(

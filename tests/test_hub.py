@@ -682,16 +682,22 @@ def test_shared_noise_is_an_option_of_both_models(imagen):
         assert apart[1] < apart[0] * (0.6 if model is imagen else 1)
 
 
-def test_the_images_that_a_model_was_trained_on(imagen, tmp_path, monkeypatch):
+def test_the_images_that_a_model_was_trained_on(imagen, tmp_path):
     "All that its record names, rendered again; other data are not made up."
     folder = imagen.save_pretrained(tmp_path / "m")
     with pytest.raises(UserError, match="cannot read .*run.json"):
         M.recorded_training_images(folder)
     run = {"command": "t2i train imagen --preset tiny", "preset": {"num_images": 40}}
     run["preset"]["model_config"] = {"size": 16}
+    data = critters_dataset(40, 16)
+    run["captions_digest"] = M.captions_digest(data)
     save_json(folder / "run.json", run)
     images = M.recorded_training_images(folder)
-    assert torch.equal(images, critters_dataset(40, 16).cache)
+    assert torch.equal(images, data.cache)
+    for digest in (None, M.captions_digest(critters_dataset(40, 16, seed=1))):
+        save_json(folder / "run.json", run | {"captions_digest": digest})
+        with pytest.raises(UserError, match="the creatures of today.s code"):
+            M.recorded_training_images(folder)
     for other in (None, "t2i train imagen --preset tiny --data photos"):
         save_json(folder / "run.json", run | {"command": other})
         with pytest.raises(UserError, match="was not trained on our creatures"):
