@@ -154,12 +154,13 @@ def _a(words: str) -> str:
 
 # %% ../nbs/03_critters.ipynb #560d9f3a
 #| code-fold: true
+def _pick(options: Sequence[str], v: float) -> str:
+    return options[int(v * len(options))]
+
+
 def _caption(c: Critter, u: Sequence[float]) -> tuple[str, frozenset[str]]:
     "Write a caption from eight numbers in [0, 1)."
     part, said = SECOND_COLOUR_PARTS[c.species], {"species"}
-
-    def pick(options, v):
-        return options[int(v * len(options))]
 
     if u[1] < 0.55:
         noun, more = (
@@ -188,14 +189,14 @@ def _caption(c: Critter, u: Sequence[float]) -> tuple[str, frozenset[str]]:
         if u[4] < 0.25 and c.action in _BEFORE:
             text = f"{_BEFORE[c.action]} {text}"
         else:
-            text += (", " if u[4] < 0.65 else " ") + pick(_AFTER[c.action], u[5])
+            text += (", " if u[4] < 0.65 else " ") + _pick(_AFTER[c.action], u[5])
     if u[6] < 0.35:
-        text = f"{pick(_SIZE_WORDS[c.size], u[6] / 0.35)} {text}"
+        text = f"{_pick(_SIZE_WORDS[c.size], u[6] / 0.35)} {text}"
         said.add("size")
     if u[7] < 0.25:
-        text += f", {pick(_FACING_WORDS[c.facing], u[7] / 0.25)}"
+        text += f", {_pick(_FACING_WORDS[c.facing], u[7] / 0.25)}"
         said.add("facing")
-    return pick(_OPENINGS, u[0]) + _a(text), frozenset(said)
+    return _pick(_OPENINGS, u[0]) + _a(text), frozenset(said)
 
 
 def write_caption(
