@@ -1301,6 +1301,7 @@ class ImageTextDataset(Dataset):
         source: str = "files",  # where they come from, for `summary`
         fit: str = "letterbox",  # or "crop", how they were made square
         content: Callable[[int], bytes] | None = None,  # of image i, else its pixels
+        critters_split: str | None = None,  # of critters: one of `critters.SPLITS`
     ):
         self.read = read
         self.captions = captions
@@ -1311,6 +1312,7 @@ class ImageTextDataset(Dataset):
         self.source = source
         self.fit = fit
         self.content = content
+        self.critters_split = critters_split
         self.contents: str | None = None  # digests, from the first `summary` on
         if cache is None and len(captions) * 3 * size * size <= cache_bytes:
             cache = _read_images(read, range(len(captions)), "reading images")
@@ -1337,6 +1339,7 @@ class ImageTextDataset(Dataset):
             cache=pixels,
             source=source,
             content=_nothing,  # the source says it all
+            critters_split=split,
         )
 
     @classmethod

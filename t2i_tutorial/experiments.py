@@ -252,6 +252,7 @@ def run_training(
     """
     start = time.perf_counter()
     config = preset.train_config
+    _check_trained_split(data)
     check_packages(config, folder)
     with lock_folder(folder if _is_first_process() else None):
         found = Checkpointer(folder).find(resume)  # refuses a used folder
@@ -286,6 +287,16 @@ def run_training(
             trained = replace(preset, model_config=model.config)
             save_run_record(saved, command, trained, history, seconds, step, data)
         return model.eval(), history
+
+
+def _check_trained_split(data) -> None:
+    "Raise `UserError` for critters that are kept for evaluation."
+    split = getattr(data, "critters_split", None) or "train"
+    if split != "train":
+        raise UserError(
+            f"the data are critters of the split {split!r}, which is kept for "
+            "evaluation; train on the split 'train'"
+        )
 
 
 def _is_first_process() -> bool:

@@ -23,6 +23,7 @@ from t2i_tutorial.core import UserError, make_grid, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.experiments import (
     Preset,
+    critters_dataset,
     get_preset,
     load_or_init_results,
     quick_evaluate,
@@ -359,6 +360,14 @@ def test_a_used_folder_is_refused_before_anything_is_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(UserError, match="resume=True needs a folder"):
         run_training(Blot, TINY, resume=True)
+
+
+@pytest.mark.parametrize("split", ["val", "test", "held_out", "held_out_triples"])
+def test_critters_that_are_kept_for_evaluation_are_not_trained_on(tmp_path, split):
+    for make in (critters_dataset, ImageTextDataset.from_critters):
+        with pytest.raises(UserError, match=f"of the split '{split}', which is kept"):
+            run_training(Blot, TINY, make(8, 16, split=split), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- resume: what must be the same, and what may change
