@@ -115,6 +115,19 @@ def test_the_best_network_at_hand_is_taken(monkeypatch, tmp_path):
         Q.load_feature_network("squeezenett")
 
 
+@pytest.mark.parametrize("content", [b"no weights", b""])
+def test_damaged_weights_of_a_feature_network_are_named(tmp_path, monkeypatch, content):
+    "Half a download in torch's cache ended in a traceback."
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    for name in ("alexnet", None):
+        with pytest.raises(UserError, match="alexnet-owt.*damaged.*; delete the file"):
+            Q.load_feature_network(name)
+
+
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet"])
 def test_networks_of_photographs_notice_grain(name, torch_home):
     if not Q.has_feature_network(name):

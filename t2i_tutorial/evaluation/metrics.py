@@ -196,7 +196,7 @@ def clip_score(
     "Mean cosine between images and prompts, beside that of renders."
     own, other = clip_cosines(clip, images, prompts)
     reference = clip_cosines(clip, real, prompts)[0].mean().item()
-    chance = other.mean().item()
+    chance = other.mean().item() if len(prompts) > 1 else None
     return {"clip_score": mean_with_interval(own, reference=reference, chance=chance)}
 
 # %% ../../nbs/11_distances.ipynb #ce466219

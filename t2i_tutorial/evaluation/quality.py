@@ -106,8 +106,12 @@ def has_feature_network(name: str) -> bool:
     check_choice("feature network", name, FEATURE_NETWORKS)
     if name == "dead-leaves":
         return True
-    cache = Path(torch.hub.get_dir(), "checkpoints", _PHOTO_NETWORKS[name][0])
-    return cache.is_file()
+    return _weights_file(name).is_file()
+
+
+def _weights_file(name: str) -> Path:
+    "Where torch keeps the weights of a network of torchvision."
+    return Path(torch.hub.get_dir(), "checkpoints", _PHOTO_NETWORKS[name][0])
 
 
 def _photo_network(name: str) -> nn.Module:
@@ -127,7 +131,15 @@ def _photo_network(name: str) -> nn.Module:
             "pip install 't2i-tutorial[train]'"
         ) from e
     make = models.alexnet if name == "alexnet" else models.squeezenet1_1
-    return make(weights="DEFAULT").features[: _PHOTO_NETWORKS[name][1]]
+    try:
+        layers = make(weights="DEFAULT").features
+    except Exception as e:  # UnpicklingError, EOFError, RuntimeError, ...
+        raise UserError(
+            f"the weights of {name} in {str(_weights_file(name))!r} are damaged "
+            f"({type(e).__name__}); delete the file and fetch it again, or use "
+            "'dead-leaves'"
+        ) from e
+    return layers[: _PHOTO_NETWORKS[name][1]]
 
 
 def _shape_network() -> nn.Module:
