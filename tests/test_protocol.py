@@ -41,7 +41,7 @@ def code(path: Path) -> str:
 
 
 def uses_of_test_seed(source: str) -> list[str]:
-    "The name, an attribute or import of that name, and the number or one near it."
+    "The name, also as text or import, and the number or one near it."
     near = range(R.TEST_SEED - 2, R.TEST_SEED + 10)
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -51,6 +51,11 @@ def uses_of_test_seed(source: str) -> list[str]:
             found.append("attribute")
         if isinstance(node, ast.alias) and node.name == "TEST_SEED":
             found.append("import")
+        if isinstance(node, ast.Constant) and node.value == "TEST_SEED":
+            found.append("string")
+        stars = isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+        if stars and (node.module or "").split(".")[-1] == "report":
+            found.append("star import")
         is_number = isinstance(node, ast.Constant) and type(node.value) is int
         if is_number and node.value in near:
             found.append("number")
@@ -72,6 +77,10 @@ def test_no_other_code_uses_the_seed_of_the_test_prompts():
         f"draw({R.TEST_SEED})",
         "draw(31_415_928)",  # what real images of the test are drawn with
         "draw(TEST_SEED)",
+        "draw(getattr(report, 'TEST_SEED'))",
+        "draw(vars(report)['TEST_SEED'])",
+        "from t2i_tutorial.evaluation.report import *",
+        "from .report import *",
     ],
 )
 def test_a_use_of_the_seed_would_be_found(source):
@@ -123,6 +132,13 @@ def test_references_fit_their_prompts():
     assert len({c.facing for c in R.matching_critters(["a cat"] * 9)}) == 2
     with pytest.raises(R.UserError, match="no creature fits"):
         R.matching_critters(["a cat with closed eyes, running"])
+
+
+@pytest.mark.parametrize("species", critters.SPECIES)
+def test_closed_eyes_say_that_a_creature_sleeps(species):
+    "For a rabbit this is held out, and the prompt asks for it all the same."
+    (found,) = R.matching_critters([f"a {species} with closed eyes"])
+    assert found.action == "sleeping"
 
 
 def test_images_of_real_creatures_are_as_the_renderer_draws_them():

@@ -1,5 +1,6 @@
 """Chapter 12: prompt accuracy, and `evaluate` on models whose faults are known."""
 
+import json
 import math
 import os
 import subprocess
@@ -8,9 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import UserError, save_tensors, seeded_generator, to_uint8
+from t2i_tutorial.clip import CLIP
+from t2i_tutorial.core import (
+    UserError,
+    save_tensors,
+    seeded_generator,
+    to_pil,
+    to_uint8,
+)
 from t2i_tutorial.evaluation import classifier as C
 from t2i_tutorial.evaluation import metrics as D
 from t2i_tutorial.evaluation import report as R
@@ -19,7 +28,7 @@ from t2i_tutorial.evaluation.comparison import (
     Difference,
     compare_images,
 )
-from t2i_tutorial.evaluation.quality import load_feature_network
+from t2i_tutorial.evaluation.quality import load_feature_network, used_metrics
 
 TORCH_HOME = Path(__file__).resolve().parent.parent.parent / "shared" / "torch_home"
 SMALL = {"n": 80, "split": "val", "repeats": (3, 4)}
@@ -172,7 +181,7 @@ def test_real_renders_score_at_the_floor(report):
         assert m.value == pytest.approx(m.reference, abs=0.03)
     quality = r["quality, dead-leaves"]
     assert abs(quality["mmd"].value) < 0.1 and quality["precision"].value > 0.85
-    assert quality["coverage"].value > 0.85 and quality["two_sample"].ci_low < 0.55
+    assert quality["recall"].value > 0.85 and quality["two_sample"].ci_low < 0.55
     copies = r["copies of 256 training images"]
     assert copies["memorisation_rate"].ci_low < 0.02
     for name, m in r["variety"].items():
@@ -194,14 +203,14 @@ def test_grey_images_score_at_chance_and_look_like_nothing(report):
         m = r["val/full"][k]
         assert abs(m.value - m.chance) < 0.12, k
     quality = r["quality, dead-leaves"]
-    assert quality["precision"].value == quality["coverage"].value == 0
+    assert quality["precision"].value == quality["recall"].value == 0
     assert r["variety"]["pixel_diversity"].value == 0
 
 
 def test_one_image_for_a_prompt_shows_in_the_variety_alone(report):
     r = report(stuck)
     assert r["val/full"]["all"].value > 0.95
-    assert r["quality, dead-leaves"]["coverage"].value > 0.8
+    assert r["quality, dead-leaves"]["recall"].value > 0.8
     for name in (
         "facing_entropy",
         "size_entropy",
@@ -248,6 +257,17 @@ def test_saved_images_give_the_same_numbers(tmp_path, network):
     assert a.metrics == R.evaluate(honest, **SMALL, **options).metrics
 
 
+def _one_less(tensors, config):
+    tensors["repeats"] = tensors["repeats"][1:]
+    config["prompts"]["repeats"].pop(0)
+
+
+def _keep(tensors, config, name):
+    for key in set(tensors) - {name}:
+        tensors.pop(key)
+        config["prompts"].pop(key)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -259,6 +279,17 @@ def test_saved_images_give_the_same_numbers(tmp_path, network):
         (lambda t, c: c["prompts"].update(repeats=[1]), "no prompts for 'repeats'"),
         (lambda t, c: t.update(repeats=t["repeats"].float()), "float32"),
         (lambda t, c: t.update(repeats=t["repeats"][..., :16, :16]), "of one size"),
+        (lambda t, c: c.update(evaluation=True), "holds no images of an evaluation"),
+        (lambda t, c: c["settings"].update(seed="x"), "its seed is 'x'"),
+        (lambda t, c: c["settings"].update(seed=True), "its seed is True"),
+        (lambda t, c: c["settings"].update(seconds="long"), "its seconds is 'long'"),
+        (lambda t, c: c["settings"].update(split="train"), "its split is 'train'"),
+        (
+            lambda t, c: t.update(repeats=torch.tensor(1, dtype=torch.uint8)),
+            "has \\(\\)",
+        ),
+        (lambda t, c: _one_less(t, c), "not equally many images of each prompt"),
+        (lambda t, c: _keep(t, c, "repeats"), "only of repeats"),
     ],
 )
 def test_damaged_images_get_one_line(tmp_path, change, words):
@@ -384,6 +415,131 @@ def test_bytes_are_converted_and_other_ranges_are_said(training):
         R.measure_images(made, training_images=127.5 * training + 127.5)
 
 
+def write_images(folder, n=12, size=32):
+    "A folder of creatures with their captions, as chapter 6 reads it."
+    drawn = critters.sample_critters(n, size, seed=3, split="val")
+    folder.mkdir()
+    lines = []
+    for i, (image, caption) in enumerate(zip(drawn.images, drawn.captions)):
+        to_pil(image).save(folder / f"{i:02}.png")
+        lines.append(json.dumps({"file_name": f"{i:02}.png", "text": caption}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_folder_of_images_is_read_as_it_is(tmp_path):
+    "A stray image that no caption names changed every number."
+    folder = write_images(tmp_path / "a")
+    Image.new("RGB", (128, 128)).save(folder / "000.png")
+    with pytest.warns(UserWarning, match="000.png"):
+        found = R.EvaluationImages.from_folder(folder)
+    drawn = critters.sample_critters(12, 32, seed=3, split="val")
+    assert torch.equal(found.images["images"], to_uint8(drawn.images))
+    assert found.prompts["images"] == drawn.captions and found.size == 32
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda p: Image.new("RGB", (64, 64)).save(p),
+            "00.png.* 32 x 32 .*07.png.* 64",
+        ),
+        (lambda p: Image.new("RGB", (32, 48)).save(p), "07.png.* 32 x 48 .*square"),
+        (lambda p: p.write_bytes(p.read_bytes()[:60]), "07.png.*damaged.*fetch it"),
+        (lambda p: p.write_bytes(b""), "07.png.*is empty"),
+    ],
+)
+def test_a_folder_of_images_of_two_kinds_gets_one_line(tmp_path, change, words):
+    folder = write_images(tmp_path / "a")
+    change(folder / "07.png")
+    with pytest.raises(UserError, match=words):
+        R.EvaluationImages.from_folder(folder)
+
+
+def test_a_damaged_first_image_is_named(tmp_path):
+    folder = write_images(tmp_path / "a")
+    (folder / "00.png").write_bytes((folder / "00.png").read_bytes()[:20])
+    with pytest.raises(UserError, match="00.png.*(fetch it again|take it out)"):
+        R.EvaluationImages.from_folder(folder)
+
+
+def test_grey_images_are_measured_and_noted(tmp_path):
+    folder = write_images(tmp_path / "a")
+    Image.open(folder / "03.png").convert("L").save(folder / "03.png")
+    with pytest.warns(UserWarning, match="1 of 12 images are grey, .*03.png"):
+        found = R.EvaluationImages.from_folder(folder)
+    grey = found.images["images"][3]
+    assert torch.equal(grey[0], grey[1])
+
+
+def test_a_caption_outside_the_grammar_is_named_with_its_file(tmp_path):
+    folder = write_images(tmp_path / "a")
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    lines[5] = json.dumps({"file_name": "05.png", "text": "a photograph"})
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="'a photograph' of .*05.png") as caught:
+        R.EvaluationImages.from_folder(folder)
+    assert len(str(caught.value)) < 250 + len(str(folder))
+
+
+def test_few_images_are_refused_before_anything_is_measured(tmp_path):
+    found = R.EvaluationImages.from_folder(write_images(tmp_path / "a", 11))
+    for measure in (R.measure_images, lambda x: compare_images(x, x)):
+        with pytest.raises(UserError, match="at least 12 images, not 11"):
+            measure(found)
+
+
+def test_reports_show_the_measures_that_are_used(report):
+    "Chapter 11b says so, and coverage on dead-leaves was shown all the same."
+    shown = set(report(honest)["quality, dead-leaves"])
+    used = set(used_metrics("dead-leaves"))
+    assert used <= shown <= used | {"frechet_distance", "sharpness"}
+    assert "coverage" not in shown
+
+
+def test_the_threshold_of_copies_comes_from_a_thousand_renders(network, monkeypatch):
+    "The lowest percent of 24 images is a single one."
+    counts = []
+
+    def note(images, real, others, training_images):
+        counts.append((len(images), len(real), len(others)))
+        return {}
+
+    monkeypatch.setattr(R, "memorisation_rate", note)
+    made = R.generate_evaluation_images(grey, **SMALL)
+    options = {"network": network, "lpips_net": None}
+    r = R.measure_images(made, training_images=torch.zeros(4, 3, 32, 32), **options)
+    assert counts == [(80, 80, 1000)] and r.settings["quality_images"] == 80
+
+
+def test_copies_that_are_blurred_or_shifted_far_are_not_counted(training):
+    "As chapter 11 says of its measure."
+    _, others = R.render_references(R.generate_evaluation_images(grey, **SMALL), 120)
+    copies = training[:24]
+
+    def rate(images):
+        found = D.memorisation_rate(images, others[:24], others, training)
+        return found["memorisation_rate"].value
+
+    assert rate(copies) == rate(copies.roll(1, -1)) == 1
+    assert rate(C.gaussian_blur(copies, 1.0)) < 0.5
+    assert rate(copies.roll(4, -1)) < 0.5
+
+
+def test_repeats_of_a_prompt_that_is_drawn_twice_stay_apart():
+    assert R._copies(["a"] * 4 + ["b"] * 4 + ["a"] * 4) == 4
+    assert R._copies(["a"] * 8 + ["b"] * 4) == 4 and R._copies(["a", "b"]) == 1
+
+
+def test_a_clip_score_of_one_prompt_has_no_chance_level():
+    clip = CLIP.from_pretrained("critters-clip-score")
+    images = critters.sample_critters(2, 32).images
+    one = D.clip_score(clip, images[:1], ["a cat"], images[:1])["clip_score"]
+    two = D.clip_score(clip, images, ["a cat", "a duck"], images)["clip_score"]
+    assert one.chance is None and two.chance is not None
+
+
 # ---- two models
 
 
@@ -404,7 +560,10 @@ def test_a_model_is_equal_to_itself_and_worse_when_it_ignores_prompts(network):
     assert mmd.ci_low < 0 < mmd.ci_high  # both are real images
     assert "honest | shuffled" in found.table()
     other = R.generate_evaluation_images(honest, **SMALL | {"n": 88})
-    with pytest.raises(UserError, match="did not get the same prompts"):
+    with pytest.raises(UserError, match=r"number of prompts \(92 and 100\)"):
+        compare_images(right, other)
+    other = R.generate_evaluation_images(honest, **SMALL | {"seed": 1})
+    with pytest.raises(UserError, match=r"differ in seed \(0 and 1\);"):
         compare_images(right, other)
 
 

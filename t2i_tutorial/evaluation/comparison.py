@@ -7,6 +7,7 @@ __all__ = ['mcnemar', 'paired_bootstrap', 'Difference', 'Comparison', 'compare_i
 
 # %% ../../nbs/12b_comparison.ipynb #0449caf1
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,10 +37,13 @@ from t2i_tutorial.evaluation.quality import (
     FeatureNetwork,
     load_feature_network,
     quality_difference,
+    used_metrics,
 )
 from t2i_tutorial.evaluation.report import (
     METRIC_LABELS,
     EvaluationImages,
+    _check_enough,
+    _copies,
     evaluated_sections,
     render_references,
     section_label,
@@ -153,7 +157,7 @@ def _variety(
     prompts: list[str],
 ) -> dict[str, Float[Tensor, " p"]]:
     "A number for each prompt that several images were generated for."
-    copies = prompts.count(prompts[0])
+    copies = _copies(prompts)
     groups = rearrange(images, "(p k) c h w -> p k c h w", k=copies)
     labels = predict_attributes(classifier, images)
     entropy = attribute_entropy(labels, prompts[::copies], copies)
@@ -162,6 +166,27 @@ def _variety(
     return found | {"pixel_diversity": intra_prompt_diversity(groups, pixel_rmse)}
 
 # %% ../../nbs/12b_comparison.ipynb #09dd88e3
+def _check_same_prompts(
+    sizes: Sequence[int], prompts: Sequence[dict], settings: Sequence[dict]
+) -> None:
+    "Raise `UserError` that says in what two evaluations differ."
+    if prompts[0] == prompts[1] and sizes[0] == sizes[1]:
+        return
+    compared = {
+        "size": sizes,
+        "number of prompts": [sum(map(len, p.values())) for p in prompts],
+    }
+    compared["split"] = [s.get("split", "none") for s in settings]
+    if set(compared["split"]) == {"val"}:  # those of test do not depend on a seed
+        compared["seed"] = [s.get("seed", 0) for s in settings]
+    differ = [f"{k} ({a} and {b})" for k, (a, b) in compared.items() if a != b]
+    raise UserError(
+        "the two models did not get the same prompts at the same size: they differ in "
+        f"{', '.join(differ) or 'the prompts'}; generate both with the same size, "
+        "number of prompts, split and seed"
+    )
+
+
 def compare_images(
     first: EvaluationImages,
     second: EvaluationImages,  # for the same prompts
@@ -171,15 +196,15 @@ def compare_images(
     network: FeatureNetwork | None = None,  # of the quality; the best at hand
 ) -> Comparison:
     "Differences of two models in pairs; raises `UserError` for other prompts."
-    if first.prompts != second.prompts or first.size != second.size:
-        raise UserError(
-            "the two models did not get the same prompts at the same size; generate "
-            "both with the same number of prompts, split and seed"
-        )
+    pair = first, second
+    sizes, prompts = [g.size for g in pair], [g.prompts for g in pair]
+    _check_same_prompts(sizes, prompts, [g.settings for g in pair])
+    own = evaluated_sections(first)
+    n = _check_enough(sum(len(first.images[k]) for k in own))
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     network = network or load_feature_network()
-    x, y = ({k: from_uint8(v) for k, v in g.images.items()} for g in (first, second))
+    x, y = ({k: from_uint8(v) for k, v in g.images.items()} for g in pair)
     differences = []
     for k, prompts in progress_bar(first.prompts.items(), "comparing"):
         label = section_label(k)
@@ -192,13 +217,14 @@ def compare_images(
                 found["clip_score"] = clip_cosines(clip, z[k], prompts)[0]
         names = [n for n in a if len(a[n]) > 1]
         differences += [_difference(label, n, a[n], b[n]) for n in names]
-    own = evaluated_sections(first)
-    _, target = render_references(first, sum(len(x[k]) for k in own))
+    _, target = render_references(first, n)
     images = (torch.cat([z[k] for k in own]) for z in (x, y))
-    for name, m in quality_difference(network, *images, target).items():
+    found = quality_difference(network, *images, target)
+    for name in [k for k in found if k in used_metrics(network.name)]:
+        m = found[name]
         values = None, None, m.value, m.ci_low, m.ci_high
         label = f"quality, {network.name}"
         differences.append(Difference(label, METRIC_LABELS[name], *values))
-    names = [g.settings.get("model", "model") for g in (first, second)]
+    names = [g.settings.get("model", "model") for g in pair]
     split = first.settings.get("split", "test")
     return Comparison(*names, tuple(differences), network.name, len(first), split)

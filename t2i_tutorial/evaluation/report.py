@@ -17,12 +17,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from .. import critters
@@ -31,6 +31,7 @@ from t2i_tutorial.core import (
     PALETTE,
     UserError,
     check_choice,
+    check_image_size,
     check_whole_number,
     dataclass_from_dict,
     from_uint8,
@@ -42,7 +43,7 @@ from t2i_tutorial.core import (
     seeded_generator,
     to_uint8,
 )
-from ..data import ImageTextDataset
+from ..data import MAX_CAPTION, _read_folder, _with_image, load_image
 from t2i_tutorial.evaluation.classifier import (
     CLASSIFIED_ATTRIBUTES,
     AttributeClassifier,
@@ -66,6 +67,7 @@ from t2i_tutorial.evaluation.quality import (
     FeatureScale,
     load_feature_network,
     measure_quality,
+    used_metrics,
 )
 from ..text import full_caption
 
@@ -224,6 +226,71 @@ def generate_images(
         images.append(_check_images(batch, len(chunk), size, i))
     return torch.cat(images)
 
+# %% ../../nbs/12_evaluation.ipynb #7d2f41ce
+#| code-fold: true
+def _copies(prompts: Sequence[str]) -> int:
+    "How many images each prompt has, where those of one prompt follow each other."
+    return math.gcd(*[len(list(same)) for _, same in groupby(prompts)])
+
+
+def _check_settings(settings: dict, what: str) -> None:
+    "Raise `UserError` for what saved settings cannot be."
+    text, whole = ("model", "split"), ("seed", "num_prompts", "batch_size")
+    kinds = dict.fromkeys(text, str) | dict.fromkeys(whole, int)
+    kinds["seconds"] = (int, float)
+    for name in [k for k in kinds if k in settings]:
+        value = settings[name]
+        good = isinstance(value, kinds[name]) and not isinstance(value, bool)
+        good = good and (name != "seconds" or 0 <= value < math.inf)
+        good = good and (name != "split" or value in REPORTED_SPLITS)
+        if not good:
+            raise UserError(f"{what}: its {name} is {value!r:.60}; fetch it again")
+
+
+def _check_caption(file: str, caption: str) -> None:
+    "Raise `UserError` with file and caption unless it is of the grammar."
+    try:
+        critters.parse_caption(caption)
+    except UserError as e:
+        reason = str(e).partition("choose from")[0].strip(" ;?")
+        raise UserError(
+            f"the caption {caption[:80]!r} of {file!r} is not of our grammar: "
+            f"{reason[:120]}; mend it"
+        ) from e
+
+
+def _common_size(files: Sequence[str]) -> int:
+    "Pixels of a side of all these images; raises `UserError` unless they are equal."
+
+    def size_and_mode(file):
+        try:
+            return _with_image(file, lambda image: (image.size, image.mode))
+        except Exception as e:
+            load_image(file, 16)  # raises a `UserError` that says what is wrong
+            raise UserError(f"image {file!r} cannot be read; take it out") from e
+
+    found = {file: size_and_mode(file) for file in files}
+    first, ((width, height), _) = next(iter(found.items()))
+    for file, ((w, h), _) in found.items():
+        if w != h:
+            raise UserError(
+                f"image {file!r} has {w} x {h} pixels; make all images square, of one "
+                "size"
+            )
+        if w != width:
+            raise UserError(
+                f"image {first!r} has {width} x {height} pixels and {file!r} {w} x "
+                f"{h}; make them all of one size"
+            )
+    grey = [f for f, (_, m) in found.items() if m in ("1", "L", "LA") or m[0] == "I"]
+    if grey:
+        warnings.warn(
+            f"{len(grey)} of {len(files)} images are grey, for instance {grey[0]!r}; "
+            "they are measured as such",
+            stacklevel=2,
+        )
+    return width
+
 # %% ../../nbs/12_evaluation.ipynb #676d081f
 @dataclass(frozen=True)
 class EvaluationImages:
@@ -251,7 +318,8 @@ class EvaluationImages:
         "Read what `save` wrote; raises `UserError` if it is something else."
         images, config = load_tensors(path)
         what = f"{str(path)!r} holds no images of an evaluation"
-        if not isinstance(config, dict) or config.get("evaluation") != 1:
+        version = config.get("evaluation") if isinstance(config, dict) else None
+        if type(version) is not int or version != 1:
             raise UserError(f"{what}; choose another file")
         prompts, settings = config.get("prompts"), config.get("settings")
         if not isinstance(prompts, dict) or not isinstance(settings, dict):
@@ -264,7 +332,7 @@ class EvaluationImages:
                 isinstance(w, str) for w in words
             ):
                 raise UserError(f"{what}: no prompts for {name!r}; fetch it again")
-            shape = (len(words), 3, x.shape[-1], x.shape[-1])
+            shape = (len(words), 3, *x.shape[-1:], *x.shape[-1:])
             if x.dtype != torch.uint8 or tuple(x.shape) != shape or not words:
                 raise UserError(
                     f"{what}: {name!r} has {tuple(x.shape)} of {x.dtype} for "
@@ -272,19 +340,31 @@ class EvaluationImages:
                 )
         if len({x.shape[-1] for x in images.values()}) != 1:
             raise UserError(f"{what} of one size; choose another file")
-        return cls({k: images[k] for k in prompts}, prompts, settings)
+        _check_settings(settings, what)
+        if "repeats" in prompts and _copies(prompts["repeats"]) < 2:
+            raise UserError(
+                f"{what}: 'repeats' has not equally many images of each prompt, at "
+                "least 2; fetch it again"
+            )
+        found = cls({k: images[k] for k in prompts}, prompts, settings)
+        check_image_size(found.size)
+        if not evaluated_sections(found):
+            raise UserError(
+                f"{what}, only of {', '.join(images)[:80]}; choose another file"
+            )
+        return found
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike) -> "EvaluationImages":
         "Images of one's own with their prompts, in a folder as chapter 6 reads it."
-        first = next(iter(sorted(Path(path).rglob("*.png"))), None)
-        if first is None:
-            raise UserError(f"there is no PNG in {str(path)!r}; name another folder")
-        with Image.open(first) as image:
-            size = image.width
-        data = ImageTextDataset.from_folder(path, size, cache_bytes=2**33)
-        prompts = [options[0] for options in data.captions]
-        return cls({"images": data.cache}, {"images": prompts}, {"model": str(path)})
+        folder = Path(path).expanduser()
+        captions = _read_folder(folder, "train", "text", MAX_CAPTION, None)
+        prompts = [options[0] for options in captions.values()]
+        for file, prompt in zip(captions, prompts):
+            _check_caption(file, prompt)
+        size = _common_size(list(captions))
+        images = torch.stack([load_image(file, size) for file in captions])
+        return cls({"images": images}, {"images": prompts}, {"model": str(path)})
 
 # %% ../../nbs/12_evaluation.ipynb #39095904
 def generate_evaluation_images(
@@ -325,6 +405,9 @@ def matching_critters(
 def _matching_critter(prompt: str, generator: torch.Generator) -> critters.Critter:
     "What is open is drawn evenly, without combinations that no split contains."
     stated = critters.parse_caption(prompt)
+    known = set(stated)
+    if stated.get("eye_colour") == "closed":  # which says that it sleeps
+        known.add("action")
     options = dict(critters.ATTRIBUTES) | {"eye_colour": tuple(critters.EYE_COLOURS)}
     for _ in range(200):
         u = torch.rand(len(options), generator=generator).tolist()
@@ -335,7 +418,7 @@ def _matching_critter(prompt: str, generator: torch.Generator) -> critters.Critt
         new = [
             tuple(values[k] for k in keys) in critters.HELD_OUT[split]
             for split, keys in critters.HELD_OUT_KEYS.items()
-            if not set(keys) <= set(stated)
+            if not set(keys) <= known
         ]
         if any(new):
             continue
@@ -532,6 +615,17 @@ def evaluated_sections(generated: EvaluationImages) -> list[str]:
     return [k for k in generated.images if k.split("/")[0] not in apart]
 
 
+def _check_enough(
+    n: int,  # images of `evaluated_sections`
+) -> int:  # the same
+    "Raise `UserError` for fewer images than precision and recall need."
+    if n < 12:
+        raise UserError(
+            f"an evaluation needs at least 12 images, not {n}; generate more"
+        )
+    return n
+
+
 def render_references(
     generated: EvaluationImages, n: int
 ) -> tuple[dict[str, Tensor], Float[Tensor, "n 3 s s"]]:
@@ -562,7 +656,7 @@ def _measure_variety(
     classifier, network, x, real, prompts, lpips_net, skipped: dict
 ) -> dict[str, dict[str, Metric]]:
     "Variety within a prompt; why LPIPS is missing is written into `skipped`."
-    copies = prompts.count(prompts[0])
+    copies = _copies(prompts)
     scale = FeatureScale.fit(network.extract(real))
 
     def feature_distance(groups):
@@ -598,23 +692,26 @@ def measure_images(
     lpips_net: str | None = "squeeze",  # None: no LPIPS
 ) -> EvaluationReport:
     "Measure what a model generated; raises `UserError` for bad input."
+    own = evaluated_sections(generated)
+    n = _check_enough(sum(len(generated.images[k]) for k in own))
     classifier = classifier or AttributeClassifier.from_pretrained()
     clip = clip or CLIP.from_pretrained("critters-clip-score")
     network = network or load_feature_network()
     if training_images is not None and training_images.is_floating_point():
         training_images = _check_range(training_images.float(), "training_images came")
     x = {k: from_uint8(v) for k, v in generated.images.items()}
-    own = evaluated_sections(generated)
     images = torch.cat([x[k] for k in own])
     skipped = {}
-    real, target = render_references(generated, len(images))
+    real, others = render_references(generated, max(n, 1000))  # 1 % of them is 10
     renders = torch.cat([real[k] for k in own])
 
     def text():
         return _measure_text(classifier, clip, x, real, generated.prompts)
 
     def quality():
-        found = measure_quality(network, images, target, renders)
+        found = measure_quality(network, images, others[:n], renders)
+        shown = (*used_metrics(network.name), "frechet_distance")
+        found = {k: metric for k, metric in found.items() if k in shown}
         return {f"quality, {network.name}": found | sharpness(images, renders)}
 
     def variety():
@@ -629,7 +726,7 @@ def measure_images(
         if training_images is None:
             skipped["memorisation"] = "the training images are not known"
             return {}
-        found = memorisation_rate(images, renders, target, training_images)
+        found = memorisation_rate(images, renders, others, training_images)
         return {f"copies of {len(training_images):,} training images": found}
 
     measures = {f.__name__: f for f in (text, quality, variety, memorisation)}
