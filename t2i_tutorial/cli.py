@@ -113,13 +113,20 @@ class EvaluateOptions(SamplingOptions):
 
     model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = _DEFAULT_MODEL
     """a name from t2i models, a folder of a model or a training, or a hub repository;
-    or saved images: a .safetensors file, or a folder of PNGs with their captions"""
-    split: str = "test"
-    "val to choose settings; test to report, also on held-out combinations"
-    prompts: int = 2000
-    "different prompts, at least 40; 64 of them more are asked for 8 times"
-    batch_size: int = 500
-    "prompts at a time; with the seed it determines the noise"
+    or saved images: a .safetensors file, or a folder of images with their captions"""
+    split: _Text = None
+    """val to choose settings; test to report, also on held-out combinations; test if not
+    given"""
+    prompts: _Whole = None
+    """different prompts, 40 to 10000; 64 of them more are asked for 8 times; 2000 if not
+    given"""
+    batch_size: _Whole = None
+    "prompts at a time; with the seed it determines the noise; 500 if not given"
+    seed: _Whole = None
+    "the same seed gives the same images; 0 if not given"
+    feature_network: _Text = None
+    """of the quality: alexnet, squeezenet or dead-leaves; the first of them whose weights
+    are at hand if not given"""
     save_images: _Text = None
     "safetensors file to write the generated images to, with their prompts"
     generate_only: bool = False
@@ -137,17 +144,19 @@ class CompareOptions:
     "Compare two models on the same prompts, in pairs."
 
     first: Annotated[_Word, tyro.conf.arg(metavar="FIRST")] = tyro.MISSING
-    "a model, as for t2i evaluate, or a .safetensors file of its saved images"
+    "a model, or saved images, as for t2i evaluate"
     second: Annotated[_Word, tyro.conf.arg(metavar="SECOND")] = tyro.MISSING
     "another one"
-    split: str = "test"
-    "val to choose; test to report"
-    prompts: int = 2000
-    "different prompts, at least 40"
-    batch_size: int = 500
-    "prompts at a time; with the seed it determines the noise"
-    seed: int = 0
-    "of the noise"
+    split: _Text = None
+    "val to choose; test to report; test, or that of saved images, if not given"
+    prompts: _Whole = None
+    "different prompts, 40 to 10000; 2000, or those of saved images, if not given"
+    batch_size: _Whole = None
+    "prompts at a time; with the seed it determines the noise; 500 if not given"
+    seed: _Whole = None
+    "of the noise; 0, or that of saved images, if not given"
+    feature_network: _Text = None
+    "of the quality, as for t2i evaluate"
     device: _Text = None
     "cpu, cuda or mps; the best available if not given"
     output: _Text = None
@@ -333,14 +342,16 @@ def _sampling_options(options: SamplingOptions, model_type: str) -> dict:
     return {k: known[k] if v is None else v for k, v in given.items()}
 
 
-def _check_output(output: str, suffix: str, overwrite: bool) -> Path:
+def _check_output(
+    output: str, suffix: str, overwrite: bool, option: str = "--output"
+) -> Path:
     "Raise `UserError` unless a new file of this kind can be written there."
     from t2i_tutorial.core import UserError
 
     path = Path(output)
     folder, name = str(path.parent), repr(output)
     if not output:
-        raise UserError("--output is empty; name a file, or leave it out")
+        raise UserError(f"{option} is empty; name a file, or leave it out")
     if path.is_dir():
         raise UserError(f"the output {name} is a folder; name a file")
     if path.suffix.lower() != suffix:
@@ -583,27 +594,41 @@ def _evaluate(options: EvaluateOptions) -> None:
     if options.output is not None:
         _check_output(options.output, ".json", options.overwrite)
     if options.save_images is not None:
-        _check_output(options.save_images, ".safetensors", options.overwrite)
+        path = options.save_images
+        _check_output(path, ".safetensors", options.overwrite, "--save-images")
     elif options.generate_only:
         raise UserError("--generate-only needs --save-images FILE.safetensors")
-    _check_evaluation(options)
+    if options.generate_only and (options.output or options.feature_network):
+        raise UserError(
+            "--generate-only measures nothing; leave out --output and --feature-network"
+        )
+    if not options.model:
+        raise UserError("MODEL is empty; name one, see t2i models")
+    _check_evaluation(replace(options, **_with_usual(options)))
     saved = _saved_images(options.model)
     if saved and (options.save_images or options.generate_only):
         raise UserError(
             f"{options.model!r} holds images that were generated before; "
             "leave out --save-images and --generate-only"
         )
-    if options.training_of and not saved:
+    if saved:
+        _refuse_for_saved(options)
+    elif options.training_of is not None:
         raise UserError("--training-of is for saved images; leave it out")
-    generated = saved or _generate_images(options.model, options, options)
+    known = _named_training_images(options.training_of)
+    options = replace(options, **_with_usual(options))
+    network = None if options.generate_only else _feature_network(options)
+    generated = saved or _generate_images(
+        options.model, _load(options.model, options.device), options, options
+    )
     if options.save_images is not None:
         path = Path(options.save_images)
         _print_path(_write_new(path, generated.save, options.overwrite))
     if options.generate_only:
         return
-    source = options.training_of if saved else options.model
-    known = _training_images(source) if source else None
-    report = measure_images(generated, training_images=known)
+    if not saved:
+        known = _training_images(options.model)
+    report = measure_images(generated, training_images=known, network=network)
     print(report.table())
     seconds = ", ".join(f"{k} {v:.0f}" for k, v in report.seconds.items())
     _say(f"t2i: seconds: {seconds}")
@@ -612,15 +637,47 @@ def _evaluate(options: EvaluateOptions) -> None:
         _print_path(written)
 
 
+_USUAL = {"split": "test", "prompts": 2000, "batch_size": 500, "seed": 0}
+
+
+def _with_usual(options: "EvaluateOptions | CompareOptions") -> dict:
+    "What determines the prompts and the noise: as given, else as usual."
+    given = {name: getattr(options, name) for name in _USUAL}
+    return {k: _USUAL[k] if v is None else v for k, v in given.items()}
+
+
+def _refuse_for_saved(options: EvaluateOptions) -> None:
+    "Raise `UserError` for an option that changes nothing where images are saved."
+    from t2i_tutorial.core import UserError
+
+    sampling = [f.name for f in fields(SamplingOptions)]
+    for name in dict.fromkeys([*_USUAL, *sampling]):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} changes nothing in images that were "
+                "generated before; leave it out"
+            )
+
+
+def _feature_network(options: "EvaluateOptions | CompareOptions"):
+    "What the quality is measured with, loaded before anything is computed."
+    from t2i_tutorial.evaluation.quality import load_feature_network
+
+    return load_feature_network(options.feature_network)
+
+
 def _check_evaluation(options: "EvaluateOptions | CompareOptions") -> None:
     "Raise `UserError` for numbers and splits that make no sense."
     from t2i_tutorial.core import check_choice
+    from t2i_tutorial.evaluation.quality import FEATURE_NETWORKS
     from t2i_tutorial.evaluation.report import REPORTED_SPLITS
 
     check_choice("split", options.split, REPORTED_SPLITS)
-    _check_range("prompts", options.prompts, 40, 100_000)
+    _check_range("prompts", options.prompts, 40, 10_000)
     _check_range("batch-size", options.batch_size, 1, 100_000)
     _check_range("seed", options.seed, 0, 2**32 - 1)
+    if options.feature_network is not None:
+        check_choice("feature network", options.feature_network, FEATURE_NETWORKS)
 
 
 def _saved_images(name: str):
@@ -633,20 +690,37 @@ def _saved_images(name: str):
         return None
     if path.suffix == ".safetensors" and not path.is_dir():
         return EvaluationImages.load(path)
-    if path.is_dir() and (path / "metadata.jsonl").is_file():
+    if path.is_dir() and not _is_model_folder(path) and _has_captions(path):
         return EvaluationImages.from_folder(path)
     return None
 
 
+def _is_model_folder(folder: Path) -> bool:
+    "Whether a folder is that of a model, of a training or of its checkpoints."
+    names = ("config.json", "model.safetensors", "state.json", "checkpoints")
+    files = [folder / n for n in (*names, "model/config.json")]
+    return folder.name == "checkpoints" or any(f.exists() for f in files)
+
+
+def _has_captions(folder: Path) -> bool:
+    "Whether captions as chapter 6 reads them are in a folder or in its parts."
+    from t2i_tutorial.data import METADATA_FILES, _image_files
+
+    parts = [folder, *(p for p in folder.iterdir() if p.is_dir())]
+    if any((p / name).exists() for p in parts for name in METADATA_FILES):
+        return True
+    return any(p.with_suffix(".txt").is_file() for p in _image_files(folder))
+
+
 def _generate_images(
     name: str,
+    model,
     options: "EvaluateOptions | CompareOptions",
     sampling: SamplingOptions,
 ):
     "The images of an evaluation, by a model."
     from t2i_tutorial.evaluation.report import generate_evaluation_images
 
-    model = _load(name, options.device)
     given = _sampling_options(sampling, model.model_type)
     given["batch_size"] = options.batch_size
     used = {k: v for k, v in _used_settings(given, model.config).items()}
@@ -672,23 +746,88 @@ def _compare(options: CompareOptions) -> None:
     _check_packages("torchmetrics")
     if options.output is not None:
         _check_output(options.output, ".json", options.overwrite)
-    _check_evaluation(options)
     names = options.first, options.second
-    if len(set(names)) == 1:
+    for word, name in zip(("FIRST", "SECOND"), names):
+        if not name:
+            raise UserError(f"{word} is empty; name a model, see t2i models")
+    if _is_same(*names):
         raise UserError(f"{names[0]!r} is named twice; name two models")
+    _check_evaluation(replace(options, **_with_usual(options)))
     images = [_saved_images(name) for name in names]
-    for saved in filter(None, images):  # a model gets the prompts of saved images
-        keys = {"split": "split", "seed": "seed", "prompts": "num_prompts"}
-        given = {k: saved.settings[v] for k, v in keys.items() if v in saved.settings}
-        options = replace(options, **given)
+    options = _as_saved(options, names, images)
+    if not all(images):
+        _check_evaluation(options)
+    network = _feature_network(options)
+    models = [None if x else _load(n, options.device) for n, x in zip(names, images)]
+    _check_pair(options, images, models)
     sampling = SamplingOptions(seed=options.seed, device=options.device)
     for i, name in enumerate(names):
-        images[i] = images[i] or _generate_images(name, options, sampling)
-    found = compare_images(*images)
+        images[i] = images[i] or _generate_images(name, models[i], options, sampling)
+    found = compare_images(*images, network=network)
     print(found.table())
     if options.output is not None:
         written = _write_new(Path(options.output), found.save, options.overwrite)
         _print_path(written)
+
+
+def _is_same(first: str, second: str) -> bool:
+    "Whether two names are of one model or file, however they are spelled."
+    from t2i_tutorial.hub import bundled_models
+
+    bundled = bundled_models()
+    a, b = (Path(bundled.get(n, n)).expanduser() for n in (first, second))
+    return first == second or a.exists() and b.exists() and os.path.samefile(a, b)
+
+
+def _as_saved(options: CompareOptions, names: tuple[str, str], images: list):
+    "Options with the prompts and the seed of saved images; raises `UserError`."
+    from t2i_tutorial.core import UserError
+
+    if all(images) and options.device is not None:
+        raise UserError("--device changes nothing where images are saved; leave it out")
+    keys = {k: "num_prompts" if k == "prompts" else k for k in _USUAL}
+    given = {k: getattr(options, k) for k in _USUAL}
+    for name, saved in zip(names, images):
+        if saved is None:
+            continue
+        for key, of_file in keys.items():
+            value, known = given[key], saved.settings.get(of_file, "an unknown one")
+            if value not in (None, known):
+                raise UserError(
+                    f"--{key.replace('_', '-')} is {value}, but the images of {name!r} "
+                    f"were generated with {known}; leave it out"
+                )
+        found = {k: saved.settings[v] for k, v in keys.items() if v in saved.settings}
+        options = replace(options, **found)
+    return replace(options, **_with_usual(options))
+
+
+def _check_pair(options: CompareOptions, images: list, models: list) -> None:
+    "Raise `UserError` before sampling unless both have the same prompts and size."
+    from t2i_tutorial.evaluation.comparison import _check_same_prompts
+    from t2i_tutorial.evaluation.report import evaluation_prompts
+
+    asked = {"split": options.split, "seed": options.seed}
+    wanted = {}  # where both are models, the prompts are the same anyhow
+    if any(images) and not all(images):
+        wanted = evaluation_prompts(options.prompts, **asked)
+    _check_same_prompts(
+        [x.size if x else m.config.size for x, m in zip(images, models)],
+        [x.prompts if x else wanted for x in images],
+        [x.settings if x else asked for x in images],
+    )
+
+
+def _named_training_images(model: str | None):
+    "Those of `--training-of`; raises `UserError` where they are unknown."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.hub import recorded_training_images
+
+    if model is None:
+        return None
+    if not model:
+        raise UserError("--training-of is empty; name a model, or leave it out")
+    return recorded_training_images(model)
 
 
 def _training_images(model: str):

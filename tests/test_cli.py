@@ -18,10 +18,12 @@ from t2i_tutorial import cli, critters
 from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP_PRESETS
 from t2i_tutorial.core import UserError, load_json, save_json, to_pil
+from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
 from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
 from t2i_tutorial.gan.gigagan import GIGAGAN_PRESETS, GigaGAN, gigagan_preset
+from t2i_tutorial.hub import captions_digest
 from t2i_tutorial.training import apply_overrides, setting_names
 
 
@@ -668,7 +670,153 @@ def test_evaluate_measures_a_folder_of_images_with_captions(t2i, tmp_path, quick
     assert float(stated.split("|")[3].split()[0]) > 0.9
     lines[0] = json.dumps({"file_name": "0.png", "text": "a photograph of a horse"})
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    refused(t2i("evaluate", folder), "photograph")
+    refused(t2i("evaluate", folder), "photograph", "0.png")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    "What is measured, without measuring it: the arguments of each call."
+    calls = []
+
+    class Nothing:
+        seconds: dict = {}
+
+        def table(self):
+            return "a table"
+
+    def note(*images, **options):
+        calls.append((images, options))
+        return Nothing()
+
+    monkeypatch.setattr("t2i_tutorial.evaluation.report.measure_images", note)
+    monkeypatch.setattr("t2i_tutorial.evaluation.comparison.compare_images", note)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def images_file(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("generated") / "saved.safetensors"
+    options = [*SMALL, "--split", "val", "--seed", 3, "--generate-only"]
+    words = ["evaluate", folder, *options, "--save-images", path]
+    assert cli.main([str(w) for w in words]) == 0
+    return path
+
+
+@pytest.fixture
+def saved(t2i, images_file):
+    "Images of an evaluation, as a file saves them."
+    shutil.copy(images_file, "saved.safetensors")
+    return "saved.safetensors"
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--prompts", 40),
+        ("--split", "val"),
+        ("--seed", 3),
+        ("--batch-size", 500),
+        ("--num-steps", 1),
+        ("--guidance-scale", 2),
+        ("--sampler", "ddim"),
+        ("--truncation-psi", 1),
+        ("--device", "cpu"),
+    ],
+)
+def test_evaluate_refuses_what_changes_nothing_in_saved_images(
+    t2i, saved, measured, option, value
+):
+    refused(t2i("evaluate", saved, option, value), f"{option} changes nothing")
+    assert not measured
+
+
+def test_evaluate_with_a_wrong_name_of_a_training_measures_nothing(
+    t2i, folder, saved, measured
+):
+    "It was a note, and the exit code was 0."
+    refused(t2i("evaluate", saved, "--training-of", "critters-23"), "unknown model")
+    refused(t2i("evaluate", saved, "--training-of", folder), "run.json")
+    refused(t2i("evaluate", saved, "--training-of", ""), "--training-of is empty")
+    assert not measured
+    assert t2i("evaluate", saved)[0] == 0 and len(measured) == 1
+
+
+def test_the_feature_network_can_be_chosen(t2i, folder, saved, measured, quick):
+    assert t2i("evaluate", saved, "--feature-network", "dead-leaves")[0] == 0
+    assert t2i("compare", saved, folder, "--feature-network", "dead-leaves")[0] == 0
+    assert [options["network"].name for _, options in measured] == ["dead-leaves"] * 2
+    for command in (("evaluate", saved), ("compare", saved, folder)):
+        choose = (*command, "--feature-network")
+        refused(t2i(*choose, "alexnet"), "alexnet", "not in torch's cache")
+        refused(t2i(*choose, "vgg"), "unknown feature network 'vgg'")
+    assert "--feature-network" in t2i("evaluate", "--help")[1]
+
+
+def test_a_folder_of_captions_is_saved_images_and_a_training_is_a_model(
+    tmp_path, folder
+):
+    drawn = critters.sample_critters(12, 16, seed=3, split="val")
+    for kind in ("txt", "csv", "train/txt"):
+        path = tmp_path / kind.replace("/", "-") / kind.partition("/")[0]
+        path.mkdir(parents=True)
+        rows = ["file_name,text"]
+        for i, (image, caption) in enumerate(zip(drawn.images, drawn.captions)):
+            to_pil(image).save(path / f"{i}.png")
+            rows.append(f'{i}.png,"{caption}"')
+            if kind != "csv":
+                (path / f"{i}.txt").write_text(caption)
+        if kind == "csv":
+            (path / "metadata.csv").write_text("\n".join(rows))
+        found = cli._saved_images(str(path.parent if "/" in kind else path))
+        assert found is not None and len(found) == 12 and found.size == 16, kind
+    for name in ("config.json", "model/config.json", "checkpoints/x", "state.json"):
+        model = tmp_path / name.replace("/", "-")
+        shutil.copytree(tmp_path / "txt" / "txt", model)
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("{}")
+        assert cli._saved_images(str(model)) is None, name
+    assert cli._saved_images(str(folder)) is None
+    (tmp_path / "empty").mkdir()
+    assert cli._saved_images(str(tmp_path / "empty")) is None
+
+
+def test_compare_looks_before_it_samples(t2i, folder, saved, tmp_path, monkeypatch):
+    config = apply_overrides(imagen_preset("tiny").model_config, {"size": "32"})
+    large = Imagen(config).save_pretrained(tmp_path / "large")
+    monkeypatch.setattr(Imagen, "sample", _raise(AssertionError("sampled")))
+    refused(t2i("compare", folder, large), "they differ in size (16 and 32);")
+    refused(t2i("compare", saved, large), "they differ in size (16 and 32);")
+    refused(t2i("compare", folder, "nothing"), "unknown model 'nothing'")
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(12):
+        Image.new("RGB", (16, 16)).save(images / f"{i}.png")
+        (images / f"{i}.txt").write_text("a cat")
+    refused(
+        t2i("compare", folder, images), "number of prompts", "and 12)", "split (test"
+    )
+
+
+def test_compare_takes_prompts_and_seed_from_saved_images(t2i, folder, saved, measured):
+    assert t2i("compare", folder, saved, "--seed", 3)[0] == 0
+    ((first, second), _), *_ = measured
+    assert first.prompts == second.prompts
+    for key in ("split", "seed", "num_prompts", "batch_size"):
+        assert first.settings[key] == second.settings[key], key
+    for option, value in (
+        ("--seed", 0),
+        ("--split", "test"),
+        ("--prompts", 48),
+        ("--batch-size", 8),
+    ):
+        words = f"{option} is {value}, but the images of 'saved.safetensors' were"
+        refused(t2i("compare", folder, saved, option, value), words)
+    shutil.copy(saved, "other.safetensors")
+    other = ("compare", saved, "other.safetensors")
+    refused(t2i(*other, "--device", "cpu"), "--device changes nothing")
+    assert t2i(*other)[0] == 0 and len(measured) == 2
+    refused(t2i("compare", saved, f"./{saved}"), "is named twice")
+    refused(t2i("compare", saved, Path(saved).resolve()), "is named twice")
 
 
 def test_evaluate_refuses_a_file_that_holds_no_images(t2i, folder):
@@ -704,6 +852,9 @@ def test_compare_prints_and_saves_differences(t2i, folder, quick, tmp_path):
         (["a", "b", "--prompts", 39], "--prompts must be a whole number from 40"),
         (["a", "b", "--split", "tset"], "did you mean 'test'"),
         (["a", "b", "--output", "x.txt"], "must end in .json"),
+        (["", "b"], "FIRST is empty"),
+        (["a", ""], "SECOND is empty"),
+        (["a", "b", "--prompts", 10_001], "from 40 to 10000"),
         (["a", "b", "--promts", 40], "did you mean '--prompts'"),
     ],
 )
@@ -719,7 +870,9 @@ def test_compare_refuses_images_of_other_prompts(t2i, folder, quick):
         options = ["--prompts", n, "--num-steps", 1, "--generate-only"]
         t2i("evaluate", folder, *options, "--save-images", f"{name}.safetensors")
     refused(
-        t2i("compare", "a.safetensors", "b.safetensors"), "did not get the same prompts"
+        t2i("compare", "a.safetensors", "b.safetensors"),
+        "did not get the same prompts",
+        "number of prompts",
     )
 
 
@@ -733,13 +886,15 @@ def test_evaluate_does_not_replace_a_report(t2i, folder):
 @pytest.mark.parametrize(
     "option, value, part",
     [
-        ("--prompts", 39, "from 40"),
+        ("--prompts", 39, "from 40 to 10000"),
+        ("--prompts", 10_001, "from 40 to 10000"),
         ("--prompts", "many", "--prompts must be a whole number, not 'many'"),
         ("--seed", -1, "--seed must be a whole number"),
         ("--split", "", "unknown split ''"),
         ("--split", "train", "unknown split 'train'"),
         ("--output", "report.txt", "must end in .json"),
         ("--save-images", "images.png", "must end in .safetensors"),
+        ("--save-images", "", "--save-images is empty"),
         ("--training-of", "critters-32", "--training-of is for saved images"),
     ],
 )
@@ -762,6 +917,9 @@ def test_evaluate_takes_a_batch_size_and_a_device(t2i, folder, monkeypatch):
     refused(t2i("evaluate", folder, "--truncation-psi", 1), "does not apply")
     refused(t2i("evaluate", "no-such-model"), "unknown model")
     refused(t2i("evaluate", folder, "--generate-only"), "needs --save-images")
+    only = ("--generate-only", "--save-images", "b.safetensors", "--output", "b.json")
+    refused(t2i("evaluate", folder, *only), "--generate-only measures nothing")
+    refused(t2i("evaluate", ""), "MODEL is empty")
 
 
 # ---- settings by their dotted path
@@ -1285,6 +1443,7 @@ def test_evaluate_searches_all_training_images_of_a_record(
     size = json.loads((model / "config.json").read_text())["size"]
     preset = {"num_images": 70, "model_config": {"size": size}}
     run = {"command": "t2i train imagen --preset tiny", "preset": preset}
+    run["captions_digest"] = captions_digest(ImageTextDataset.from_critters(70, size))
     (model / "run.json").write_text(json.dumps(run))
     code, out, _ = t2i("evaluate", model, *SMALL, "--split", "val")
     assert code == 0 and "copies of 70 training images" in out
