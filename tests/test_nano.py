@@ -13,6 +13,7 @@ from torch import nn
 
 from t2i_tutorial import critters, nano
 from t2i_tutorial.core import UserError, load_json, save_tensors
+from t2i_tutorial.evaluation.report import EvaluationReport
 
 TINY = nano.NanoConfig(channels=16, num_images=64, max_steps=12, batch_size=8)
 
@@ -284,14 +285,14 @@ def test_the_recorded_run_is_whole_small_and_better_than_the_live_one():
     assert sum(p.stat().st_size for p in folder.iterdir()) < 1_400_000
     run = load_json(folder / "run.json")
     assert run["parameters"] == sum(p.numel() for p in nano.load_nano().parameters())
-    live, longer = (run[k]["accuracy"]["test"] for k in ("live", "longer"))
+    live, longer = (run[k]["accuracy"]["test/full"] for k in ("live", "longer"))
     for name in ("species", "body_colour", "action"):
-        assert live[name]["generated"] > 3 * live[name]["chance"]
-        assert live[name]["generated"] < longer[name]["generated"]
-    assert (
-        longer["species"]["generated"] > 0.9
-        and longer["body_colour"]["generated"] > 0.9
-    )
+        assert live[name]["value"] > 3 * live[name]["chance"]
+        assert live[name]["value"] < longer[name]["value"]
+    assert longer["species"]["value"] > 0.9 and longer["body_colour"]["value"] > 0.9
+    report = EvaluationReport.load(folder / "evaluation-test.json")
+    assert report["test/full"]["all"].value == longer["all"]["value"]
+    assert report.settings["size"] == 16 and report.settings["num_prompts"] == 2000
 
 
 # ---- the command line

@@ -29,7 +29,7 @@ CHECKSUMS = {
     "critters-clip-score": ("552ad47a1a72ef4c", 62),
     "critters-classifier": ("0ce789cff6f75a35", 48),
     "dead-leaves": ("168871b67150f130", 10),
-    "nano": ("50aaf48a55dc9013", 75),
+    "nano": ("189e749bea530c5f", 75),
 }
 
 
