@@ -459,10 +459,10 @@ def change_words(words: list[str], change: tuple) -> list[str]:
 @pytest.fixture(scope="module")
 def quick_commands():
     "Trainings without a checkpoint do no steps; evaluations have few images."
-    network = load_feature_network("dead-leaves")
+    small = load_feature_network("dead-leaves")
 
-    def measure(generated, training_images):
-        quick = {"lpips_net": None, "network": network}
+    def measure(generated, training_images, network):
+        quick = {"lpips_net": None, "network": small}
         return measure_images(generated, training_images=PIXELS, **quick)
 
     with pytest.MonkeyPatch.context() as patch:
