@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_folders import write_images
 from PIL import Image
 
 from t2i_tutorial import cli, critters
@@ -656,21 +657,15 @@ def test_evaluate_in_two_steps_is_evaluate_in_one(t2i, folder, quick):
 
 
 def test_evaluate_measures_a_folder_of_images_with_captions(t2i, tmp_path, quick):
-    drawn = critters.sample_critters(12, 32, seed=3, split="val")
-    folder = tmp_path / "images"
-    folder.mkdir()
-    lines = []
-    for i, (image, caption) in enumerate(zip(drawn.images, drawn.captions)):
-        to_pil(image).save(folder / f"{i}.png")
-        lines.append(json.dumps({"file_name": f"{i}.png", "text": caption}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    folder = write_images(tmp_path / "images")
     code, out, err = t2i("evaluate", folder)
     assert code == 0, err
     stated = next(line for line in out.splitlines() if "all stated" in line)
     assert float(stated.split("|")[3].split()[0]) > 0.9
-    lines[0] = json.dumps({"file_name": "0.png", "text": "a photograph of a horse"})
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({"file_name": "00.png", "text": "a photograph of a horse"})
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    refused(t2i("evaluate", folder), "photograph", "0.png")
+    refused(t2i("evaluate", folder), "photograph", "00.png")
 
 
 @pytest.fixture

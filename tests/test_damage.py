@@ -525,20 +525,25 @@ def report() -> dict:
     return {"format": REPORT_VERSION} | asdict(found)
 
 
-@examples("report")
-@given(
-    st.lists(JSON_CHANGES, min_size=1, max_size=2), st.lists(BYTE_CHANGES, max_size=1)
-)
-def test_a_damaged_report_is_read_or_refused_in_one_line(report, changes, cuts):
-    value = json.loads(json.dumps(report))
+def damaged_json(value: dict, changes: list, cuts: list) -> bytes:
+    "A copy of a value with changes, written as JSON with cuts."
+    value = json.loads(json.dumps(value))
     for change in changes:
         value = change_json(value, change)
     data = to_json(value)
     for cut in cuts:
         data = change_bytes(data, cut)
+    return data
+
+
+@examples("report")
+@given(
+    st.lists(JSON_CHANGES, min_size=1, max_size=2), st.lists(BYTE_CHANGES, max_size=1)
+)
+def test_a_damaged_report_is_read_or_refused_in_one_line(report, changes, cuts):
     with damaged_nothing() as folder:
         path = folder / "report.json"
-        path.write_bytes(data)
+        path.write_bytes(damaged_json(report, changes, cuts))
 
         def show():
             found = EvaluationReport.load(path)
@@ -557,14 +562,9 @@ def test_a_damaged_report_is_read_or_refused_in_one_line(report, changes, cuts):
 def test_damaged_results_are_continued_or_refused_in_one_line(changes, cuts):
     runs = {"a": {"loss": [1.0, 0.5], "seconds": 3.2}, "b": {"loss": []}}
     value = {"seed": 0, "hardware": {"cpu": "one"}, "runs": runs}
-    for change in changes:
-        value = change_json(value, change)
-    data = to_json(value)
-    for cut in cuts:
-        data = change_bytes(data, cut)
     with damaged_nothing() as folder:
         path = folder / "results.json"
-        path.write_bytes(data)
+        path.write_bytes(damaged_json(value, changes, cuts))
 
         def go_on():
             found = load_or_init_results(path, {"seed": 0})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_folders import write_images
 from PIL import Image
 
 from t2i_tutorial import critters
@@ -17,7 +18,6 @@ from t2i_tutorial.core import (
     UserError,
     save_tensors,
     seeded_generator,
-    to_pil,
     to_uint8,
 )
 from t2i_tutorial.evaluation import classifier as C
@@ -413,18 +413,6 @@ def test_bytes_are_converted_and_other_ranges_are_said(training):
     with pytest.raises(UserError, match="training_images came with values"):
         made = R.generate_evaluation_images(grey, **SMALL)
         R.measure_images(made, training_images=127.5 * training + 127.5)
-
-
-def write_images(folder, n=12, size=32):
-    "A folder of creatures with their captions, as chapter 6 reads it."
-    drawn = critters.sample_critters(n, size, seed=3, split="val")
-    folder.mkdir()
-    lines = []
-    for i, (image, caption) in enumerate(zip(drawn.images, drawn.captions)):
-        to_pil(image).save(folder / f"{i:02}.png")
-        lines.append(json.dumps({"file_name": f"{i:02}.png", "text": caption}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 def test_a_folder_of_images_is_read_as_it_is(tmp_path):
