@@ -916,7 +916,9 @@ class Trainer:
     The model offers `training_losses(batch, rng, phase=)`, a dictionary with "loss".
     It may offer `phases`, `trainable_parameters(phase)`, `optimizer_kwargs(phase)`,
     `ema_phases`, `validation_phase` (the last phase if not given),
-    `sample_grid(rng)` and `needs_captions`.
+    `sample_grid(rng)` and `needs_captions`; `phases_at(step)` and
+    `step_kwargs(phase, step)` for a schedule of its own; and `diagnostics()`, numbers
+    for the log at each checkpoint.
     """
 
     def __init__(
@@ -962,7 +964,8 @@ class Trainer:
             while self.step < config.max_steps:
                 batch = next(batches)
                 record = {"step": self.step + 1}
-                for phase, optimizer in self.optimizers.items():
+                for phase in self._phases_at_step():
+                    optimizer = self.optimizers[phase]
                     parameters = self.parameters[phase]
                     self._focus(phase)  # gradients for its own parameters only
                     optimizer.zero_grad()
@@ -985,6 +988,7 @@ class Trainer:
                 saving = self._due(config.save_every or config.max_steps)
                 if saving:
                     record |= self._validation_record()
+                    record |= self._diagnostics()
                 if saving or self._due(config.log_every):
                     self.logger.log(record)
                 if self._due(config.sample_every):
@@ -1016,6 +1020,12 @@ class Trainer:
         for name, group in self.parameters.items():
             for p in group.values():
                 p.requires_grad_(phase in (None, name))
+
+    def _phases_at_step(self) -> Sequence[str]:
+        "The phases of this update: all of them, unless the model has a schedule."
+        if hasattr(self.model, "phases_at"):
+            return self.model.phases_at(self.step)
+        return self.phases
 
     @property
     def num_microbatches(self) -> int:
@@ -1049,6 +1059,8 @@ class Trainer:
             group["lr"] = lr_at_step(
                 self.step, group["base_lr"], c.max_steps, c.warmup_steps, c.lr_schedule
             )
+            if hasattr(self.model, "step_kwargs"):
+                group |= self.model.step_kwargs(phase, self.step)
         prefix = f"{phase}/" if len(self.phases) > 1 else ""
         return {f"{prefix}lr": groups[0]["lr"]}
 
@@ -1084,6 +1096,15 @@ class Trainer:
         record = check_finite({"val_loss": torch.tensor(loss)}, {}, self.step)
         self.checkpointer.report_validation(self.step, loss)
         return record
+
+    def _diagnostics(self) -> dict[str, float]:
+        "The model's own numbers for the log, with averaged weights."
+        if not hasattr(self.model, "diagnostics"):
+            return {}
+        with evaluation_mode(self.model, self.ema):
+            numbers = self.model.diagnostics()
+        tensors = {name: torch.tensor(value) for name, value in numbers.items()}
+        return check_finite(tensors, {}, self.step)
 
     def save_samples(self) -> None:
         "Write the model's sample images, if it offers any, always from the same noise."
