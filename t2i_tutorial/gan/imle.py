@@ -36,11 +36,14 @@ def nearest_latents(
     z = z.to(real.device)
     if num_candidates == 1:
         return z[0]
-    if text is not None:
-        text = _repeat_text(text, num_candidates)
-    w = generator.map_style(rearrange(z, "k b d -> (k b) d"), text)
-    images = generator.synthesise(w, text, max_size=size)[-1]
-    targets = repeat(real, "b c h w -> (k b) c h w", k=num_candidates)
-    distance = (images - targets).square().mean((1, 2, 3))
-    nearest = rearrange(distance, "(k b) -> k b", b=b).argmin(0)
+    distances = []
+    for part in z.split(4):  # a few at a time: the maps stay in the cache
+        k = len(part)
+        words = None if text is None else _repeat_text(text, k)
+        w = generator.map_style(rearrange(part, "k b d -> (k b) d"), words)
+        images = generator.synthesise(w, words, max_size=size)[-1]
+        targets = repeat(real, "b c h w -> (k b) c h w", k=k)
+        distance = (images - targets).square().mean((1, 2, 3))
+        distances.append(rearrange(distance, "(k b) -> k b", b=b))
+    nearest = torch.cat(distances).argmin(0)
     return z[nearest, torch.arange(b, device=z.device)]
