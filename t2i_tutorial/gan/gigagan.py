@@ -38,12 +38,12 @@ from t2i_tutorial.gan.config import (
     GigaGANConfig,
     gigagan_preset,
 )
-from .discriminator import Discriminator, FrozenTower, image_pyramid
 from t2i_tutorial.gan.diagnostics import (
     generator_diagnostics,
     lost_inputs,
     text_discrimination_accuracy,
 )
+from .discriminator import Discriminator, FrozenTower, image_pyramid
 from .filter_bank import kernel_information
 from .generator import Generator, kernel_weights_by_layer
 from .imle import nearest_latents
@@ -259,6 +259,7 @@ class GigaGAN(TextToImage):
     def reconstruction(self, fake, real) -> Float[Tensor, ""]:
         "The perceptual loss of pairs of images."
         if self.perceptual_loss is None:
+            _check_losses(self.config)
             self.perceptual_loss = PerceptualLoss(self.tower)
         return self.perceptual_loss(fake, real).mean()
 
@@ -368,7 +369,7 @@ class GigaGAN(TextToImage):
     def step_kwargs(self, phase: str, step: int) -> dict:
         "For the Trainer: learning rate and betas, where the update is no usual one."
         c, t = self.config, self.train_config
-        if not c.pretrain_steps:
+        if not (c.pretrain_steps or c.discriminator_only_steps):
             return {}
         if step < c.pretrain_steps:
             steps = c.pretrain_steps
@@ -477,7 +478,7 @@ def train_gigagan(
 def _prepare_training(
     model: GigaGAN, preset: Preset, data, is_critters: bool, is_new: bool
 ) -> None:
-    "What comes before the first step: the scale of the text, the CLIP loss's negatives."
+    "What comes before the first update: the scale of the text, the CLIP's negatives."
     c = preset.model_config
     model.train_config = preset.train_config
     model.caption_key = caption_attributes if is_critters else str
@@ -492,7 +493,7 @@ def _prepare_training(
     captions = list(dict.fromkeys(group[0] for group in getattr(data, "captions", ())))
     if c.text_conditional and len(captions) > 1:
         model.probe_captions = captions[:16]
-        if is_new:
+        if is_new and not preset.init_from:  # else its scale is kept
             pooled = [
                 model.encode_captions(captions[i : i + 256]).pooled
                 for i in range(0, min(len(captions), 4096), 256)
