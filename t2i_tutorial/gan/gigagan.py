@@ -401,7 +401,11 @@ class GigaGAN(TextToImage):
                 warnings.warn(f"update {self.step + 1}: {sentence}", stacklevel=2)
             self.lost_inputs.add(what)
         reads = self.discriminator.config.text_conditional
-        if reads and self.step >= self.config.pretrain_steps and self.caption_key is caption_attributes:
+        if (
+            reads
+            and self.step >= self.config.pretrain_steps
+            and self.caption_key is caption_attributes
+        ):
             accuracy = text_discrimination_accuracy(
                 self.discriminator, self.encoder, n=64, split="val"
             )
