@@ -1115,6 +1115,8 @@ class Trainer:
             return {}
         with evaluation_mode(self.model, self.ema):
             numbers = self.model.diagnostics()
+        if not numbers:
+            return {}
         tensors = {name: torch.tensor(value) for name, value in numbers.items()}
         return check_finite(tensors, {}, self.step)
 

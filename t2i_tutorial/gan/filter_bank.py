@@ -71,6 +71,6 @@ def effective_num_kernels(
 def kernel_information(
     kernel_weights: Float[Tensor, "b n"],  # from `FilterBankConv2d.kernel_weights`
 ) -> Float[Tensor, ""]:  # in nats, from 0 (one mixture for all images) to log n
-    "How much the choice of kernels tells of the image: H(mean) - mean H."
+    "How much the choice of kernels tells of the image, {eq}`eq-information`."
     entropy = torch.special.entr
     return entropy(kernel_weights.mean(0)).sum() - entropy(kernel_weights).sum(1).mean()

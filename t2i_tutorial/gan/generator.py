@@ -75,7 +75,11 @@ class MappingNetwork(nn.Module):
 
     @torch.no_grad()
     def standardize_text(self, pooled: Float[Tensor, "n text_dim"]) -> None:
-        "Take mean and standard deviation of these captions' vectors as the scale."
+        "Take the scale from these captions' vectors; `UserError` for less than two."
+        if len(pooled) < 2:
+            raise UserError(
+                f"the scale of the text needs at least two captions, not {len(pooled)}"
+            )
         self.text_mean.copy_(pooled.mean(0))
         self.text_std.copy_(pooled.std(0).clamp(min=1e-3))
 
@@ -303,9 +307,13 @@ class Generator(nn.Module):
         self,
         w: Float[Tensor, "b style_dim"],
         text: TextEmbedding | None = None,  # from `encode_text`
-        max_size: int | None = None,  # stop at images of so many pixels
+        max_size: int | None = None,  # stop there, the larger images are not computed
     ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first, about [-1, 1], not clamped
-        "Styles and tokens to images, {eq}`eq-pyramid`."
+        "Styles and tokens to images, {eq}`eq-pyramid`; `UserError` for another size."
+        if max_size is not None and max_size not in self.config.sizes:
+            raise UserError(
+                f"max_size must be one of {list(self.config.sizes)}, not {max_size}"
+            )
         x = self.start.expand(len(w), -1, -1, -1)
         image, images = None, []
         recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
