@@ -246,7 +246,8 @@ class GigaGAN(TextToImage):
         if not c.perceptual_decay_steps:
             return c.perceptual_weight
         done = self.step - c.pretrain_steps - c.discriminator_only_steps
-        return c.perceptual_weight * max(0.0, 1 - done / c.perceptual_decay_steps)
+        share = min(max(0.0, 1 - done / c.perceptual_decay_steps), 1.0)
+        return c.perceptual_weight * share
 
     def nearest_style(self, real, text, num_candidates: int, rng):
         "The style of each caption's nearest latent, and the words."
@@ -401,7 +402,11 @@ class GigaGAN(TextToImage):
                 warnings.warn(f"update {self.step + 1}: {sentence}", stacklevel=2)
             self.lost_inputs.add(what)
         reads = self.discriminator.config.text_conditional
-        if reads and self.step >= self.config.pretrain_steps and self.caption_key is caption_attributes:
+        if (
+            reads
+            and self.step >= self.config.pretrain_steps
+            and self.caption_key is caption_attributes
+        ):
             accuracy = text_discrimination_accuracy(
                 self.discriminator, self.encoder, n=64, split="val"
             )
