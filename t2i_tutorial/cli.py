@@ -40,7 +40,7 @@ _ABOUT = (
 )
 _DEFAULT_MODEL = "critters-64"
 _SAMPLING = {  # model_type -> options of its `sample`, with their defaults here
-    "imagen": {"guidance_scale": None, "num_steps": 20, "sampler": "dpmpp-2m"},
+    "imagen": {"guidance_scale": None, "num_steps": None, "sampler": "dpmpp-2m"},
     "gigagan": {"truncation_psi": None},
 }
 _TRAININGS = {  # name -> module, its presets, its function, the default preset
@@ -76,7 +76,7 @@ class SamplingOptions:
     guidance_scale: _Number = None
     "Imagen: weight of the text; 1 is no guidance; the model's own if not given"
     num_steps: _Whole = None
-    "Imagen: steps of the sampler; 20 if not given"
+    "Imagen: steps of the sampler; 20 if not given, or all of fewer timesteps"
     sampler: _Text = None
     "Imagen: dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
     truncation_psi: _Number = None
@@ -564,8 +564,8 @@ def _generate(options: GenerateOptions) -> None:
         sampling["share_noise"] = True
     output = options.output
     if output is None:
-        usual = _SAMPLING[model.model_type]
-        given = {k: v for k, v in sampling.items() if v != usual.get(k)}
+        usual = _used_settings(_SAMPLING[model.model_type], model.config)
+        given = {k: v for k, v in sampling.items() if v not in (None, usual.get(k))}
         output = str(_default_output(prompt, name, seed, given))
         _check_output(output, ".png", overwrite=True)
     images = _sample(model, [prompt] * n, seed, sampling, show_progress=True)

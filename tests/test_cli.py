@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -1442,3 +1443,18 @@ def test_evaluate_searches_all_training_images_of_a_record(
     (model / "run.json").write_text(json.dumps(run))
     code, out, _ = t2i("evaluate", model, *SMALL, "--split", "val")
     assert code == 0 and "copies of 70 training images" in out
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate", "compare", "train"])
+def test_help_explains_every_option(t2i, name):
+    "Missing: `--help` of each command; those of a training's settings are above."
+    options = getattr(cli, f"{name.capitalize()}Options")
+    text = " ".join(t2i(name, "--help")[1].replace("│", " ").split())
+    for f in fields(options):
+        shown = re.search(rf"(?:--{f.name.replace('_', '-')}|{f.name.upper()})\b", text)
+        about = (
+            re.match(r"(?: [A-Z]+)* (\(default)?", text[shown.end() :])
+            if shown
+            else None
+        )
+        assert about and not about[1], f.name

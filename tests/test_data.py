@@ -1990,3 +1990,16 @@ def test_a_pipe_in_place_of_the_metadata_is_refused(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "metadata.jsonl")
     assert "is a pipe or a device" in refusal(open_dataset, tmp_path, 16)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_looking_at_all_files_has_a_bar_f9(eleven, monkeypatch, cache_bytes):
+    shown = []
+
+    def bar(items, description="", total=None):
+        shown.append((description, total or len(items)))
+        return items
+
+    monkeypatch.setattr("t2i_tutorial.data.progress_bar", bar)
+    ImageTextDataset.from_folder(eleven, size=16, cache_bytes=cache_bytes)
+    assert len(shown) == 2 and all(n == 11 for _, n in shown)

@@ -30,8 +30,8 @@ from t2i_tutorial.experiments import (
     run_ablation,
     run_training,
 )
-from t2i_tutorial.hub import TextToImage
-from t2i_tutorial.text import full_caption
+from t2i_tutorial.hub import TextToImage, check_prompts
+from t2i_tutorial.text import TextCutWarning, full_caption
 from t2i_tutorial.training import TrainConfig
 
 
@@ -824,3 +824,28 @@ def test_an_annotated_png_holds_its_texts(tmp_path):
     R.save_annotated_png(tmp_path / "s.png", torch.zeros(3, 4, 6), 3, note="large")
     with Image.open(tmp_path / "s.png") as image:
         assert image.size == (18, 12) and image.text == {"note": "large"}
+
+
+@pytest.mark.filterwarnings("ignore::t2i_tutorial.text.TextCutWarning")
+def test_captions_longer_than_a_prompt_are_cut_for_the_grid():
+    "Row F2: with --max-caption above 1000 every grid of samples failed."
+    some = ImageTextDataset.from_critters(9, 16)
+    captions = [("x" * 1500,), *some.captions[1:]]
+    data = ImageTextDataset(lambda i: some.cache[i], captions, 16)
+    model, _ = run_training(Blot, TINY, data)
+    assert check_prompts(model.sample_prompts)[0] == "x" * 1000
+
+
+def test_captions_that_are_cut_are_said_once_before_the_first_step(tmp_path):
+    "Row F8: of a whole training, also where each caption comes again and again."
+    some = ImageTextDataset.from_critters(9, 16)
+    captions = [(f"a red cat {'and a cat ' * (20 + i)}",) for i in range(9)]
+    data = ImageTextDataset(lambda i: some.cache[i], captions, 16)
+    with pytest.warns(TextCutWarning) as notes:
+
+        def prepare(*_):
+            cut = [n for n in notes if n.category is TextCutWarning]
+            assert len(cut) == 1 and str(cut[0].message).startswith("9 of 9 texts")
+
+        run_training(Blot, TINY, data, tmp_path / "run", prepare=prepare)
+    assert len([n for n in notes if n.category is TextCutWarning]) == 1

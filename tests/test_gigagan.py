@@ -1117,3 +1117,10 @@ def test_failure_cases_are_written_with_their_names(tmp_path):
     rows = json.loads(Image.open(tmp_path / "gigagan-failures.png").text["rows"])
     assert rows == list(saved["runs"]) == list(cases)
     assert saved["runs"]["other"]["rms_over_seeds"] > 0
+
+
+def test_a_gan_is_validated_by_its_generator():
+    "Review 2.7: and not by the discriminator, whose loss falls when images get worse."
+    assert not hasattr(g.GigaGAN, "validation_phase")
+    assert g.GigaGAN.phases[-1] == "generator"
+    assert g.GigaGAN.ema_phases == ("generator",)

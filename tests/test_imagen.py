@@ -1,6 +1,7 @@
 """Imagen: settings, loss, sampling, training, start from a smaller model, records."""
 
 import json
+import re
 from dataclasses import replace
 from math import nan
 
@@ -966,3 +967,18 @@ def test_swapped_captions_raise_the_recorded_error(recorded):
             losses = recorded.training_losses(batch, seeded_generator(0))
         errors.append(losses["mse"].item())
     assert errors[1] > 1.05 * errors[0]
+
+
+def test_a_schedule_of_few_timesteps_is_sampled_whole():
+    "Row F2: every grid of such a training failed, and t2i generate refused its model."
+    model = Imagen(imagen_preset("tiny", ["num_timesteps=10"]).model_config)
+    images, prompts = model.sample_grid(seeded_generator(0))
+    assert torch.equal(images, model.sample(prompts, num_steps=10))
+
+
+@pytest.mark.parametrize("presets", [IMAGEN_PRESETS, GIGAGAN_PRESETS])
+def test_every_preset_is_for_the_size_in_its_name(presets):
+    "Review 2.11: gpu-256 was one for a stage that does not exist."
+    for name, preset in presets.items():
+        size = re.search(r"-(\d+)", name)
+        assert name == "tiny" or int(size[1]) == preset.model_config.size, name

@@ -91,6 +91,11 @@ class ImagenConfig:
         check_number("cond_drop_prob", self.cond_drop_prob)
         check_whole_number("num_timesteps", self.num_timesteps, 2, 100_000)
 
+    @property
+    def num_steps(self) -> int:
+        "Of the sampler, where `sample` is given none: 20, or all of fewer timesteps."
+        return min(20, self.num_timesteps)
+
     def guidance(self, **overrides) -> GuidanceConfig:
         "How `Imagen.sample` guides; fields of `GuidanceConfig` can be replaced."
         default = {
@@ -163,7 +168,8 @@ class Imagen(TextToImage):
         self,
         prompts: Sequence[str],
         guidance_scale: float | None = None,  # the configuration's if not given
-        num_steps: int = 20,  # of the sampler, two predictions each under guidance
+        num_steps: int
+        | None = None,  # of the sampler; the configuration's if not given
         sampler: str = "dpmpp-2m",  # or "ddim", "ddpm"
         seed: int = 0,  # with the prompt it determines the noise
         show_progress: bool = False,  # a bar
@@ -195,7 +201,7 @@ class Imagen(TextToImage):
                     denoise,
                     noise,
                     self.schedule,
-                    num_steps,
+                    self.config.num_steps if num_steps is None else num_steps,
                     sampler,
                     show_progress=show_progress,
                 )
