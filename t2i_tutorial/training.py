@@ -1022,6 +1022,7 @@ class Trainer:
 
     def _phases_at_step(self) -> Sequence[str]:
         "The phases of this update: all of them, unless the model has a schedule."
+        phases = self.phases
         if hasattr(self.model, "phases_at"):
             phases = tuple(self.model.phases_at(self.step))
             if unknown := [p for p in phases if p not in self.phases]:
@@ -1029,8 +1030,9 @@ class Trainer:
                     f"phases_at({self.step}) gives {unknown[0]!r}, which is no phase "
                     f"of the model; its phases are {', '.join(self.phases)}"
                 )
-            return phases
-        return self.phases
+        # of a phase that rests the log has nothing, and no term is kept for later
+        self.terms = {p: t for p, t in self.terms.items() if p in phases}
+        return phases
 
     @property
     def num_microbatches(self) -> int:

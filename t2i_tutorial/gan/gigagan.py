@@ -246,7 +246,8 @@ class GigaGAN(TextToImage):
         if not c.perceptual_decay_steps:
             return c.perceptual_weight
         done = self.step - c.pretrain_steps - c.discriminator_only_steps
-        return c.perceptual_weight * max(0.0, 1 - done / c.perceptual_decay_steps)
+        share = min(max(0.0, 1 - done / c.perceptual_decay_steps), 1.0)
+        return c.perceptual_weight * share
 
     def nearest_style(self, real, text, num_candidates: int, rng):
         "The style of each caption's nearest latent, and the words."
