@@ -113,32 +113,41 @@ class FrozenTower:
 
     def __init__(self, clip: CLIP):  # frozen in place
         self.clip = clip.eval().requires_grad_(False)
-        self._shared: list | None = None  # (images, gradients on?, maps), newest first
+        self._shared: list | None = None  # (images, state, maps), newest first
 
     @contextmanager
     def sharing(self):
-        "Inside the block, maps of the same tensor are computed once, then kept."
-        self._shared = []
+        """Inside the block, maps of the same tensor are computed once, then kept.
+
+        Losses that share maps share a graph: add them, then call `backward` once.
+        """
+        before, self._shared = self._shared, []
         try:
             yield
         finally:
-            self._shared = None
+            self._shared = before
 
     def feature_maps(
-        self, images: Float[Tensor, "b 3 h w"]
-    ) -> list[Float[Tensor, "b _ _ _"]]:
+        self, images: Float[Tensor, "b 3 h w"]  # in [-1, 1], of any size
+    ) -> list[Float[Tensor, "b _ _ _"]]:  # from fine to coarse
         "The same as those of the model."
-        grad = torch.is_grad_enabled()
-        for known, with_grad, maps in self._shared or ():
-            if known is images and with_grad == grad:
+        if self._shared is None or images.is_inference():  # these count no changes
+            return self.clip.feature_maps(images)
+        has_graph = images.requires_grad and torch.is_grad_enabled()
+        state = (images._version, has_graph)
+        for known, known_state, maps in self._shared:
+            if known is images and known_state == state:
                 return maps
         maps = self.clip.feature_maps(images)
-        if self._shared is not None:
-            self._shared = [(images, grad, maps), *self._shared[:3]]
+        self._shared = [(images, state, maps), *self._shared[:3]]
         return maps
 
-    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
-        "The model's embeddings, from the same maps."
+    def encode_image(
+        self, images: Float[Tensor, "b 3 h w"]  # in [-1, 1], of any size
+    ) -> Float[Tensor, "b e"]:  # of length 1
+        "The model's embeddings, from the same maps, where it has any."
+        if self.clip.config.image_encoder != "convolutions":
+            return self.clip.encode_image(images)
         encoder = self.clip.image_encoder
         maps = self.feature_maps(images)
         last = [isinstance(layer, ConvResidualBlock) for layer in encoder.stages]
@@ -151,7 +160,7 @@ class FrozenTower:
         self.clip.to(device)
         return self
 
-
+# %% ../../nbs/23_discriminator.ipynb #c2d98179
 class VisionAidedFeatures(nn.Module):
     "Feature maps of a frozen image encoder, each with a trainable convolution."
 
