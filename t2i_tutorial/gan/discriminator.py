@@ -128,7 +128,8 @@ class FrozenTower:
             self._shared = before
 
     def feature_maps(
-        self, images: Float[Tensor, "b 3 h w"]  # in [-1, 1], of any size
+        self,
+        images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
     ) -> list[Float[Tensor, "b _ _ _"]]:  # from fine to coarse
         "The same as those of the model."
         if self._shared is None or images.is_inference():  # these count no changes
@@ -143,7 +144,8 @@ class FrozenTower:
         return maps
 
     def encode_image(
-        self, images: Float[Tensor, "b 3 h w"]  # in [-1, 1], of any size
+        self,
+        images: Float[Tensor, "b 3 h w"],  # in [-1, 1], of any size
     ) -> Float[Tensor, "b e"]:  # of length 1
         "The model's embeddings, from the same maps, where it has any."
         if self.clip.config.image_encoder != "convolutions":
