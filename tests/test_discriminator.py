@@ -274,11 +274,12 @@ def test_shared_maps_are_those_of_the_model_and_so_are_their_gradients(tower):
     assert all(torch.equal(m, n) for m, n in zip(maps, expected, strict=True))
 
     def total(maps, embedding):
-        return sum(m.square().sum() for m in maps) + 9 * embedding[:, 0].sum()
+        return sum(m.square().sum() for m in maps) + 1e3 * embedding[:, 0].sum()
 
     total(maps, embedding).backward()  # one for all that share
     total(expected, tower.clip.encode_image(b)).backward()
-    assert a.grad.any() and torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    error = (a.grad - b.grad).norm() / b.grad.norm()  # another order of sums
+    assert b.grad.any() and error < 1e-5
 
 
 @pytest.mark.parametrize("name", ["critters-clip", "critters-clip-score"])
