@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import torch.nn.functional as F
 from t2i_tutorial import critters
 from t2i_tutorial.core import BUNDLED_DIR, RESULTS_DIR, UserError, seeded_generator
 from t2i_tutorial.data import ImageTextDataset
-from t2i_tutorial.evaluation.classifier import AttributeClassifier
+from t2i_tutorial.evaluation.classifier import (
+    CLASSIFIED_ATTRIBUTES,
+    AttributeClassifier,
+)
 from t2i_tutorial.evaluation.report import prompt_accuracy
 from t2i_tutorial.experiments import critters_dataset
 from t2i_tutorial.gan import config, diagnostics, failures
@@ -416,7 +420,7 @@ def test_each_part_moves_its_own_network_and_logs_its_own_terms():
     history = trainer.fit()
     parts = [{"generator"}] * 3 + [{"discriminator"}] * 2
     parts += [{"generator", "discriminator"}] * 3
-    for before, after, part in zip(states, states[1:], parts, strict=True):
+    for (before, after), part in zip(pairwise(states), parts, strict=True):
         changed = {
             k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])
         }
@@ -556,7 +560,8 @@ def test_the_log_shows_what_the_generator_uses(three_parts):
         assert {"style_share_z", "style_share_caption", "kernel_ratio"} <= set(record)
         assert {"effect_z", "effect_caption", "distance_within"} <= set(record)
     read = [k for k in log[-1] if k.startswith("matching_")]
-    assert len(read) == 5 and all(0 <= log[-1][k] <= 1 for k in read)
+    assert {k.removeprefix("matching_") for k in read} == set(CLASSIFIED_ATTRIBUTES)
+    assert all(0 <= log[-1][k] <= 1 for k in read)
     assert not any(k.startswith("matching_") for record in log[:3] for k in record)
 
 
