@@ -409,6 +409,7 @@ def test_each_part_moves_its_own_network_and_logs_its_own_terms():
     torch.manual_seed(0)
     model = g.GigaGAN(preset.model_config)
     model.train_config = preset.train_config
+    model.diagnostics = dict  # none: they have a test of their own
     states = [snapshot(model)]
 
     class Watched(Trainer):
@@ -441,7 +442,8 @@ def test_each_part_moves_its_own_network_and_logs_its_own_terms():
 
 
 def test_adams_moments_are_carried_over():
-    preset = g.gigagan_preset(TINY, THREE_PARTS | {"discriminator_only_steps": 0})
+    changes = {"discriminator_only_steps": 0, "train.save_every": 0}
+    preset = g.gigagan_preset(TINY, THREE_PARTS | changes)
     model = g.GigaGAN(preset.model_config)
     trainer = Trainer(model, critters_dataset(16, 16), preset.train_config)
     trainer.fit()
@@ -453,16 +455,17 @@ def test_adams_moments_are_carried_over():
 
 
 def test_pretraining_reconstructs_and_is_the_same_each_time():
-    settings = {"pretrain_steps": 40, "pretrain_candidates": 2, "pretrain_lr": 1e-2}
-    settings |= {"train.max_steps": 40, "train.batch_size": 16, "train.log_every": 1}
-    settings |= {"clip_weight": 0.0, "train.save_every": 40, "num_images": 128}
-    preset = g.gigagan_preset(TINY, settings)
-    model, log = g.train_gigagan(preset)
-    losses = [h["generator/perceptual_loss"] for h in log]
-    assert len(losses) == 40 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    again, _ = g.train_gigagan(preset)
-    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values()):
-        assert torch.equal(a, b), name
+    settings = {"pretrain_steps": 30, "pretrain_candidates": 2, "pretrain_lr": 1e-2}
+    settings |= {"train.max_steps": 30, "train.batch_size": 8, "train.log_every": 1}
+    settings |= {"clip_weight": 0.0, "train.save_every": 0, "num_images": 64}
+
+    def losses(**changes):
+        _, log = g.train_gigagan(g.gigagan_preset(TINY, settings | changes))
+        return [h["generator/perceptual_loss"] for h in log]
+
+    whole = losses()
+    assert len(whole) == 30 and sum(whole[-5:]) < 0.7 * sum(whole[:5])
+    assert losses(**{"train.max_steps": 8}) == whole[:8]
 
 
 def test_of_several_candidates_only_the_nearest_gets_the_gradient(batch, monkeypatch):
@@ -538,9 +541,9 @@ def three_parts(tmp_path_factory):
     return folder, model, log
 
 
-@pytest.mark.parametrize("halt", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("halt", [1, 3, 4, 6])
 def test_resumed_in_any_part_it_ends_with_the_same_bits(three_parts, halt, tmp_path):
-    "In pre-training, at both borders, with the discriminator alone, and in the last."
+    "In pre-training, at its end, with the discriminator alone, and with both."
     folder, whole, log = three_parts
     shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
