@@ -237,6 +237,8 @@ class GigaGAN(TextToImage):
             distance = self.reconstruction(self.synthesise(w, words), real)
             loss = loss + weight * distance
             terms["perceptual_loss"] = distance.detach()
+        elif c.perceptual_weight or c.pretrain_steps:
+            terms["perceptual_loss"] = torch.zeros(())  # over: no old value in the log
         return {"loss": loss, **terms}
 
     @property
