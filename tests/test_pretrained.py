@@ -23,7 +23,7 @@ PROMPTS = ["a blue and red dragon", "a small green cat, sleeping"]
 CHECKSUMS = {
     "critters-32": ("cf5bc5fe835f5c3a", 172),
     "critters-32-gigagan": ("18ebc117e33b7ebd", 234),
-    "critters-64": ("30fa740fcdd94c92", 172),
+    "critters-64": ("f55850f5ceaf7337", 172),
     "critters-clip": ("8a8a79f8a41dc234", 65),
     "critters-clip-first": ("398a87e4359ea5d8", 65),
     "critters-clip-score": ("552ad47a1a72ef4c", 62),
