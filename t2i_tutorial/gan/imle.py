@@ -27,7 +27,7 @@ def nearest_latents(
     generator: Generator,
     text: TextEmbedding | None,  # of b captions, from `Generator.encode_text`
     real: Float[Tensor, "b 3 s s"],  # the images of these captions, at a small size s
-    num_candidates: int,
+    num_candidates: int,  # latents that are drawn for each caption
     rng: torch.Generator,  # on the CPU
 ) -> Float[Tensor, "b z_dim"]:
     "Of several latents a caption the one whose image is nearest (Li and Malik 2018)."
