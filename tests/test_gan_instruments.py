@@ -16,7 +16,7 @@ from t2i_tutorial.gan.diagnostics import (
 )
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig
-from t2i_tutorial.text import TextEmbedding
+from t2i_tutorial.text import TextEmbedding, TextEncoder
 
 
 def randn(*shape):
@@ -130,7 +130,7 @@ def test_kernel_usage_tells_choice_by_z_from_choice_by_caption():
     assert kernel_usage(make((1, 1)), by_z) == {}
 
 
-class Encoder:
+class Encoder(TextEncoder):
     "A caption as one number, the sum of its letters."
 
     def encode(self, captions):
