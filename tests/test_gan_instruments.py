@@ -160,7 +160,7 @@ def test_matching_accuracy_of_discriminators_by_hand(kind, expected):
 
     seed_everything(0)
     discriminator = Logits(
-        DiscriminatorConfig((8,), (16,), (False,), text_dim=16, style_dim=16)
+        DiscriminatorConfig((16,), (16,), (False,), text_dim=16, style_dim=16)
     )
     accuracy = text_discrimination_accuracy(
         discriminator, Encoder(), ("species", "facing"), n=8
