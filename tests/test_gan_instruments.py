@@ -16,7 +16,7 @@ from t2i_tutorial.gan.diagnostics import (
 )
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
 from t2i_tutorial.gan.generator import Generator, GeneratorConfig
-from t2i_tutorial.text import TextEmbedding
+from t2i_tutorial.text import TextEmbedding, TextEncoder
 
 
 def randn(*shape):
@@ -130,7 +130,7 @@ def test_kernel_usage_tells_choice_by_z_from_choice_by_caption():
     assert kernel_usage(make((1, 1)), by_z) == {}
 
 
-class Encoder:
+class Encoder(TextEncoder):
     "A caption as one number, the sum of its letters."
 
     def encode(self, captions):
@@ -160,7 +160,7 @@ def test_matching_accuracy_of_discriminators_by_hand(kind, expected):
 
     seed_everything(0)
     discriminator = Logits(
-        DiscriminatorConfig((8,), (16,), (False,), text_dim=16, style_dim=16)
+        DiscriminatorConfig((16,), (16,), (False,), text_dim=16, style_dim=16)
     )
     accuracy = text_discrimination_accuracy(
         discriminator, Encoder(), ("species", "facing"), n=8
