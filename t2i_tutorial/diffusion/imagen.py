@@ -168,8 +168,7 @@ class Imagen(TextToImage):
         self,
         prompts: Sequence[str],
         guidance_scale: float | None = None,  # the configuration's if not given
-        num_steps: int
-        | None = None,  # of the sampler; the configuration's if not given
+        num_steps: int | None = None,  # of the sampler, else the configuration's
         sampler: str = "dpmpp-2m",  # or "ddim", "ddpm"
         seed: int = 0,  # with the prompt it determines the noise
         show_progress: bool = False,  # a bar
