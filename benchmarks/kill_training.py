@@ -46,7 +46,7 @@ SHARED = (
     "train.gradient_accumulation_steps=2 train.log_every=1 train.sample_every=4 "
     "train.warmup_steps=2 train.device=cpu"
 ).split()
-PRETRAINING = "generator_pretrain_steps=2 discriminator_pretrain_steps=2".split()
+PRETRAINING = "pretrain_steps=4 discriminator_only_steps=2".split()
 SHORT = "num_images=256 max_steps=6 batch_size=32 warmup_steps=2".split()
 COMMANDS = {
     "gigagan": ["gigagan", "--preset", "tiny", *SHARED, *PRETRAINING],

@@ -459,9 +459,10 @@ def probe_critters(
     n: int,  # at most
     size: int,  # pixels of a side
     seed: int = 0,
+    split: str = "test",  # or "val", while decisions are still made
 ) -> tuple[list[critters.Critter], Float[Tensor, "n 3 size size"]]:  # in [-1, 1]
-    "Test critters for `swap_attribute`, none asleep: closed eyes show no colour."
-    drawn = critters.sample_critters(2 * n, size, seed=seed, split="test").critters
+    "Critters for `swap_attribute`, none asleep: closed eyes show no colour."
+    drawn = critters.sample_critters(2 * n, size, seed=seed, split=split).critters
     awake = [c for c in drawn if c.action != "sleeping"][:n]
     return awake, critters.render(awake, size=size, seed=seed)
 

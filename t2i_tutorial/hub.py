@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .checkpoints import PICKLE_SUFFIXES
-from .clip import BUNDLED_CLIPS, CLIP, FORMER_CLIP, CLIPTextEncoder
+from .clip import BUNDLED_CLIPS, CLIP, CLIPTextEncoder
 from t2i_tutorial.core import (
     BUNDLED_DIR,
     MODEL_VERSION,
@@ -138,7 +138,7 @@ def load_text_encoder(
         )
     name = name_or_folder.removesuffix("+token-embeddings")
     token_embeddings = name != name_or_folder
-    if name in (*BUNDLED_CLIPS, FORMER_CLIP) or _is_clip(Path(name)):
+    if name in BUNDLED_CLIPS or _is_clip(Path(name)):
         return CLIPTextEncoder(CLIP.from_pretrained(name), token_embeddings)
     if token_embeddings:
         raise UserError(
@@ -315,7 +315,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
 def _check_shared(encoder: str) -> None:
     "Raise `UserError` if others cannot load this text encoder."
     name = encoder.removesuffix("+token-embeddings")
-    if name not in (*BUNDLED_CLIPS, FORMER_CLIP) and Path(name).expanduser().is_dir():
+    if name not in BUNDLED_CLIPS and Path(name).expanduser().is_dir():
         raise UserError(
             f"the text encoder {encoder!r} is a folder on this machine, which others "
             "do not have; train with a bundled one or one from the hub"

@@ -335,8 +335,7 @@ def validate_field(
         raise UserError(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}")
     return value
 
-# %% ../nbs/14_training.ipynb #3f83d85b
-#| code-fold: true
+
 _ALLOWED_VALUES = {
     "lr_schedule": ("constant", "cosine", "linear"),
     "mixed_precision": ("no", "bf16"),
@@ -376,8 +375,7 @@ def _check_ranges(c: TrainConfig) -> None:
     if c.seed >= 2**32:
         raise UserError(f"seed must be less than {2**32}, not {c.seed}")
 
-# %% ../nbs/14_training.ipynb #5634029d
-#| code-fold: true
+
 def _parse_value(text: str, kind):
     "What a word from the command line means for a type; the word itself if nothing."
     if NoneType in _options(kind) and text.lower() == "none":
@@ -916,7 +914,10 @@ class Trainer:
     The model offers `training_losses(batch, rng, phase=)`, a dictionary with "loss".
     It may offer `phases`, `trainable_parameters(phase)`, `optimizer_kwargs(phase)`,
     `ema_phases`, `validation_phase` (the last phase if not given),
-    `sample_grid(rng)` and `needs_captions`.
+    `sample_grid(rng)` and `needs_captions`. For a schedule of its own it may offer
+    `phases_at(step)`, the phases of an update, and `step_kwargs(phase, step)`, options
+    of the optimizer for this update alone; and `diagnostics()`, numbers for the log at
+    each checkpoint.
     """
 
     def __init__(
@@ -962,7 +963,8 @@ class Trainer:
             while self.step < config.max_steps:
                 batch = next(batches)
                 record = {"step": self.step + 1}
-                for phase, optimizer in self.optimizers.items():
+                for phase in self._phases_at_step():
+                    optimizer = self.optimizers[phase]
                     parameters = self.parameters[phase]
                     self._focus(phase)  # gradients for its own parameters only
                     optimizer.zero_grad()
@@ -985,6 +987,7 @@ class Trainer:
                 saving = self._due(config.save_every or config.max_steps)
                 if saving:
                     record |= self._validation_record()
+                    record |= self._diagnostics()
                 if saving or self._due(config.log_every):
                     self.logger.log(record)
                 if self._due(config.sample_every):
@@ -1017,6 +1020,20 @@ class Trainer:
             for p in group.values():
                 p.requires_grad_(phase in (None, name))
 
+    def _phases_at_step(self) -> Sequence[str]:
+        "The phases of this update: all of them, unless the model has a schedule."
+        phases = self.phases
+        if hasattr(self.model, "phases_at"):
+            phases = tuple(self.model.phases_at(self.step))
+            if unknown := [p for p in phases if p not in self.phases]:
+                raise UserError(
+                    f"phases_at({self.step}) gives {unknown[0]!r}, which is no phase "
+                    f"of the model; its phases are {', '.join(self.phases)}"
+                )
+        # of a phase that rests the log has nothing, and no term is kept for later
+        self.terms = {p: t for p, t in self.terms.items() if p in phases}
+        return phases
+
     @property
     def num_microbatches(self) -> int:
         "How many micro-batches of a batch this process computes."
@@ -1042,13 +1059,22 @@ class Trainer:
         return self.terms[phase]  # a term of some steps only keeps its last value
 
     def _set_lr(self, phase: str) -> dict[str, float]:
-        "Set the learning rate of the next update; returns it for the log."
+        "Set the optimizer's options for the next update; returns the lr for the log."
         c = self.config
         groups = self.optimizers[phase].param_groups
+        own = getattr(self.model, "step_kwargs", lambda phase, step: {})
+        changes = own(phase, self.step)
         for group in groups:
+            if unknown := sorted(set(changes) - set(group["base"])):
+                raise UserError(
+                    f"step_kwargs({phase!r}, {self.step}) gives {unknown[0]!r}, which "
+                    "is no option of the optimizer"
+                )
+            group |= group["base"]  # what an earlier update changed is over
             group["lr"] = lr_at_step(
-                self.step, group["base_lr"], c.max_steps, c.warmup_steps, c.lr_schedule
+                self.step, group["lr"], c.max_steps, c.warmup_steps, c.lr_schedule
             )
+            group |= changes
         prefix = f"{phase}/" if len(self.phases) > 1 else ""
         return {f"{prefix}lr": groups[0]["lr"]}
 
@@ -1084,6 +1110,17 @@ class Trainer:
         record = check_finite({"val_loss": torch.tensor(loss)}, {}, self.step)
         self.checkpointer.report_validation(self.step, loss)
         return record
+
+    def _diagnostics(self) -> dict[str, float]:
+        "The model's own numbers for the log, with averaged weights."
+        if not hasattr(self.model, "diagnostics"):
+            return {}
+        with evaluation_mode(self.model, self.ema):
+            numbers = self.model.diagnostics()
+        if not numbers:
+            return {}
+        tensors = {name: torch.tensor(value) for name, value in numbers.items()}
+        return check_finite(tensors, {}, self.step)
 
     def save_samples(self) -> None:
         "Write the model's sample images, if it offers any, always from the same noise."
@@ -1136,6 +1173,7 @@ class Trainer:
                 "epoch": self.batches.epoch,
                 "batch": self.batches.batch,
                 "ema_updates": self.ema.num_updates if self.ema else 0,
+                "terms": self.terms,
                 "rng": rng_values,
                 "settings": self.settings,
                 "data": self.data_record,
@@ -1195,6 +1233,8 @@ class Trainer:
         self.step = state["step"]
         self.batches.epoch = state["epoch"]
         self.batches.batch = state["batch"]
+        terms = state.get("terms", {})  # earlier versions did not keep them
+        self.terms = {phase: dict(values) for phase, values in terms.items()}
         self.checkpointer.best = state["best"]
         self.checkpointer.latest = Path(path)
         set_rng_state(saved.tensors["rng"], state["rng"])
@@ -1284,7 +1324,7 @@ class Trainer:
         for phase, group in self.parameters.items():
             optimizer = torch.optim.AdamW(group.values(), **plain | options(phase))
             for g in optimizer.param_groups:
-                g["base_lr"] = g["lr"]
+                g["base"] = {k: v for k, v in g.items() if k != "params"}
             self.optimizers[phase] = optimizer
         averaged = {}
         for phase in getattr(self.model, "ema_phases", self.phases):
@@ -1306,24 +1346,10 @@ class Trainer:
             save_json(self.folder / "config.json", asdict(self.config) | settings)
         if found or self.step == 0:
             self.logger.rewind(self.step)
-            self._recall_terms()
         if found and self.step == self.config.max_steps:
             self.logger.plot(0.0)  # it may have been killed before that
         self.logger.open(self.config, self.step)
         self.started = True
-
-    def _recall_terms(self) -> None:
-        "Take the last value of each term from the log."
-        last = self.logger.history[-1] if self.logger.history else {}
-        self.terms = {}
-        for phase in self.phases:
-            prefix = f"{phase}/" if len(self.phases) > 1 else ""
-            others = ("step", "val_loss", f"{prefix}lr")
-            self.terms[phase] = {
-                name: value
-                for name, value in last.items()
-                if name.startswith(prefix) and name not in others
-            }
 
     def _interrupted(self, pressed: list) -> bool:
         "Whether Ctrl-C was pressed in any process, and updates are left to make."

@@ -1,17 +1,21 @@
 """Chapter 23: scores of the right pairs, text dependence of every head, gradients."""
 
 import json
+import weakref
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from t2i_tutorial.clip import CLIP
 from t2i_tutorial.core import UserError, seeded_generator
 from t2i_tutorial.gan.discriminator import (
     Discriminator,
     DiscriminatorBlock,
     DiscriminatorConfig,
+    FrozenTower,
     TextHead,
     image_pyramid,
     interaction_residual,
@@ -204,10 +208,12 @@ def test_vision_aided_encoder_is_frozen_and_in_no_file():
         gradients[0] is None and (gradients[1].flatten(1).abs().amax(1) > 0).all()
     )  # the largest image only
     assert all(
-        p.grad is None and not p.requires_grad for p in D.vision_aided.clip.parameters()
+        p.grad is None and not p.requires_grad
+        for p in D.vision_aided.tower.clip.parameters()
     )
     assert all(
-        p.dtype == torch.float64 for p in D.double().vision_aided.clip.parameters()
+        p.dtype == torch.float64
+        for p in D.double().vision_aided.tower.clip.parameters()
     )
 
 
@@ -238,6 +244,133 @@ def test_a_style_gives_the_same_scores_as_its_text():
     with torch.no_grad():
         seen, style = D.features(levels), D.text_to_style(text)
         assert torch.equal(D.score(seen, style).mean(), D.score(seen, text).mean())
+
+
+# ---- one frozen encoder for several losses
+
+
+@pytest.fixture
+def tower():
+    "With `passes`, the images that went through its first convolution."
+    tower = FrozenTower(CLIP.from_pretrained("critters-clip"))
+    tower.passes = []
+    first = tower.clip.image_encoder.stages[0]
+    first.register_forward_hook(lambda m, i, o: tower.passes.append(len(i[0])))
+    return tower
+
+
+def pictures(seed=0, size=32):
+    return randn(3, 3, size, size, seed=seed).clamp(-1, 1)
+
+
+def test_shared_maps_are_those_of_the_model_and_so_are_their_gradients(tower):
+    a = pictures().requires_grad_()
+    b = a.detach().clone().requires_grad_()
+    with tower.sharing():
+        maps, again = tower.feature_maps(a), tower.feature_maps(a)
+        embedding = tower.encode_image(a)
+    assert len(tower.passes) == 1 and all(m is n for m, n in zip(maps, again))
+    expected = tower.clip.feature_maps(b)
+    assert all(torch.equal(m, n) for m, n in zip(maps, expected, strict=True))
+
+    def total(maps, embedding):
+        return sum(m.square().sum() for m in maps) + 1e3 * embedding[:, 0].sum()
+
+    total(maps, embedding).backward()  # one for all that share
+    total(expected, tower.clip.encode_image(b)).backward()
+    error = (a.grad - b.grad).norm() / b.grad.norm()  # another order of sums
+    assert b.grad.any() and error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["critters-clip", "critters-clip-score"])
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_embeddings_are_those_of_the_model(name, size):
+    "Of an encoder of patches too, which has no feature maps."
+    tower, x = FrozenTower(CLIP.from_pretrained(name)), pictures(size=size)
+    for sharing in (False, True):
+        with tower.sharing() if sharing else nullcontext():
+            assert torch.equal(tower.encode_image(x), tower.clip.encode_image(x))
+
+
+def test_nothing_is_kept_outside_of_the_block(tower):
+    x = pictures()
+    before = weakref.ref(tower.feature_maps(x)[0])
+    assert before() is None  # without a block nothing is kept at all
+    with tower.sharing():
+        inside = weakref.ref(tower.feature_maps(x)[0])
+        assert inside() is not None
+        with tower.sharing():  # a block within a block begins with nothing
+            tower.feature_maps(x)
+        tower.feature_maps(x)
+    assert inside() is None and len(tower.passes) == 3
+    with pytest.raises(RuntimeError, match="in the block"):
+        with tower.sharing():
+            failed = weakref.ref(tower.feature_maps(x)[0])
+            raise RuntimeError("in the block")
+    assert failed() is None
+    tower.feature_maps(x), tower.feature_maps(x)
+    assert len(tower.passes) == 6
+
+
+def test_maps_without_a_graph_are_not_given_to_a_loss_that_needs_one(tower):
+    x = pictures().requires_grad_()
+    with tower.sharing():
+        with torch.no_grad():
+            without = tower.feature_maps(x)
+        with_graph = tower.feature_maps(x)
+        with torch.no_grad():
+            assert tower.feature_maps(x)[0] is without[0]
+        assert tower.feature_maps(x)[0] is with_graph[0]
+    assert not without[0].requires_grad and with_graph[0].requires_grad
+    assert torch.autograd.grad(with_graph[2].sum(), x)[0].any()
+
+
+def test_an_image_that_comes_to_need_a_gradient_is_computed_again(tower):
+    x = pictures()  # real images: with and without gradients the maps are the same
+    with tower.sharing():
+        first = tower.feature_maps(x)
+        with torch.no_grad():
+            assert tower.feature_maps(x)[0] is first[0]
+        x.requires_grad_()  # for a gradient penalty
+        assert torch.autograd.grad(tower.feature_maps(x)[2].sum(), x)[0].any()
+
+
+def test_an_image_that_is_changed_in_place_is_computed_again(tower):
+    x = pictures()
+    with tower.sharing():
+        before = tower.feature_maps(x)[0]
+        x.mul_(0.5)
+        after = tower.feature_maps(x)[0]
+        assert not torch.allclose(before, after, atol=1e-2)
+        assert tower.feature_maps(x)[0] is after
+    assert torch.equal(after, tower.clip.feature_maps(x)[0])
+    with torch.inference_mode(), tower.sharing():  # there changes are not counted
+        y = pictures()
+        before = tower.feature_maps(y)[0]
+        y.mul_(0.5)
+        assert not torch.allclose(before, tower.feature_maps(y)[0], atol=1e-2)
+
+
+def test_equal_images_in_another_tensor_are_not_the_same(tower):
+    x, y = pictures(), pictures(seed=1)
+    with tower.sharing():
+        a, b = tower.feature_maps(x), tower.feature_maps(y)
+        assert tower.feature_maps(x)[0] is a[0] and tower.feature_maps(y)[0] is b[0]
+        assert tower.feature_maps(x.clone())[0] is not a[0]
+    assert len(tower.passes) == 3
+
+
+def test_heads_share_the_encoder_with_whoever_has_their_tower():
+    D, levels = make_discriminator(VISION_AIDED), images(2, VISION_AIDED)
+    tower, passes = D.vision_aided.tower, []
+    tower.clip.image_encoder.stages[0].register_forward_hook(
+        lambda *_: passes.append(1)
+    )
+    alone = D(levels, texts(2)).mean()
+    with tower.sharing():
+        shared = D(levels, texts(2)).mean()
+        tower.encode_image(levels[-1])
+    assert torch.equal(alone, shared) and len(passes) == 2
 
 
 # ---- does every head depend on the text?

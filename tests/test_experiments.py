@@ -806,6 +806,14 @@ def test_probe_critters_can_be_swapped():
     )
 
 
+def test_probe_critters_come_from_the_split_that_is_asked_for():
+    "A choice that is made while training must not look at the test split."
+    val, images = R.probe_critters(12, 16, seed=1, split="val")
+    assert val != R.probe_critters(12, 16, seed=1)[0] and len(images) == len(val)
+    drawn = critters.sample_critters(24, 16, seed=1, split="val").critters
+    assert val == [c for c in drawn if c.action != "sleeping"][:12]
+
+
 def test_an_annotated_png_holds_its_texts(tmp_path):
     R.save_annotated_png(
         tmp_path / "s.png", torch.zeros(3, 4, 6), rows="[1, 2]", note="why 龍"

@@ -13,7 +13,11 @@ from t2i_tutorial.core import (
     seed_everything,
     seeded_generator,
 )
-from t2i_tutorial.gan.filter_bank import FilterBankConv2d, effective_num_kernels
+from t2i_tutorial.gan.filter_bank import (
+    FilterBankConv2d,
+    effective_num_kernels,
+    kernel_information,
+)
 from t2i_tutorial.gan.modulation import ModulatedConv2d, modulated_conv2d
 
 
@@ -181,6 +185,50 @@ def test_effective_num_kernels_counts_kernels():
     assert effective_num_kernels(torch.tensor([[0.5, 0.5, 0.0]]))[
         "each"
     ] == pytest.approx(2, abs=1e-4)
+
+
+def test_kernel_information_is_zero_for_one_mixture_and_log_n_for_one_kernel_each():
+    even, uneven = torch.full((5, 4), 0.25), torch.tensor([[0.7, 0.2, 0.1, 0.0]] * 5)
+    for same in (even, uneven, torch.eye(4)[:1].expand(7, 4)):
+        assert kernel_information(same).abs() < 1e-6
+    for n in (2, 4, 8):
+        one_each = torch.eye(n).repeat(3, 1)
+        assert kernel_information(one_each).item() == pytest.approx(math.log(n))
+    two_of_four = torch.eye(4)[:2]
+    assert kernel_information(two_of_four).item() == pytest.approx(math.log(2))
+
+
+def test_kernel_information_is_the_mutual_information_and_bounds_the_counts():
+    a = (2 * randn(64, 5)).softmax(1)
+    joint = a.double() / len(a)
+    independent = joint.sum(1, keepdim=True) * joint.sum(0)
+    mutual = (joint * (joint / independent).log()).sum().item()
+    assert kernel_information(a).item() == pytest.approx(mutual, abs=1e-5)
+    use = effective_num_kernels(a)  # the mean of exp(H) is at least exp(mean H)
+    assert mutual >= math.log(use["all"] / use["each"]) > 0
+
+
+def test_rewarding_the_information_makes_selections_differ():
+    layer, w = make(4), randn(32, 8).double()
+    before = kernel_information(layer.kernel_weights(w)).item()
+    optimizer = torch.optim.Adam(layer.kernel_selector.parameters(), 0.1)
+    for _ in range(60):
+        loss = -kernel_information(layer.kernel_weights(w))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert before < 0.5 < 1.0 < -loss.item() <= math.log(4)
+
+
+def test_one_mixture_for_all_images_gives_parallel_gradients():
+    "Why a bank whose weights depend on nothing goes on depending on nothing."
+    layer, x = make(4), randn(6, 6, 5, 5).double()
+    for w, parallel in ((randn(1, 8).expand(6, 8), True), (3 * randn(6, 8), False)):
+        layer.zero_grad()
+        layer(x, w.double()).sub(randn(6, 5, 5, 5)).square().mean().backward()
+        gradients = F.normalize(layer.weight.grad.flatten(1), dim=1)
+        smallest = (gradients @ gradients.T).min()
+        assert smallest > 1 - 1e-9 if parallel else smallest < 0.9
 
 
 def test_parameters_are_counted_by_hand():

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from copy import deepcopy
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from t2i_tutorial import critters
 from t2i_tutorial.clip import CLIP
 from t2i_tutorial.core import UserError, seeded_generator
 from t2i_tutorial.gan import losses as L
+from t2i_tutorial.gan.discriminator import FrozenTower
 from t2i_tutorial.text import TextEmbedding
 
 
@@ -592,9 +594,51 @@ def test_perceptual_gradients_stay_within_a_sample_and_spare_the_encoder(clip):
     for p in x:
         assert p.grad[1].abs().max() > 0 and p.grad[[0, 2, 3]].abs().max() == 0
     assert (
-        all(p.grad is None and not p.requires_grad for p in loss.clip.parameters())
+        all(
+            p.grad is None and not p.requires_grad for p in loss.tower.clip.parameters()
+        )
         and clip.log_logit_scale.requires_grad
     )
+
+
+def test_a_model_is_copied_and_a_tower_is_shared(clip):
+    tower = FrozenTower(deepcopy(clip))
+    for make in (lambda c: L.CLIPContrastiveLoss(c, WORDS), L.PerceptualLoss):
+        assert make(tower).tower is tower
+        own = make(clip).tower.clip
+        assert own is not clip and not own.log_logit_scale.requires_grad
+    assert clip.log_logit_scale.requires_grad
+
+
+def test_losses_with_one_tower_are_those_with_one_each_and_cost_one_pass(clip):
+    "Values and gradients, and how often the frozen encoder is used for an image."
+    tower, aim = FrozenTower(deepcopy(clip)), sizes_of(critters.render(FOUR, 32))
+    losses = L.CLIPContrastiveLoss(tower, BANK), L.PerceptualLoss(tower)
+    apart = L.CLIPContrastiveLoss(clip, BANK), L.PerceptualLoss(clip)
+    passes = []
+    first = tower.clip.image_encoder.stages[0]
+    first.register_forward_hook(lambda *_: passes.append(1))
+
+    def value_and_gradient(clip_loss, perceptual_loss):
+        x = [(0.5 * p).requires_grad_() for p in aim]
+        loss = clip_loss(x[-1], WORDS) + perceptual_loss(x, aim).mean()
+        return loss.item(), torch.autograd.grad(loss, x)
+
+    with tower.sharing():
+        value, gradients = value_and_gradient(*losses)
+    expected, expected_gradients = value_and_gradient(*apart)
+    assert value == pytest.approx(expected, rel=1e-5)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    assert len(passes) == 2  # generated and real images, once each
+
+
+def test_an_encoder_of_patches_serves_the_clip_loss():
+    patches = CLIP.from_pretrained("critters-clip-score")
+    x = critters.render(FOUR, 32)
+    loss = L.CLIPContrastiveLoss(patches, WORDS)
+    right, wrong = loss(x, WORDS), loss(x, WORDS[1:] + WORDS[:1])
+    assert right < wrong and right.isfinite()
 
 
 def test_mistakes_with_the_perceptual_loss(clip):

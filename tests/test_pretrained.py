@@ -22,10 +22,9 @@ PROMPTS = ["a blue and red dragon", "a small green cat, sleeping"]
 # of the tensors sorted by content
 CHECKSUMS = {
     "critters-32": ("cf5bc5fe835f5c3a", 172),
-    "critters-32-gigagan": ("18ebc117e33b7ebd", 234),
+    "critters-32-gigagan": ("ed9754230784974c", 235),
     "critters-64": ("f55850f5ceaf7337", 172),
     "critters-clip": ("8a8a79f8a41dc234", 65),
-    "critters-clip-first": ("398a87e4359ea5d8", 65),
     "critters-clip-score": ("552ad47a1a72ef4c", 62),
     "critters-classifier": ("0ce789cff6f75a35", 48),
     "dead-leaves": ("168871b67150f130", 10),

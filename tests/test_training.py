@@ -402,7 +402,7 @@ def test_schedule_equals_transformers(lr_schedule, warmup_steps):
     model = nn.Linear(1, 1)
     trainer = Trainer(model, Line(80), config)
     trainer.optimizers = {"model": torch.optim.AdamW(model.parameters())}
-    trainer.optimizers["model"].param_groups[0]["base_lr"] = 0.01
+    trainer.optimizers["model"].param_groups[0]["base"] = {"lr": 0.01}
     for step in range(50):
         optimizer.step()
         theirs.step()
@@ -637,6 +637,161 @@ def test_phases_take_turns_and_touch_only_their_own(tmp_path):
     shutil.rmtree(find_checkpoint(tmp_path / "cut"))
     fit(tmp_path / "cut", model=Duel, seed=8, resume=True)
     assert same_end(tmp_path / "whole", tmp_path / "cut") == []
+
+
+class Staged(Duel):
+    "The generator alone, the discriminator alone, then both, every other time."
+
+    def phases_at(self, step):
+        self.step = step
+        if step < 2:
+            return ("generator",)
+        return ("discriminator",) if step < 4 or step % 2 else self.phases
+
+    def step_kwargs(self, phase, step):
+        if step == 4:
+            return {}
+        return {"lr": 0.001 * (step + 1), "betas": (0.1 * step, 0.9)}
+
+    def training_losses(self, batch, rng, phase):
+        losses = super().training_losses(batch, rng, phase)
+        if phase == "generator" and self.step in (1, 4):
+            losses["now and then"] = losses["loss"].detach() + 1
+        return losses
+
+    def diagnostics(self):
+        self.looked_at = self.g.weight.detach().clone(), self.training
+        torch.rand(3)  # disturbs nothing
+        return {"weight": self.g.weight.norm().item()}
+
+
+EVERY_STEP = replace(QUICK, max_steps=9, save_every=1, max_checkpoints=20)
+
+
+def test_a_schedule_of_the_model_trains_only_the_phases_of_an_update(tmp_path):
+    trainer = fit(tmp_path, EVERY_STEP, Staged)
+    g, d, both = ["generator"], ["discriminator"], ["discriminator", "generator"]
+    seen = [phase for phase, *_ in trainer.model.seen]
+    assert seen == sum([g, g, d, d, both, d, both, d, both], [])
+    saved = [load_checkpoint(p) for p in list_checkpoints(tmp_path).values()]
+    for step, (old, new) in enumerate(zip(saved, saved[1:]), start=1):
+        phases = trainer.model.phases_at(step)
+        for name, phase in (("g.weight", "generator"), ("d.weight", "discriminator")):
+            kept = torch.equal(old.tensors["model"][name], new.tensors["model"][name])
+            assert kept == (phase not in phases)
+            entry = f"{phase}/{name}.exp_avg"  # the averages of Adam are not lost
+            if kept and entry in old.tensors["optimizers"]:
+                a, b = (x.tensors["optimizers"][entry] for x in (old, new))
+                assert torch.equal(a, b)
+    for record in trainer.logger.history:
+        phases = trainer.model.phases_at(record["step"] - 1)
+        for phase in trainer.phases:
+            assert (f"{phase}/loss" in record) == (phase in phases)
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_schedule_resumes_to_the_same_bits(tmp_path, at):
+    "From each of its stages: weights, optimisers and log, terms of some steps too."
+    fit(tmp_path / "whole", EVERY_STEP, Staged)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step, path in list_checkpoints(tmp_path / "cut").items():
+        if step > at:
+            shutil.rmtree(path)
+    fit(tmp_path / "cut", EVERY_STEP, Staged, seed=9, resume=True)
+    assert same_end(tmp_path / "whole", tmp_path / "cut") == []
+
+
+def test_options_of_an_update_reach_the_optimiser_and_the_log(monkeypatch):
+    "They hold for this update: the next one has its usual options again."
+    used, step = [], torch.optim.AdamW.step
+
+    def note(optimizer, *args, **kwargs):
+        (group,) = optimizer.param_groups
+        used.append((group["lr"], group["betas"]))
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    trainer = fit(model=Staged, config=EVERY_STEP)
+    assert used[0] == (0.001, (0.0, 0.9)) and used[3] == (0.004, (0.1 * 3, 0.9))
+    assert used[4] == (QUICK.lr, QUICK.betas) and used[5] == (0.02, QUICK.betas)
+    logged = [r.get("generator/lr") for r in trainer.logger.history]
+    assert logged[:6] == [0.001, 0.002, None, None, 0.02, None]
+    assert logged[6] == pytest.approx(0.007)
+
+
+def test_a_schedule_with_a_wrong_name_is_refused():
+    class Misnamed(Staged):
+        def phases_at(self, step):
+            return super().phases_at(step) if step < 2 else ("reader",)
+
+    class Misspelt(Staged):
+        def step_kwargs(self, phase, step):
+            return {"learning_rate": 0.1}
+
+    assert "phases_at(2) gives 'reader'" in refusal(fit, model=Misnamed)
+    said = refusal(fit, model=Misspelt)
+    assert "step_kwargs('generator', 0) gives 'learning_rate'" in said
+
+
+class Measured(Fit):
+    "One phase, and a number of its own."
+
+    def diagnostics(self):
+        self.looked_at = self.net[0].weight.detach().clone(), self.training
+        torch.rand(3), np.random.rand(), random.random()
+        return {"first": self.net[0].weight[0].item(), "count": 3}
+
+
+def test_diagnostics_are_logged_at_checkpoints_with_averaged_weights(tmp_path):
+    config = replace(QUICK, max_steps=7, save_every=3)
+    trainer = fit(tmp_path / "measured", config, Measured)
+    average = trainer.ema.average["net.0.weight"]
+    weight, training = trainer.model.looked_at
+    assert torch.equal(weight, average) and not training
+    assert not torch.equal(weight, trainer.model.net[0].weight)
+    history = trainer.logger.history
+    assert [r["step"] for r in history if "first" in r] == [3, 6, 7]
+    assert history[-1]["first"] == average[0].item() and history[-1]["count"] == 3
+    plain = fit(tmp_path / "plain", config)  # looking changes nothing
+    assert equal(plain.model.state_dict(), trainer.model.state_dict())
+    for a, b in zip(plain.logger.history, history, strict=True):
+        assert a == {k: v for k, v in b.items() if k not in ("first", "count")}
+
+
+def test_diagnostics_do_not_stay_in_the_log_after_a_resume(tmp_path):
+    config = replace(QUICK, max_steps=7, save_every=3)
+    fit(tmp_path / "whole", config, Measured)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(find_checkpoint(tmp_path / "cut"))
+    fit(tmp_path / "cut", config, Measured, seed=9, resume=True)
+    assert same_end(tmp_path / "whole", tmp_path / "cut") == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_diagnostic_that_is_not_finite_is_refused(bad):
+    class Broken(Measured):
+        def diagnostics(self):
+            return super().diagnostics() | {"contrast": bad}
+
+    assert f"step 2: 'contrast' is {bad}" in refusal(fit, model=Broken)
+
+
+def test_hooks_that_change_nothing_give_the_same_bits(tmp_path):
+    hooks = {
+        "phases_at": lambda self, step: self.phases,
+        "step_kwargs": lambda self, phase, step: {},
+        "diagnostics": lambda self: {},
+    }
+    fit(tmp_path / "without", model=Duel)
+    fit(tmp_path / "with", model=type("Duel", (Duel,), hooks))
+    assert same_end(tmp_path / "without", tmp_path / "with") == []
+
+
+def test_a_checkpoint_without_terms_goes_on(tmp_path):
+    "What an earlier version wrote; the log lacks a term until its next value."
+    fit(tmp_path / "run")
+    rewrite_state(tmp_path / "run", terms=None)
+    assert fit(tmp_path / "run", replace(QUICK, max_steps=8), resume=True).step == 8
 
 
 def test_every_parameter_belongs_to_a_phase():

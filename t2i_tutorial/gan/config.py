@@ -28,9 +28,14 @@ GAN_LOSSES = ("relativistic", "logistic")
 _RANGES = {
     "matching_weight": (0, 1),
     "hard_negative_fraction": (0, 1),
-    "discriminator_pretrain_steps": (0, None),
-    "generator_pretrain_steps": (0, None),
+    "pretrain_steps": (0, None),
+    "pretrain_candidates": (1, None),
+    "pretrain_lr": (1e-9, 10),
+    "discriminator_only_steps": (0, None),
     "perceptual_weight": (0, 1000),
+    "perceptual_candidates": (1, None),
+    "perceptual_decay_steps": (0, None),
+    "kernel_information_weight": (0, 1000),
     "clip_weight": (0, 1000),
     "clip_num_negatives": (1, None),
     "r1_gamma": (0, 1e6),
@@ -64,9 +69,14 @@ class GigaGANConfig:
     multiscale_loss: bool = True  # False: only the largest image is scored
     matching_weight: float = 0.5  # share of mismatched captions in the D loss
     hard_negative_fraction: float = 0.0  # of these, share of `hard_negative_indices`
-    discriminator_pretrain_steps: int = 0  # see `pretrain_discriminator_text`
-    generator_pretrain_steps: int = 0  # see `pretrain_generator`
-    perceptual_weight: float = 0.0  # of `PerceptualLoss` in the generator's loss
+    pretrain_steps: int = 0  # updates of the generator by conditional IMLE, first
+    pretrain_candidates: int = 16  # latents a caption there; the nearest one learns
+    pretrain_lr: float = 2e-3  # there, after a warm-up of 50 steps, along a cosine
+    discriminator_only_steps: int = 0  # then updates of the discriminator alone
+    perceptual_weight: float = 0.0  # then of `PerceptualLoss` of the nearest latent
+    perceptual_candidates: int = 8  # latents a caption that the nearest is chosen from
+    perceptual_decay_steps: int = 0  # updates in which this weight falls to 0; 0: never
+    kernel_information_weight: float = 0.0  # of `kernel_information`, in every part
     clip_weight: float = 0.1  # of `CLIPContrastiveLoss` in the generator's loss
     clip_num_negatives: int = 256  # captions that the CLIP loss compares with
     adversarial_loss: str = "relativistic"  # or "logistic", the paper's
@@ -147,7 +157,6 @@ def _preset(
     d_channels: tuple[int, ...],  # of the discriminator, from 8 pixels on
     train: TrainConfig,
     num_images: int = 40_000,
-    mapping_lr_mul: float = 0.01,
     vision_aided_model: str = "",
     **model,  # other fields of `GigaGANConfig`
 ) -> Preset:
@@ -158,7 +167,6 @@ def _preset(
         text_dim=256,
         channels=channels,
         num_kernels=(1, 1, 2, 4, 8, 8, 8)[:n],
-        mapping_lr_mul=mapping_lr_mul,
         self_attention=tuple(i == 1 for i in range(n)),  # at 8 pixels
         cross_attention=tuple(i in (1, 2) for i in range(n)),  # at 8 and 16
     )
@@ -193,21 +201,20 @@ GIGAGAN_PRESETS = {
         (64, 48, 24),
         replace(
             GAN_CPU_TRAIN_CONFIG,
-            max_steps=1700,
-            batch_size=64,
-            gradient_accumulation_steps=2,
-            warmup_steps=50,
-            lr_schedule="cosine",
+            max_steps=2700,
+            lr=1e-4,
+            warmup_steps=100,
             save_every=100,
             sample_every=200,
         ),
-        mapping_lr_mul=1.0,
         vision_aided_model="critters-clip",
-        generator_pretrain_steps=2000,
-        discriminator_pretrain_steps=100,
-        perceptual_weight=3.0,
+        pretrain_steps=2000,
+        discriminator_only_steps=100,
+        discriminator_lr_ratio=8.0,
+        perceptual_weight=2.0,
+        perceptual_decay_steps=1000,
+        kernel_information_weight=2.0,
         hard_negative_fraction=0.3,
-        clip_weight=0.3,
     ),
     "gpu-64": _preset(
         (256, 256, 192, 96, 48),
@@ -240,9 +247,10 @@ _UNCONDITIONAL = {
     "multiscale_loss": False,
     "use_filter_bank": False,
     "use_vision_aided": False,
-    "generator_pretrain_steps": 0,
-    "discriminator_pretrain_steps": 0,
+    "pretrain_steps": 0,
+    "discriminator_only_steps": 0,
     "perceptual_weight": 0.0,
+    "kernel_information_weight": 0.0,
 }
 _RUNGS = {
     "text": {"text_conditional": True},

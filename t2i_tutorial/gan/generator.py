@@ -8,7 +8,7 @@ __all__ = ['normalize_2nd_moment', 'MappingNetwork', 'TextAttentionLayers', 'ups
 
 # %% ../../nbs/22_generator.ipynb #d2eb5452
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,10 +44,14 @@ class MappingNetwork(nn.Module):
         text_dim: int | None,  # length of the pooled text, None: unconditional
         style_dim: int,  # length of w
         layers: int = 4,
-        lr_mul: float = 0.01,  # learning rate multiplier of the layers
+        lr_mul: float = 0.1,  # learning rate multiplier of the layers
     ):
         super().__init__()
-        self.text = None if text_dim is None else EqualLinear(text_dim, style_dim)
+        self.text = None
+        if text_dim is not None:
+            self.text = EqualLinear(text_dim, style_dim)
+            self.register_buffer("text_mean", torch.zeros(text_dim))
+            self.register_buffer("text_std", torch.ones(text_dim))
         sizes = [z_dim + (0 if text_dim is None else style_dim), *[style_dim] * layers]
         self.layers = nn.ModuleList(
             EqualLinear(a, b, lr_mul=lr_mul) for a, b in zip(sizes, sizes[1:])
@@ -58,13 +62,26 @@ class MappingNetwork(nn.Module):
         z: Float[Tensor, "b z_dim"],  # standard normal
         pooled: Float[Tensor, "b text_dim"] | None = None,  # one vector per text
     ) -> Float[Tensor, "b style_dim"]:
-        "Normalise both, concatenate, apply the layers."
+        "Bring both to one length, concatenate, apply the layers."
         x = normalize_2nd_moment(z)
         if self.text is not None:
-            x = torch.cat([x, normalize_2nd_moment(self.text(pooled))], dim=1)
+            text = self.text((pooled - self.text_mean) / self.text_std)
+            text = normalize_2nd_moment(text)
+            longer = (text.shape[1] / x.shape[1]) ** 0.5
+            x = normalize_2nd_moment(torch.cat([longer * x, text], dim=1))
         for layer in self.layers:
             x = scaled_leaky_relu(layer(x))
         return x
+
+    @torch.no_grad()
+    def standardize_text(self, pooled: Float[Tensor, "n text_dim"]) -> None:
+        "Take the scale from these captions' vectors; `UserError` for less than two."
+        if len(pooled) < 2:
+            raise UserError(
+                f"the scale of the text needs at least two captions, not {len(pooled)}"
+            )
+        self.text_mean.copy_(pooled.mean(0))
+        self.text_std.copy_(pooled.std(0).clamp(min=1e-3))
 
 # %% ../../nbs/22_generator.ipynb #00ffd3d1
 class TextAttentionLayers(nn.Module):
@@ -150,11 +167,11 @@ def _check_generator_config(c: "GeneratorConfig") -> None:
 class GeneratorConfig:
     "Sizes of a generator; raises `UserError` if they do not fit together."
 
-    z_dim: int = 64  # length of the noise vector
+    z_dim: int = 16  # length of the noise vector
     text_dim: int | None = 128  # of the text encoder's vectors, None: unconditional
     style_dim: int = 128  # length of w
     mapping_layers: int = 4  # fully connected, of the mapping network
-    mapping_lr_mul: float = 0.01  # learning rate multiplier of the mapping network
+    mapping_lr_mul: float = 0.1  # learning rate multiplier of the mapping network
     text_layers: int = 1  # trainable attention layers over the text encoder
     # for each level, 4 pixels first, then doubled:
     channels: Sequence[int] = (128, 128, 64, 32)  # multiples of 8
@@ -264,7 +281,10 @@ class Generator(nn.Module):
                 "this generator is conditioned on text; give one for each image, "
                 "or build it with text_dim=None"
             )
-        return text if self.text_layers is None else self.text_layers(text)
+        if self.text_layers is None or text is None:
+            return text
+        # tokens from the trainable layers; the style has the frozen pooled vector
+        return replace(self.text_layers(text), pooled=text.pooled)
 
     def map_style(
         self,
@@ -287,8 +307,13 @@ class Generator(nn.Module):
         self,
         w: Float[Tensor, "b style_dim"],
         text: TextEmbedding | None = None,  # from `encode_text`
+        max_size: int | None = None,  # stop there, the larger images are not computed
     ) -> list[Float[Tensor, "b 3 _ _"]]:  # smallest first, about [-1, 1], not clamped
-        "Styles and tokens to images, {eq}`eq-pyramid`."
+        "Styles and tokens to images, {eq}`eq-pyramid`; `UserError` for another size."
+        if max_size is not None and max_size not in self.config.sizes:
+            raise UserError(
+                f"max_size must be one of {list(self.config.sizes)}, not {max_size}"
+            )
         x = self.start.expand(len(w), -1, -1, -1)
         image, images = None, []
         recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
@@ -301,6 +326,8 @@ class Generator(nn.Module):
             image = rgb if image is None else upsample2x(image) + rgb
             if image.shape[-1] >= self.config.min_output_size:
                 images.append(image)
+            if image.shape[-1] == max_size:
+                break
         return images
 
 # %% ../../nbs/22_generator.ipynb #be66270b

@@ -27,6 +27,7 @@ from t2i_tutorial.gan.basics import (
     nonsaturating_g_loss,
     zero_centered_gradient_penalty,  # noqa: F401 (used with these losses, from here)
 )
+from .discriminator import FrozenTower
 from ..text import TextEmbedding
 
 # %% ../../nbs/24_gan_losses.ipynb #be898100
@@ -232,12 +233,17 @@ def text_gradient_per_head(
     return torch.stack([largest(score) for score in scores])
 
 # %% ../../nbs/24_gan_losses.ipynb #396ab102
+def _frozen(clip: CLIP | FrozenTower) -> FrozenTower:
+    "A tower as it is; a frozen copy of a model."
+    return clip if isinstance(clip, FrozenTower) else FrozenTower(deepcopy(clip))
+
+
 class CLIPContrastiveLoss:
     "Contrastive loss of generated images against many captions, {eq}`eq-losses-clip`."
 
     def __init__(
         self,
-        clip: CLIP,  # copied and frozen, not registered, so in no checkpoint
+        clip: CLIP | FrozenTower,  # a model is copied and frozen, a tower shared
         captions: Sequence[str],  # negatives, for instance of the training set
         caption_key: Callable[[str], Hashable] = str,  # what a caption states
     ):
@@ -245,7 +251,8 @@ class CLIPContrastiveLoss:
             raise UserError(
                 "the bank of captions is empty; give the captions of the training set"
             )
-        self.clip = deepcopy(clip).eval().requires_grad_(False)
+        self.tower = _frozen(clip)
+        self.clip = self.tower.clip
         self.caption_key = caption_key
         self.captions = list(dict.fromkeys(captions))
         self._keys = [caption_key(c) for c in self.captions]
@@ -259,7 +266,8 @@ class CLIPContrastiveLoss:
 
     def to(self, device: str | torch.device) -> "CLIPContrastiveLoss":
         "The same on another device."
-        self.clip, self.vectors = self.clip.to(device), self.vectors.to(device)
+        self.tower.to(device)
+        self.vectors = self.vectors.to(device)
         return self
 
     def __call__(
@@ -273,7 +281,7 @@ class CLIPContrastiveLoss:
                 f"{len(images)} images but {len(captions)} captions; "
                 "give one caption each"
             )
-        e_images, e_own = self.clip.encode_image(images), self._encode(captions)
+        e_images, e_own = self.tower.encode_image(images), self._encode(captions)
         keys = [self.caption_key(c) for c in captions]
         same = [[a == b for b in self._keys] for a in keys]
         same = torch.tensor(same, device=e_images.device)
@@ -289,24 +297,24 @@ class PerceptualLoss:
 
     def __init__(
         self,
-        clip: CLIP,  # copied and frozen, not registered, so in no checkpoint
+        clip: CLIP | FrozenTower,  # a model is copied and frozen, a tower shared
         pixels: float = 5.0,  # lambda: weight of the pixels against the features
     ):
         if pixels < 0:
             raise UserError(f"pixels must be at least 0, not {pixels}; it is a weight")
-        self.clip = deepcopy(clip).eval().requires_grad_(False)
+        self.tower = _frozen(clip)
         self.pixels = pixels
 
     def to(self, device: str | torch.device) -> "PerceptualLoss":
         "The same on another device."
-        self.clip = self.clip.to(device)
+        self.tower.to(device)
         return self
 
     def features(
         self, images: Float[Tensor, "b 3 h w"]
     ) -> list[Float[Tensor, "b _ _ _"]]:
         "The normalised maps; those of real images can be computed once and reused."
-        return [F.group_norm(m, 1) for m in self.clip.feature_maps(images)]
+        return [F.group_norm(m, 1) for m in self.tower.feature_maps(images)]
 
     def __call__(
         self,
