@@ -562,15 +562,15 @@ def _generate(options: GenerateOptions) -> None:
     sampling = _sampling_options(options, model.model_type)
     if options.share_noise:
         sampling["share_noise"] = True
+    used = _used_settings(sampling, model.config)
     output = options.output
     if output is None:
         usual = _used_settings(_SAMPLING[model.model_type], model.config)
-        given = {k: v for k, v in sampling.items() if v not in (None, usual.get(k))}
+        given = {k: v for k, v in used.items() if v != usual.get(k)}
         output = str(_default_output(prompt, name, seed, given))
         _check_output(output, ".png", overwrite=True)
     images = _sample(model, [prompt] * n, seed, sampling, show_progress=True)
-    made_by = {"model": name, "seed": seed}
-    made_by |= _used_settings(sampling, model.config)
+    made_by = {"model": name, "seed": seed} | used
     grid = make_grid(images.cpu(), columns=min(n, 4))
     texts = {k: _readable(v) for k, v in {"prompt": prompt, **made_by}.items()}
 

@@ -266,7 +266,7 @@ def run_training(
             check_resume(found, config, settings, record)
         model = cls(preset.model_config)
         if not are_critters:
-            first = list(getattr(data, "captions", ()))[:8]
+            first = getattr(data, "captions", ())[:8]
             captions = [c[0][:MAX_CAPTION] for c in first]
             model.sample_prompts = captions or SAMPLE_PROMPTS
         trainer = Trainer(model, data, config, folder, val_data, settings)
