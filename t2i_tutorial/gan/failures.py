@@ -28,7 +28,7 @@ def class_coverage(
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
     requested: Sequence[critters.Critter],  # one for each image
 ) -> dict:  # "share" of the classes drawn half to twice as often as asked, "classes"
-    "Mode collapse, counted over every value of every attribute that was asked for."
+    "Mode collapse between classes: every value of every attribute that was asked for."
     predicted = predict_attributes(classifier, images)
     classes = []
     for key in CLASSIFIED_ATTRIBUTES:

@@ -21,7 +21,7 @@ def _repeat_text(text: TextEmbedding, k: int) -> TextEmbedding:
         text.tokens.repeat(k, 1, 1), text.mask.repeat(k, 1), text.pooled.repeat(k, 1)
     )
 
-
+# %% ../../nbs/24d_imle.ipynb #ecd4e3b4
 @torch.no_grad()
 def nearest_latents(
     generator: Generator,
