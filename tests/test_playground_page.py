@@ -11,10 +11,15 @@ PAGE = "nbs/41_playground"
 PROMPT = "a blue and red dragon with green eyes"
 
 
+@pytest.fixture(autouse=True)
+def patience(page):
+    "A busy machine needs longer than Playwright waits."
+    page.set_default_timeout(150_000)
+
+
 @pytest.fixture
 def opened(page, book_address):
     "The chapter, before anything was pressed."
-    page.set_default_timeout(90_000)
     page.asked = []
     page.on("request", lambda r: page.asked.append(r.url))
     page.goto(f"{book_address}/{PAGE}.html", wait_until="load")
@@ -260,7 +265,6 @@ def test_every_control_has_a_name(started):
 
 
 def test_the_first_page_has_a_small_one(page, book_address):
-    page.set_default_timeout(90_000)
     page.goto(f"{book_address}/nbs/index.html", wait_until="load")
     page.click("text=Start the playground")
     said(page, "Ready")

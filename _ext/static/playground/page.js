@@ -553,7 +553,7 @@ class Playground {
       `${card.title}: ${options.prompt}, seed ${options.seed}`,
     );
     card.caption.textContent = `${card.title}, ${done.seconds.toFixed(1)} s`;
-    card.image = done.image;
+    Object.assign(card, { image: done.image, seconds: done.seconds });
     if (this.small) return done;
     card.tools.hidden = false;
     card.line.textContent = this.python(model, options);
