@@ -217,7 +217,9 @@ def store_half(path: str | os.PathLike) -> int:  # bytes of the file now
             name = constant.name
             constant.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
             casts.append(
-                helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT)
+                helper.make_node(
+                    "Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT
+                )
             )
     nodes = [*casts, *graph.node]
     del graph.node[:], graph.value_info[:]
@@ -316,7 +318,9 @@ def _network_jobs(model: TextToImage) -> dict[str, tuple]:
     else:
         inputs = {"xt": torch.ones(1, 3, size, size), "t": torch.tensor([1]), **texts}
         found["denoiser"] = DenoiserModule(model), inputs, ("prediction", "maps")
-    return {k: v if k == "text" else (*v, ("tokens", "weights")) for k, v in found.items()}
+    return {
+        k: v if k == "text" else (*v, ("tokens", "weights")) for k, v in found.items()
+    }
 
 
 def _describe(path: Path) -> dict:
@@ -370,7 +374,8 @@ def export_model(
         head |= {"size": model.config.size, "max_prompt": MAX_CAPTION}
         tail = {"tokenizer": tokenizer_as_json(model.encoder.tokenizer)}
         save_json(
-            aside / "model.json", head | {"networks": networks} | _settings(model) | tail
+            aside / "model.json",
+            head | {"networks": networks} | _settings(model) | tail,
         )
     return Path(folder)
 

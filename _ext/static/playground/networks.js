@@ -1,4 +1,4 @@
-// The exported networks in onnxruntime-web (WebAssembly, one thread). Its Python twin is
+// The exported networks in onnxruntime-web (WebAssembly, one thread). Its Python counterpart is
 // `ExportedModel` (chapter 41).
 
 import * as ort from "../vendor/ort.wasm.bundle.min.js";

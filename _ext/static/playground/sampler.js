@@ -1,5 +1,5 @@
 // The sampler: a table of numbers that Python computed, and sums of arrays. Its Python
-// twin is `ExportedModel.denoise` (chapter 41).
+// counterpart is `ExportedModel.denoise` (chapter 41).
 
 // The sum of weighted arrays, [[weight, array], ...]; a weight of 0 is left out.
 export function combine(...terms) {

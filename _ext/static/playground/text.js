@@ -1,4 +1,4 @@
-// Prompts: cleaned, split into tokens, unknown words found. The Python twins are
+// Prompts: cleaned, split into tokens, unknown words found. The Python counterparts are
 // `clean_text` (chapter 1), `Tokenizer` and `oov_words` (chapter 7).
 
 const INVISIBLE = /[\u00ad\u061c\u200b\u200e\u200f\ufeff\u202a-\u202e\u2060-\u206f]/gu;
