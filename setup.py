@@ -11,6 +11,8 @@ config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 s = config["DEFAULT"]
 train = s["train_requirements"].split()
+export = s["export_requirements"].split()
+dev = s["dev_requirements"].split()
 
 setup(
     name=s["lib_name"],
@@ -29,7 +31,7 @@ setup(
     package_data={"t2i_tutorial": ["pretrained/**/*", "results/**/*"]},
     python_requires=f">={s['min_python']}",
     install_requires=s["requirements"].split(),
-    extras_require={"train": train, "dev": train + s["dev_requirements"].split()},
+    extras_require={"train": train, "export": export, "dev": train + export + dev},
     entry_points={"console_scripts": s["console_scripts"].split()},
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -49,7 +49,7 @@ def direct_requirements(
     s = read_settings()
     wanted = f"{s['requirements']} {s['train_requirements']}".split()
     if which == "tested":
-        wanted += s["dev_requirements"].split()
+        wanted += s["export_requirements"].split() + s["dev_requirements"].split()
     if which == "oldest":
         wanted = [re.sub(r">=([\w.]+),.*", r"==\1", r) for r in wanted]
     return wanted

@@ -1,5 +1,5 @@
-"""`make book`: export the notebooks, execute what changed, build the HTML with warnings
-as errors, print the address.
+"""`make book`: export the notebooks, execute what changed, export the models for the
+playground, build the HTML with warnings as errors, print the address.
 """
 
 import os
@@ -91,6 +91,8 @@ def main() -> None:
     if not run("nbdev_export"):
         sys.exit("make: the export failed; the reason stands above")
     execute_chapters()
+    if not run("python", "_ext/playground_files.py"):
+        sys.exit("make: the playground's models could not be exported; see above")
     if not run("jupyter-book", "build", ".", "-W", "-n", "--keep-going", "-q"):
         shutil.rmtree(
             ROOT / "_build" / ".doctrees", ignore_errors=True
@@ -105,6 +107,9 @@ def main() -> None:
             "make: the build ended but there is no page; run make clean and make book "
             "again"
         )
+    import playground_files
+
+    playground_files.serve()
     print(
         f"the book is built in {time.time() - start:.0f} s; open {page.as_uri()} or "
         "run make serve"

@@ -1,4 +1,4 @@
-"""The command line `t2i`: generate, train, evaluate, compare, models.
+"""The command line `t2i`: generate, train, evaluate, compare, export, models.
 
 The options of each command are the fields of a dataclass, and those of a training are
 the fields of its configuration. Tyro turns both into options and help. A user's mistake
@@ -54,6 +54,9 @@ _TRAININGS = {  # name -> module, its presets, its function, the default preset
         "critters-classifier",
     ),
 }
+
+
+_EXTRAS = dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 
 
 class _UsageError(Exception):
@@ -190,6 +193,19 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    "Write a model as ONNX, for other programs and for a page in a browser."
+
+    model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = tyro.MISSING
+    """a name from t2i models, a folder of a model or a training, a hub repository, or
+    critters-classifier"""
+    output: _Text = None
+    "folder to write to, new or empty; MODEL-onnx if not given"
+    full_precision: bool = False
+    "store weights in 32 bits instead of 16"
+
+
+@dataclass(frozen=True)
 class ModelsOptions:
     "List the bundled models."
 
@@ -254,6 +270,7 @@ _POSITIONAL = {  # command -> its fields without a name, what they are called, a
         "t2i compare critters-32 critters-32-gigagan",
     ),
     TrainOptions: (("name",), "NAME", "t2i train imagen"),
+    ExportOptions: (("model",), "MODEL", "t2i export critters-32"),
     ModelsOptions: ((), "", "t2i models"),
 }
 
@@ -862,6 +879,44 @@ def _print_path(path: Path) -> None:
     print(path)
 
 
+_CLASSIFIER = "critters-classifier"
+
+
+def _export(options: ExportOptions) -> None:
+    "`t2i export`: a folder with ONNX files and a JSON file."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.hub import bundled_models
+    from t2i_tutorial.playground import export_classifier, export_model
+
+    _check_packages("onnx", "onnxscript", "onnxruntime")
+    name, output = options.model, options.output
+    if not name:
+        raise UserError("MODEL is empty; name one, see t2i models")
+    if output is not None and not output:
+        raise UserError("--output is empty; name a folder, or leave it out")
+    if output is None:
+        words = [p for p in Path(name).parts if p not in ("model", "checkpoints", "/")]
+        output = f"{_slug(words[-1]) or 'model'}-onnx" if words else "model-onnx"
+    if _readable(output) != output:
+        raise UserError(f"--output {output!r} is no UTF-8; choose another name")
+    half = not options.full_precision
+    if name == _CLASSIFIER:
+        from t2i_tutorial.evaluation.classifier import AttributeClassifier
+
+        classifier = AttributeClassifier.from_pretrained(name)
+        return _print_path(export_classifier(classifier, output, half=half))
+    try:
+        model = _load(name, "cpu")
+    except UserError as e:
+        known = [*bundled_models(), _CLASSIFIER]
+        near = get_close_matches(name, known, 1)
+        if near and near[0] == _CLASSIFIER:
+            raise UserError(f"no model {name!r}; did you mean {_CLASSIFIER!r}?") from e
+        raise
+    title = _readable(Path(name).name or name)
+    _print_path(export_model(model, output, title, half, show_progress=True))
+
+
 def _models(options: ModelsOptions) -> None:
     "`t2i models`: a line for each bundled model."
     from t2i_tutorial.core import load_json
@@ -1057,6 +1112,7 @@ _COMMANDS = {
     "train": (TrainOptions, _train),
     "evaluate": (EvaluateOptions, _evaluate),
     "compare": (CompareOptions, _compare),
+    "export": (ExportOptions, _export),
     "models": (ModelsOptions, _models),
 }
 
@@ -1184,7 +1240,8 @@ def main(
         except ModuleNotFoundError as e:
             if (e.name or "").startswith("t2i_tutorial"):
                 raise
-            package = e.name if e.name == "wandb" else "'t2i-tutorial[train]'"
+            package = f"'t2i-tutorial[{_EXTRAS.get(e.name, 'train')}]'"
+            package = e.name if e.name == "wandb" else package
             _say(
                 f"t2i: this needs the package {e.name!r}, which is not installed; "
                 f"run: pip install {package}"

@@ -20,6 +20,10 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if p.name[0].isdigit()]
 LESSONS = [p for p in CHAPTERS if "default_exp" in p.read_text(encoding="utf-8")]
 
+REQUIREMENTS = [
+    f"{part}requirements" for part in ("", "train_", "export_", "dev_")
+]  # the last is for the book and the tests only
+
 
 def settings() -> dict:
     config = ConfigParser(delimiters=["="])
@@ -80,7 +84,7 @@ def test_versions_agree():
 
 def test_requirements_are_bounded_ranges():
     s = settings()
-    for key in ("requirements", "train_requirements", "dev_requirements"):
+    for key in REQUIREMENTS:
         for requirement in s[key].split():
             assert re.fullmatch(r"[\w.-]+(>=[\w.]+,)?<[\w.]+", requirement), requirement
 
@@ -110,9 +114,7 @@ def test_constraints_pin_every_requirement_within_its_range():
                 next(iter(r.specifier)).version
             )
     s = settings()
-    for text in " ".join(
-        s[k] for k in ("requirements", "train_requirements", "dev_requirements")
-    ).split():
+    for text in " ".join(s[k] for k in REQUIREMENTS).split():
         r = Requirement(text)
         versions = pins[r.name.lower().replace("_", "-")]
         assert all(r.specifier.contains(v) for v in versions), (text, versions)
@@ -422,7 +424,7 @@ def test_every_package_that_the_library_imports_is_required():
     """A package that is only there because another one brings it is missing in a plain
     installation (tokenizers was).
     """
-    listed = " ".join(settings()[k] for k in ("requirements", "train_requirements"))
+    listed = " ".join(settings()[k] for k in REQUIREMENTS[:3])
     required = {
         re.match(r"[\w.-]+", r)[0].lower().replace("-", "_") for r in listed.split()
     }
