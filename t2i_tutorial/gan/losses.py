@@ -293,7 +293,7 @@ class CLIPContrastiveLoss:
 
 # %% ../../nbs/24_gan_losses.ipynb #1d4b964a
 class PerceptualLoss:
-    "Squared distance of frozen features, absolute of pixels, {eq}`eq-losses-perceptual`."
+    "Distance of frozen features and of pixels, {eq}`eq-losses-perceptual`."
 
     def __init__(
         self,
