@@ -133,6 +133,22 @@ def test_steps_can_be_gone_back_to(started):
     assert started.problems == []
 
 
+def test_steps_that_are_opened_after_the_drawing_are_shown(started):
+    choose(started, "imagen", steps=2)
+    summary = "summary:has-text('steps')"
+    panel = started.locator(f"details:has(> {summary})")
+    if panel.get_attribute("open") is not None:
+        started.click(summary)
+    canvas = "document.querySelector('canvas[aria-label*=noisy]').getContext('2d')"
+    started.evaluate(f"{canvas}.clearRect(0, 0, 32, 32)")
+    started.click("button[type=submit]")
+    said(started, "Drawn")
+    drawn = f"{canvas}.getImageData(0, 0, 32, 32).data.some((v) => v)"
+    assert not started.evaluate(drawn)
+    started.click(summary)
+    started.wait_for_function(drawn)
+
+
 @pytest.mark.parametrize(
     "prompt, words",
     [

@@ -558,12 +558,12 @@ class Playground {
     card.tools.hidden = false;
     card.line.textContent = this.python(model, options);
     if (!imagen) this.latent(done.z, options);
-    this.judge(card, await studio.ask("classify", { image: done.image }), options.prompt);
+    this.showVerdict(card, await studio.ask("classify", { image: done.image }), options.prompt);
     return done;
   }
 
   // What the attribute classifier finds, beside what the prompt states.
-  judge(card, logits, prompt) {
+  showVerdict(card, logits, prompt) {
     const stated = statedAttributes(prompt, this.found.attributes, this.found.parts);
     const rows = [];
     let right = 0;
@@ -626,7 +626,7 @@ class Playground {
         el("figcaption", {}, "predicted clean image"),
       ),
     );
-    return el(
+    const panel = el(
       "details",
       { class: "t2i-more" },
       el("summary", {}, "The Imagen's steps, and where each word is used"),
@@ -639,6 +639,8 @@ class Playground {
       ),
       this.maps,
     );
+    panel.addEventListener("toggle", () => this.showStep());
+    return panel;
   }
 
   stepped() {
