@@ -42,7 +42,7 @@ from t2i_tutorial.core import (
 )
 from .data import MAX_CAPTION
 from .diffusion.imagen import Imagen
-from .diffusion.noise import NoiseSchedule
+from .diffusion.noise import PREDICTION_TYPES, NoiseSchedule
 from t2i_tutorial.diffusion.samplers import (
     SAMPLERS,
     _amplitudes,
@@ -310,17 +310,17 @@ def _network_jobs(model: TextToImage) -> dict[str, tuple]:
     tokens, pooled = text(ids)
     texts = {"tokens": tokens, "weights": torch.ones(tokens.shape[:2])}
     texts["pooled"], size = pooled, model.config.size
-    found = {"text": (text, {"ids": ids}, ("tokens", "pooled"), ("ids",))}
+    per_token = ("tokens", "weights")
+    jobs = {"text": (text, {"ids": ids}, ("tokens", "pooled"), ("ids",))}
     if isinstance(model, GigaGAN):
         inputs = {"z": torch.ones(1, model.config.generator.z_dim), **texts}
         inputs["psi"], outputs = torch.ones(1), ("image", "maps")
-        found["generator"] = GeneratorModule(model), inputs, outputs
+        jobs["generator"] = GeneratorModule(model), inputs, outputs, per_token
     else:
         inputs = {"xt": torch.ones(1, 3, size, size), "t": torch.tensor([1]), **texts}
-        found["denoiser"] = DenoiserModule(model), inputs, ("prediction", "maps")
-    return {
-        k: v if k == "text" else (*v, ("tokens", "weights")) for k, v in found.items()
-    }
+        outputs = ("prediction", "maps")
+        jobs["denoiser"] = DenoiserModule(model), inputs, outputs, per_token
+    return jobs
 
 
 def _describe(path: Path) -> dict:
@@ -447,16 +447,16 @@ class ExportedModel:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:  # x0, next batch, maps
         "An Imagen's steps, by the table."
         s = self.settings
+        kind = check_choice("prediction_type", s["prediction_type"], PREDICTION_TYPES)
         x, previous = noise(), 0.0
         for t, alpha, sigma, a, b, c, d in s["samplers"][sampler][str(num_steps)]:
             at = np.array([t], np.int64)
             y, maps = self.run("denoiser", xt=x, t=at, **text)
-            x0 = {
-                "v": lambda y, x=x, alpha=alpha, sigma=sigma: alpha * x - sigma * y,
-                "x0": lambda y: y,
-                "eps": lambda y, x=x, alpha=alpha, sigma=sigma: (x - sigma * y) / alpha,
-            }[s["prediction_type"]](y)
-            x0 = x0[1:] + guidance_scale * (x0[:1] - x0[1:])  # u + w (c - u)
+            if kind == "v":
+                y = alpha * x - sigma * y
+            elif kind == "eps":
+                y = (x - sigma * y) / alpha
+            x0 = y[1:] + guidance_scale * (y[:1] - y[1:])  # u + w (c - u)
             x0 = self.threshold(x0)
             x = a * x + b * x0 + c * previous + (d * noise() if d else 0)
             x, previous = x.astype(np.float32), x0
