@@ -293,12 +293,12 @@ class CLIPContrastiveLoss:
 
 # %% ../../nbs/24_gan_losses.ipynb #1d4b964a
 class PerceptualLoss:
-    "Squared distance of frozen features and of pixels, {eq}`eq-losses-perceptual`."
+    "Distance of frozen features and of pixels, {eq}`eq-losses-perceptual`."
 
     def __init__(
         self,
         clip: CLIP | FrozenTower,  # a model is copied and frozen, a tower shared
-        pixels: float = 5.0,  # lambda: weight of the pixels against the features
+        pixels: float = 2.5,  # lambda: weight of the pixels against the features
     ):
         if pixels < 0:
             raise UserError(f"pixels must be at least 0, not {pixels}; it is a weight")
@@ -333,12 +333,12 @@ class PerceptualLoss:
             with torch.no_grad():
                 real_features = self.features(real[-1])
 
-        def distance(a_maps, b_maps):
-            each = [(a - b).square().flatten(1) for a, b in zip(a_maps, b_maps)]
-            return torch.stack([e.mean(1) for e in each]).mean(0)
+        def distance(power, a_maps, b_maps):
+            each = [(a - b).abs() ** power for a, b in zip(a_maps, b_maps)]
+            return torch.stack([e.flatten(1).mean(1) for e in each]).mean(0)
 
-        in_features = distance(self.features(images[-1]), real_features)
-        return in_features + self.pixels * distance(images, real)
+        in_features = distance(2, self.features(images[-1]), real_features)
+        return in_features + self.pixels * distance(1, images, real)
 
 # %% ../../nbs/24_gan_losses.ipynb #3365a7b5
 def _mean_softplus_difference(
