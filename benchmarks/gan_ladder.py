@@ -4,10 +4,11 @@
         [--part 1/2] [--only NAME ...] [--fresh]
 
 Every rung of `ABLATION_LADDER`, and the faults of the project that this book retells,
-trained from random weights with the same images, updates and seeds, and measured on the
-validation split along the way. One JSON a run; a run whose JSON is there is not made
-again, and one that was stopped goes on from its last checkpoint. `--part 1/2` and
-`--part 2/2` share the runs between two processes of one core each.
+trained from random weights with the same images, updates and seeds; measured on the
+validation split along the way and on the test split at the end. One JSON a run; a run
+whose JSON is there is not made again, and one that was stopped goes on from its last
+checkpoint. `--part 1/2` and `--part 2/2` share the runs between two processes of one
+core each.
 """
 
 import argparse
@@ -24,15 +25,26 @@ from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP, git_commit, hardware_info
 from t2i_tutorial.core import RESULTS_DIR, save_json, save_tensors, to_uint8
 from t2i_tutorial.evaluation.classifier import AttributeClassifier
-from t2i_tutorial.evaluation.metrics import lpips_distance, mean_with_interval
-from t2i_tutorial.experiments import SAMPLE_PROMPTS, quick_evaluate
+from t2i_tutorial.evaluation.metrics import (
+    clip_cosines,
+    lpips_distance,
+    mean_with_interval,
+)
+from t2i_tutorial.evaluation.quality import load_feature_network, measure_quality
+from t2i_tutorial.evaluation.report import prompt_accuracy, stated_matches
+from t2i_tutorial.experiments import SAMPLE_PROMPTS
 from t2i_tutorial.gan import gigagan
 from t2i_tutorial.gan.config import ABLATION_LADDER, GIGAGAN_PRESETS
 from t2i_tutorial.gan.gigagan import GigaGAN, train_gigagan
 from t2i_tutorial.gan.losses import CLIPContrastiveLoss
 from t2i_tutorial.text import full_caption
 
-COMMON = {"train.max_checkpoints": 5, "train.sample_every": 0, "train.ema_decay": 0.99}
+COMMON = {
+    "num_images": 10_000,
+    "train.max_checkpoints": 5,
+    "train.sample_every": 0,
+    "train.ema_decay": 0.99,
+}
 TEXT, MATCHING = ABLATION_LADDER["text"], ABLATION_LADDER["matching"]
 FAULTS = {
     "discriminator without text": TEXT | {"text_conditional_discriminator": False},
@@ -71,7 +83,9 @@ CLASSES = {
 def all_runs(seeds: list[int], steps: int) -> dict[str, dict]:
     "The settings of each run by its name; one seed after the other."
     kinds = ABLATION_LADDER | FAULTS
-    steps = {"train.max_steps": steps, "train.save_every": steps // 5}
+    backbone = {"discriminator.vision_aided_model": "critters-clip"}
+    kinds["vision-aided"] = kinds["vision-aided"] | backbone
+    steps = {"train.max_steps": steps, "train.save_every": steps // 4}
     return {
         f"{name}, seed {seed}": COMMON | steps | changes | {"train.seed": seed}
         for seed in seeds
@@ -79,19 +93,37 @@ def all_runs(seeds: list[int], steps: int) -> dict[str, dict]:
     }
 
 
-def measure(model: GigaGAN, classifier: AttributeClassifier, n: int) -> dict:
-    "Alignment and quality on the validation split; how far from *the* real image."
-    found = quick_evaluate(model, n, 27, classifier, "val")
-    drawn = critters.sample_critters(n, model.config.size, seed=27, split="val")
-    images = model.sample([full_caption(c) for c in drawn.critters], seed=27)
-    pairs = lpips_distance(images, drawn.images)
-    shuffled = lpips_distance(images, drawn.images.roll(1, 0))
-    found["lpips_to_own"] = asdict(mean_with_interval(pairs))
-    found["lpips_to_other"] = asdict(mean_with_interval(shuffled))
-    return found
+def measure(model: GigaGAN, classifier: AttributeClassifier, n: int, split: str):
+    "Alignment, quality and LPIPS on prompts of one split, from one set of images."
+    asked, others = (
+        critters.sample_critters(n, model.config.size, seed=s, split=split)
+        for s in (27, 2700)
+    )
+    prompts = [full_caption(c) for c in asked.critters]
+    images = model.sample(prompts, seed=27 if split == "val" else 270)
+    found = prompt_accuracy(classifier, images, asked.critters, asked.images)
+    network = load_feature_network("dead-leaves")  # bundled: no download
+    found |= measure_quality(network, images, others.images, asked.images)
+    scorer = CLIP.from_pretrained("critters-clip-score")  # no part in any training
+    numbers = {
+        "clip_score": clip_cosines(scorer, images, prompts)[0],
+        "lpips_to_own": lpips_distance(images, asked.images),
+        "lpips_to_other": lpips_distance(images, asked.images.roll(1, 0)),
+    }
+    found |= {k: mean_with_interval(v) for k, v in numbers.items()}
+    matches = stated_matches(classifier, images, asked.critters)
+    bits = {k: "".join("01"[int(x)] for x in v) for k, v in matches.items()}
+    return {k: asdict(v) for k, v in found.items()} | {"prompt_by_prompt": bits}
 
 
-def run(name: str, settings: dict, folder: Path, n: int, fresh: bool) -> None:
+def run(
+    name: str,
+    settings: dict,
+    folder: Path,
+    classifier: AttributeClassifier,
+    n: int,
+    fresh: bool,
+) -> None:
     "Train one run, measure its checkpoints, write its JSON and sheet."
     path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
     if path.exists() and not fresh:
@@ -103,13 +135,14 @@ def run(name: str, settings: dict, folder: Path, n: int, fresh: bool) -> None:
     cls = CLASSES.get(name.rpartition(",")[0], GigaGAN)
     with patch.object(gigagan, "GigaGAN", cls):
         model, history = train_gigagan("tiny", "critters", training, settings, going_on)
-    classifier, along = AttributeClassifier.from_pretrained(), {}
+    along = {}
     saved = sorted((training / "checkpoints").iterdir())
     for checkpoint in saved[:-1]:
         load_weights(model, checkpoint)
-        along[int(checkpoint.name[5:])] = measure(model.eval(), classifier, n // 2)
+        step = int(checkpoint.name[5:])
+        along[step] = measure(model.eval(), classifier, n // 3, "val")
     load_weights(model, saved[-1])
-    final = measure(model.eval(), classifier, n)
+    final = measure(model.eval(), classifier, n, "test")
     sheet = model.sample(list(SAMPLE_PROMPTS), seed=0, share_noise=True)
     save_tensors(path.with_suffix(".safetensors"), {"images": to_uint8(sheet)}, {})
     record = {
@@ -134,18 +167,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="1/1", help="which share, like 1/2")
     parser.add_argument("--only", nargs="+", help="names of rungs or faults")
-    parser.add_argument("--steps", type=int, default=1500, help="updates of a run")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of a run")
     parser.add_argument("--num-images", type=int, default=500)
     parser.add_argument("--fresh", action="store_true", help="make them again")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     options.output.mkdir(parents=True, exist_ok=True)
+    classifier = AttributeClassifier.from_pretrained()
+    lpips_distance(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))  # at hand?
     runs = all_runs(options.seeds, options.steps)
     if options.only:
         runs = {k: v for k, v in runs.items() if k.rpartition(",")[0] in options.only}
     for name, settings in list(runs.items())[part - 1 :: parts]:
         print(name, flush=True)
-        run(name, settings, options.output, options.num_images, options.fresh)
+        run(
+            name,
+            settings,
+            options.output,
+            classifier,
+            options.num_images,
+            options.fresh,
+        )
 
 
 if __name__ == "__main__":
