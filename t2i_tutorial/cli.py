@@ -69,6 +69,7 @@ class _UsageError(Exception):
 _Word = tyro.conf.Positional[str]
 _Text = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 _Whole = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+_Prompts = Annotated[int | str | None, tyro.conf.arg(metavar="INT|FILE")]
 _Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
@@ -152,8 +153,9 @@ class CompareOptions:
     "another one"
     split: _Text = None
     "val to choose; test to report; test, or that of saved images, if not given"
-    prompts: _Whole = None
-    "different prompts, 40 to 10000; 2000, or those of saved images, if not given"
+    prompts: _Prompts = None
+    """different prompts of critters, 40 to 10000; or a text file with prompts of your
+    own, one a line; 2000, or those of saved images, if not given"""
     batch_size: _Whole = None
     "prompts at a time; with the seed it determines the noise; 500 if not given"
     seed: _Whole = None
@@ -163,9 +165,10 @@ class CompareOptions:
     device: _Text = None
     "cpu, cuda or mps; the best available if not given"
     output: _Text = None
-    "JSON to write the differences to"
+    """folder to write comparison.json, table.md and sheet.png (the first 16 prompts)
+    to; a name that ends in .json is a file of the differences only"""
     overwrite: bool = False
-    "replace the file if it exists"
+    "replace the file, or an earlier comparison in the folder"
 
 
 @dataclass(frozen=True)
@@ -365,29 +368,36 @@ def _check_output(
     "Raise `UserError` unless a new file of this kind can be written there."
     from t2i_tutorial.core import UserError
 
-    path = Path(output)
-    folder, name = str(path.parent), repr(output)
+    path, name = Path(output), repr(output)
     if not output:
         raise UserError(f"{option} is empty; name a file, or leave it out")
     if path.is_dir():
         raise UserError(f"the output {name} is a folder; name a file")
     if path.suffix.lower() != suffix:
         raise UserError(f"the output {name} must end in {suffix}, after a name")
-    if not path.parent.is_dir():
-        raise UserError(
-            f"the output folder {folder!r} does not exist; make it, or name another"
-        )
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as e:
-        raise UserError(
-            f"the output folder {folder!r} cannot be written to ({e.strerror}); "
-            "name another"
-        ) from e
+    _check_writable(path.parent)
     if os.path.lexists(path) and not overwrite:
         raise UserError(f"the output {name} exists; name another, or give --overwrite")
     return path
+
+
+def _check_writable(folder: Path) -> None:
+    "Raise `UserError` unless files can be made in a folder."
+    from t2i_tutorial.core import UserError
+
+    name = repr(str(folder))
+    if not folder.is_dir():
+        raise UserError(
+            f"the output folder {name} does not exist; make it, or name another"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise UserError(
+            f"the output folder {name} cannot be written to ({e.strerror}); "
+            "name another"
+        ) from e
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -739,36 +749,50 @@ def _generate_images(
     from t2i_tutorial.evaluation.report import generate_evaluation_images
 
     given = _sampling_options(sampling, model.model_type)
-    given["batch_size"] = options.batch_size
-    used = {k: v for k, v in _used_settings(given, model.config).items()}
-    del used["batch_size"]
+    batch_size = options.batch_size
     return generate_evaluation_images(
-        lambda prompts, seed: _sample(model, prompts, seed, given),
+        lambda p, seed: _sample(model, p, seed, given, batch_size=batch_size),
         options.prompts,
         size=model.config.size,
         split=options.split,
         seed=options.seed,
-        batch_size=options.batch_size,
-        model=_readable(_training_checkpoint(name) or name),
-        device=str(model.device),
-        **used,
+        batch_size=batch_size,
+        **_made_by(name, model, given),
     )
+
+
+def _made_by(name: str, model, sampling: dict) -> dict:
+    "What made images, for the record."
+    used = _used_settings(sampling, model.config)
+    model_name = _readable(_training_checkpoint(name) or name)
+    return {"model": model_name, "device": str(model.device)} | used
 
 
 def _compare(options: CompareOptions) -> None:
     "`t2i compare`: differences of two models, with intervals."
     from t2i_tutorial.core import UserError
-    from t2i_tutorial.evaluation.comparison import compare_images
 
     _check_packages("torchmetrics")
     if options.output is not None:
-        _check_output(options.output, ".json", options.overwrite)
+        _check_comparison_output(options.output, options.overwrite)
     names = options.first, options.second
     for word, name in zip(("FIRST", "SECOND"), names):
         if not name:
             raise UserError(f"{word} is empty; name a model, see t2i models")
     if _is_same(*names):
         raise UserError(f"{names[0]!r} is named twice; name two models")
+    own = isinstance(options.prompts, str)
+    compare = _compare_own_prompts if own else _compare_evaluations
+    images, found = compare(options, names)
+    print(found.table())
+    if options.output is not None:
+        _print_path(_write_comparison(options, images, found))
+
+
+def _compare_evaluations(options: CompareOptions, names: tuple[str, str]) -> tuple:
+    "Images and their `Comparison`, on prompts of a split of critters."
+    from t2i_tutorial.evaluation.comparison import compare_images
+
     _check_evaluation(replace(options, **_with_usual(options)))
     images = [_saved_images(name) for name in names]
     options = _as_saved(options, names, images)
@@ -780,11 +804,132 @@ def _compare(options: CompareOptions) -> None:
     sampling = SamplingOptions(seed=options.seed, device=options.device)
     for i, name in enumerate(names):
         images[i] = images[i] or _generate_images(name, models[i], options, sampling)
-    found = compare_images(*images, network=network)
-    print(found.table())
-    if options.output is not None:
-        written = _write_new(Path(options.output), found.save, options.overwrite)
-        _print_path(written)
+    return images, compare_images(*images, network=network)
+
+
+def _compare_own_prompts(options: CompareOptions, names: tuple[str, str]) -> tuple:
+    "Images and their `Comparison`, on prompts of a file."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.evaluation.comparison import compare_prompts
+
+    for name in ("split", "feature_network"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} changes nothing for a file of prompts; "
+                "leave it out"
+            )
+    prompts = _read_prompts(options.prompts)
+    options = replace(options, prompts=None)
+    options = replace(options, **_with_usual(options))
+    _check_evaluation(options)
+    for name in names:
+        if _saved_images(name):
+            raise UserError(
+                f"{name!r} holds images that were generated before, for other prompts; "
+                "with a file of prompts name two models"
+            )
+    models = [_load(name, options.device) for name in names]
+    images = [_generate_own(n, m, prompts, options) for n, m in zip(names, models)]
+    return images, compare_prompts(*images)
+
+
+def _generate_own(name: str, model, prompts: list[str], options: CompareOptions):
+    "The images of prompts of one's own, by a model."
+    from t2i_tutorial.core import to_uint8
+    from t2i_tutorial.evaluation.report import EvaluationImages, generate_images
+
+    sampling = SamplingOptions(seed=options.seed, device=options.device)
+    given, size = _sampling_options(sampling, model.model_type), model.config.size
+    more = {"batch_size": options.batch_size, "show_progress": True}
+    images = generate_images(
+        lambda p, seed: _sample(model, p, seed, given, **more),
+        prompts,
+        size,
+        options.seed,
+        options.batch_size,
+    )
+    settings = _made_by(name, model, given) | {"seed": options.seed}
+    return EvaluationImages(
+        {"prompts": to_uint8(images)}, {"prompts": prompts}, settings
+    )
+
+
+_MAX_PROMPTS = 10_000
+
+
+def _read_prompts(file: str) -> list[str]:
+    "Different prompts of a text file, one a line; raises `UserError`."
+    from t2i_tutorial.core import UserError, clean_text
+    from t2i_tutorial.data import _read_text
+    from t2i_tutorial.hub import check_prompts
+
+    path, found = Path(file).expanduser(), []
+    if not path.is_file():
+        raise UserError(
+            f"--prompts {file!r} is neither a whole number nor a text file; "
+            "check the path"
+        )
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if clean_text(line):
+            try:
+                found += check_prompts([line])
+            except UserError as e:
+                raise UserError(f"{file!r}, line {number}: {e}") from e
+    prompts = list(dict.fromkeys(found))
+    if not prompts:
+        raise UserError(f"{file!r} holds no prompts; write one a line")
+    if len(prompts) > _MAX_PROMPTS:
+        raise UserError(
+            f"{file!r} holds {len(prompts)} prompts, more than {_MAX_PROMPTS}; "
+            "shorten it"
+        )
+    if twice := len(found) - len(prompts):
+        message = f"{file!r} repeats prompts; left out: {twice} lines"
+        warnings.warn(message, stacklevel=2)
+    return prompts
+
+
+_COMPARISON_FILES = ("comparison.json", "sheet.png", "table.md")
+
+
+def _check_comparison_output(output: str, overwrite: bool) -> None:
+    "Raise `UserError` unless a comparison can be written there, file or folder."
+    from t2i_tutorial.core import UserError
+
+    path, name = Path(output), repr(output)
+    suffix = path.suffix.lower()
+    if not output or suffix == ".json":
+        _check_output(output, ".json", overwrite)
+        return
+    if suffix in (".md", ".png", ".txt") or path.is_file():
+        raise UserError(f"the output {name} must end in .json, or be a folder")
+    if path.resolve() == Path.cwd():
+        raise UserError(f"the output {name} is the current folder; name another")
+    there = os.listdir(path) if path.is_dir() else []
+    if other := sorted(set(there) - set(_COMPARISON_FILES)):
+        raise UserError(
+            f"the output folder {name} holds something else, {other[0]!r}; name another"
+        )
+    if there and not overwrite:
+        raise UserError(f"the output {name} exists; name another, or give --overwrite")
+    _check_writable(path.resolve().parent)
+
+
+def _write_comparison(options: CompareOptions, images: list, found) -> Path:
+    "Write one file, or a folder, wholly or not at all; returns where it is."
+    from t2i_tutorial.checkpoints import atomic_directory
+    from t2i_tutorial.evaluation.comparison import comparison_sheet
+
+    path = Path(options.output)
+    if path.suffix.lower() == ".json":
+        return _write_new(path, found.save, options.overwrite)
+    _check_comparison_output(options.output, options.overwrite)  # hours may have passed
+    data, sheet, table = _COMPARISON_FILES
+    with atomic_directory(path.resolve()) as folder:
+        found.save(folder / data)
+        comparison_sheet(*images).savefig(folder / sheet, facecolor="white")
+        (folder / table).write_text(found.table() + "\n", encoding="utf-8")
+    return path
 
 
 def _is_same(first: str, second: str) -> bool:

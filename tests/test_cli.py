@@ -621,7 +621,7 @@ def quick(monkeypatch):
 
 
 def _raise(error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail
@@ -847,7 +847,12 @@ def test_compare_prints_and_saves_differences(t2i, folder, quick, tmp_path):
         (["a", "b", "c"], "unexpected 'c'"),
         (["a", "b", "--prompts", 39], "--prompts must be a whole number from 40"),
         (["a", "b", "--split", "tset"], "did you mean 'test'"),
-        (["a", "b", "--output", "x.txt"], "must end in .json"),
+        (["a", "b", "--output", "x.txt"], "must end in .json, or be a folder"),
+        (["a", "b", "--output", ""], "--output is empty"),
+        (["a", "b", "--output", "."], "is the current folder"),
+        (["a", "b", "--output", "none/x"], "none' does not exist; make it"),
+        (["a", "b", "--prompts", "many"], "neither a whole number nor a text file"),
+        (["a", "b", "--prompts", ".."], "neither a whole number nor a text file"),
         (["", "b"], "FIRST is empty"),
         (["a", ""], "SECOND is empty"),
         (["a", "b", "--prompts", 10_001], "from 40 to 10000"),
@@ -859,6 +864,139 @@ def test_compare_refuses(t2i, monkeypatch, arguments, part):
         cli, "_generate_images", lambda name, *_: cli._load(name, "cpu")
     )
     refused(t2i("compare", *arguments), part)
+
+
+OWN = ("a red cat", "a red cat that plays the violin", "a big blue owl")
+
+
+@pytest.fixture
+def own(t2i):
+    "A file of three prompts, one of them not of our grammar."
+    Path("own.txt").write_text("\n\n".join(OWN) + "\n \n", encoding="utf-8")
+    return "own.txt"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    "As `folder`, with twice as many pixels a side."
+    config = apply_overrides(imagen_preset("tiny").model_config, {"size": "32"})
+    torch.manual_seed(1)
+    return Imagen(config).save_pretrained(tmp_path_factory.mktemp("model") / "large")
+
+
+def test_compare_on_prompts_of_a_file_writes_a_folder(t2i, folder, large, own):
+    words = ("compare", folder, large, "--prompts", own, "--seed", 5)
+    code, out, err = t2i(*words, "--output", "both")
+    assert code == 0 and out.endswith("\nboth\n"), err
+    names = {p.name for p in Path("both").iterdir()}
+    assert names == {"comparison.json", "sheet.png", "table.md"}
+    found = load_json("both/comparison.json")
+    assert found["prompts"] == list(OWN) and found["num_images"] == 3
+    assert found["split"] is found["feature_network"] is None
+    assert (found["first"], found["second"]) == (str(folder), str(large))
+    rows = {d["measure"]: d for d in found["differences"]}
+    assert set(rows) >= {"all stated", "species", "CLIP score (cosine)"}
+    assert rows["size"]["ci_low"] is None  # one prompt states it
+    assert rows["species"]["ci_low"] is not None
+    table = Path("both/table.md").read_text(encoding="utf-8")
+    assert out == f"{table}both\n" and "| quality | not measured" in table
+    assert "| attributes | 1 of 3 prompts state none" in table
+    assert "| intervals | rough" in table
+    sheet = Image.open("both/sheet.png")  # 32 pixels, five times, two and a gap of 2
+    assert sheet.size == (3 * (160 + 8), 22 + 5 * 66 + 13 * 2 + 8)
+    refused(t2i(*words, "--output", "both"), "'both' exists", "--overwrite")
+    for output in ("both", "list.json"):
+        assert t2i(*words, "--overwrite", "--output", output)[0] == 0
+    assert load_json("list.json") == load_json("both/comparison.json") == found
+
+
+def test_compare_shows_what_the_models_draw(t2i, folder, large, own):
+    "The same prompts and seed as `t2i generate`, the first model above."
+    from t2i_tutorial.evaluation.comparison import comparison_sheet
+
+    pair, sizes = [], {folder: 16, large: 32}
+    options = cli.CompareOptions(first="", second="", seed=5, batch_size=2)
+    for name in sizes:
+        model = cli._load(str(name), "cpu")
+        pair.append(cli._generate_own(str(name), model, list(OWN), options))
+        again = cli._generate_own(str(name), model, list(OWN), options)
+        assert torch.equal(pair[-1].images["prompts"], again.images["prompts"])
+        assert pair[-1].size == sizes[name] and len(pair[-1]) == 3
+    figure = comparison_sheet(*pair, n=2)
+    title, *captions = reversed([t.get_text() for t in figure.texts])
+    assert title.startswith("above: ") and "below: " in title
+    assert title.count("…") == 2 and "tiny, below" in title and title.endswith("large")
+    assert [c.replace("\n", " ") for c in captions[::-1]] == list(OWN[:2])
+    sheet = figure.axes[0].get_images()[0].get_array()
+    w = (figure.get_figwidth() * 100 - 16) / 2
+    scale = round(w / 32)
+    first, second = (g.images["prompts"][0].permute(1, 2, 0).numpy() for g in pair)
+    for y, image, factor in ((0, first, 2 * scale), (34 * scale, second, scale)):
+        side = 32 * scale
+        shown = sheet[22 + y : 22 + y + side : factor, 0:side:factor, :3]
+        assert (shown == image).all()
+
+
+def test_compare_on_prompts_of_a_file_looks_before_it_samples(
+    t2i, folder, large, own, saved, monkeypatch
+):
+    monkeypatch.setattr(Imagen, "sample", _raise(AssertionError("sampled")))
+    monkeypatch.setattr(cli, "_MAX_PROMPTS", 2)
+    for name, content in {
+        "empty.txt": b"\n \n\xe2\x80\x8b\n",
+        "latin.txt": b"a cat\n\na caf\xe9\n",
+        "long.txt": b"a cat\n" + b"a" * 1001,
+    }.items():
+        Path(name).write_bytes(content)
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    cases = {
+        (folder, large, own): ("'own.txt' holds 3 prompts, more than 2",),
+        (folder, large, "empty.txt"): ("'empty.txt' holds no prompts",),
+        (folder, large, "latin.txt"): ("'latin.txt', line 3", "not UTF-8"),
+        (folder, large, "long.txt"): ("'long.txt', line 2", "1001 characters"),
+    }
+    for (*models, file), parts in cases.items():
+        refused(t2i("compare", *models, "--prompts", file), *parts)
+    monkeypatch.setattr(cli, "_MAX_PROMPTS", 3)
+    words = ("compare", folder, large, "--prompts", own)
+    refused(t2i(*words, "--split", "val"), "--split changes nothing")
+    refused(t2i(*words, "--feature-network", "alexnet"), "--feature-network changes")
+    refused(t2i(*words, "--seed", -1), "--seed must be a whole number")
+    refused(t2i("compare", folder, saved, "--prompts", own), saved, "name two models")
+    refused(t2i("compare", folder, "nothing", "--prompts", own), "unknown model")
+    refused(t2i(*words, "--overwrite", "--output", "full"), "'mine.txt'; name another")
+    refused(t2i(*words, "--output", own), "must end in .json, or be a folder")
+    Path("plain").write_text("mine")
+    refused(t2i(*words, "--output", "plain"), "must end in .json, or be a folder")
+    assert Path("full/mine.txt").read_text() == Path("plain").read_text() == "mine"
+
+
+def test_compare_leaves_no_folder_where_writing_fails(
+    t2i, folder, large, own, monkeypatch
+):
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", _raise(OSError(28, "No space left"))
+    )
+    code, out, err = t2i("compare", folder, large, "--prompts", own, "--output", "both")
+    assert code == 2 and "cannot write" in err and "No space left" in err
+    assert {p.name for p in Path(".").iterdir()} == {own}
+
+
+def test_compare_merges_prompts_that_stand_twice(t2i):
+    Path("own.txt").write_bytes("\ufeffa cat\r\n a  cat\r\na dog\r\n".encode())
+    with pytest.warns(UserWarning, match="'own.txt' repeats prompts; left out: 1 l"):
+        assert cli._read_prompts("own.txt") == ["a cat", "a dog"]
+
+
+def test_compare_writes_a_folder_for_prompts_of_a_split(t2i, saved, quick):
+    shutil.copy(saved, "other.safetensors")
+    Path("both").mkdir()
+    code, out, err = t2i("compare", saved, "other.safetensors", "--output", "both")
+    assert code == 0, err
+    assert load_json("both/comparison.json")["feature_network"] == "dead-leaves"
+    width, height = Image.open("both/sheet.png").size
+    assert width == 8 * (6 * 16 + 8) and height > 2 * 6 * 33  # two rows of eight
 
 
 def test_compare_refuses_images_of_other_prompts(t2i, folder, quick):

@@ -27,6 +27,8 @@ from t2i_tutorial.evaluation.comparison import (
     Comparison,
     Difference,
     compare_images,
+    compare_prompts,
+    comparison_sheet,
 )
 from t2i_tutorial.evaluation.quality import load_feature_network, used_metrics
 
@@ -553,6 +555,58 @@ def test_a_model_is_equal_to_itself_and_worse_when_it_ignores_prompts(network):
     other = R.generate_evaluation_images(honest, **SMALL | {"seed": 1})
     with pytest.raises(UserError, match=r"differ in seed \(0 and 1\);"):
         compare_images(right, other)
+
+
+def images_of(prompts, size=32, seed=0, model="a"):
+    "Renders of prompts of the grammar, as a model's images of one's own prompts."
+    images = to_uint8(critters.render(R.matching_critters(prompts, seed), size, seed))
+    return R.EvaluationImages(
+        {"prompts": images}, {"prompts": prompts}, {"model": model}
+    )
+
+
+def test_comparison_of_own_prompts_says_what_it_measured():
+    shown = [f"a {c} {s}" for c in ("red", "blue") for s in ("cat", "owl", "duck")]
+    right, wrong = images_of(shown), images_of(shown[::-1], 64)
+    wrong = R.EvaluationImages(wrong.images, right.prompts, {"model": "b"})
+    found = compare_prompts(right, wrong)
+    rows = {d.measure: d for d in found.differences}
+    assert set(rows) == {
+        "species",
+        "body colour",
+        "all stated",
+        "CLIP score (cosine)",
+    }
+    assert rows["all stated"].difference > 0.8 and rows["all stated"].p < 0.1
+    assert rows["CLIP score (cosine)"].ci_low > 0
+    assert set(found.notes) == {"quality", "intervals"}
+    many = images_of([f"a {c} {s}" for c in critters.COLOURS for s in critters.SPECIES])
+    same = compare_prompts(many, many)
+    assert set(same.notes) == {"quality"} and len(many) > 40
+    assert all(d.difference == 0 and not d.differs for d in same.differences)
+    with pytest.raises(UserError, match="did not get the same prompts"):
+        compare_prompts(right, images_of(shown[:5]))
+
+
+def test_comparison_of_a_single_prompt_has_no_interval():
+    one = images_of(["a red cat"])
+    found = compare_prompts(one, images_of(["a red cat"], 64, model="b"))
+    assert {d.ci_low for d in found.differences} == {None}
+    assert not any(d.differs for d in found.differences) and "None" not in found.table()
+    other = R.EvaluationImages(one.images, {"prompts": ["xyz"]}, {})
+    (row,) = compare_prompts(other, other).differences
+    assert row.measure == "CLIP score (cosine)"
+
+
+def test_comparison_sheet_shows_at_most_so_many_prompts():
+    many = images_of([f"a {c} cat" for c in list(critters.COLOURS)[:9]])
+    for n, columns, rows in ((16, 8, 2), (8, 8, 1), (3, 3, 1)):
+        figure = comparison_sheet(many, many, n)
+        assert len(figure.texts) == min(n, 9) + 1
+        width, height = (round(100 * x) for x in figure.get_size_inches())
+        w = 32 * max(3, math.ceil(480 / (32 * columns)))
+        assert width == columns * (w + 8)
+        assert height == 22 + rows * (w * 66 // 32 + 13 + 8)
 
 
 def test_a_star_goes_by_p_where_there_is_one_and_by_the_interval_elsewhere():
