@@ -19,6 +19,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
 from t2i_tutorial import critters
 from t2i_tutorial.checkpoints import load_weights
@@ -70,8 +71,14 @@ class UnrelatedSpaces(GigaGAN):
         super().set_clip_negatives(captions, caption_key)
         other = CLIP.from_pretrained("critters-clip-score").eval()
         loss: CLIPContrastiveLoss = self.clip_loss
-        loss._encode = torch.no_grad()(other.requires_grad_(False).encode_text)
-        loss.vectors = loss._encode(loss.captions)
+        missing = loss.vectors.shape[1] - other.encode_text(["a cat"]).shape[1]
+
+        @torch.no_grad()
+        def encode(captions):
+            return F.pad(other.encode_text(captions), (0, missing))  # to equal lengths
+
+        loss._encode = encode
+        loss.vectors = encode(loss.captions)
 
 
 CLASSES = {
