@@ -14,6 +14,7 @@ core each.
 import argparse
 import shutil
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
@@ -139,10 +140,11 @@ def run(
     if fresh:
         shutil.rmtree(training, ignore_errors=True)
     going_on = (training / "checkpoints").is_dir()
+    start = time.process_time()
     cls = CLASSES.get(name.rpartition(",")[0], GigaGAN)
     with patch.object(gigagan, "GigaGAN", cls):
         model, history = train_gigagan("tiny", "critters", training, settings, going_on)
-    along = {}
+    spent, along = time.process_time() - start, {}
     saved = sorted((training / "checkpoints").iterdir())
     for checkpoint in saved[:-1]:
         load_weights(model, checkpoint)
@@ -159,6 +161,7 @@ def run(
         "num_images": n,
         "git_commit": git_commit(),
         "hardware": hardware_info(),
+        "cpu_seconds": round(spent, 1),  # without what an interrupted part took
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": history,
         "along": along,
