@@ -104,7 +104,7 @@ class CrossAttention2d(nn.Module):
         y = self.attn(positions, self.norm_tokens(tokens), mask)
         return x + rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])
 
-# %% ../nbs/08_attention.ipynb #4ecc11d8
+
 @torch.no_grad()
 def attention_weights(
     attn: MultiHeadAttention,

@@ -8,7 +8,7 @@ __all__ = ['TEXT_COLOUR', 'PALETTE', 'PACKAGE_DIR', 'BUNDLED_DIR', 'RESULTS_DIR'
            'show_table', 'slider_grid', 'check_whole_number', 'check_number', 'seed_everything', 'seeded_generator',
            'check_choice', 'check_image_size', 'get_device', 'atomic_write', 'save_json', 'load_json', 'save_tensors',
            'load_tensors', 'load_tensor_config', 'dataclass_from_dict', 'load_model_config', 'load_module',
-           'progress_bar']
+           'progress_bar', 'Diagram']
 
 # %% ../nbs/01_images.ipynb #dc70dc43
 #| code-fold: true
@@ -21,12 +21,14 @@ import re
 import secrets
 import unicodedata
 import warnings
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from html import escape
 from importlib.resources import files
 from io import BytesIO
 from math import ceil, inf, nan, prod
@@ -613,8 +615,7 @@ def load_json(
     except ValueError as e:
         raise UserError(f"{name} is not valid JSON: {e}; mend or remove it") from e
 
-# %% ../nbs/01_images.ipynb #2ef51983
-#| code-fold: true
+
 def save_tensors(
     path: str | os.PathLike,  # where to, for instance "model.safetensors"
     tensors: dict[str, Tensor],  # named tensors
@@ -862,3 +863,248 @@ def progress_bar(
     return tqdm(
         items, desc=description, total=total, leave=False, dynamic_ncols=True, delay=2
     )
+
+# %% ../nbs/01_images.ipynb #a2accde7
+#| code-fold: true
+_BOX_KINDS = {  # of a box in a diagram: colour, dashed border, name in the legend
+    "data": (TEXT_COLOUR, False, "data"),
+    "trained": (PALETTE[0], False, "trained"),
+    "frozen": (PALETTE[6], True, "frozen"),
+    "attention": (PALETTE[4], False, "trained, with attention"),
+    "operation": (PALETTE[5], False, "no weights"),
+    "loss": (PALETTE[1], False, "score or loss"),
+    "chapter": (PALETTE[2], False, "chapter"),
+}
+_TEXT_FILL = "var(--pst-color-text-base, currentColor)"  # of the theme, light or dark
+_LINE_COLOUR = "var(--pst-color-text-muted, currentColor)"
+_LINK_FILL = "var(--pst-color-link, currentColor)"
+
+
+def _svg_text(x, y, text: str, anchor="middle", fill=_LINE_COLOUR, size=12, weight=400):
+    "A line of text, escaped, with `*italic*` parts and maybe `_x`, a last subscript."
+    text = re.sub(r"\*(.+?)\*", r'<tspan font-style="italic">\1</tspan>', escape(text))
+    lower = r'<tspan dy="4" font-size="12" font-weight="400">\1</tspan>'
+    text = re.sub(r"_(\w)$", lower, text)
+    return (
+        f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{fill}" '
+        f'font-size="{size}" font-weight="{weight}">{text}</text>'
+    )
+
+
+def _svg_rect(x, y, w, h, colour: str, dashed: bool, radius=5.0, opacity=0.13) -> str:
+    "A rectangle with round corners, filled with a little of its colour."
+    dash = ' stroke-dasharray="5 3"' if dashed else ""
+    return (
+        f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius:g}" '
+        f'fill="{colour}" fill-opacity="{opacity}" stroke="{colour}"{dash}/>'
+    )
+
+
+def _route(a, b, sides: str, place: float, bend: float) -> list[tuple]:
+    "Corners of a line of horizontal and vertical parts, from box `a` to box `b`."
+    (ax, ay, aw, _), (bx, by, bw, _) = a, b
+    if not sides and min(ax + aw, bx + bw) - max(ax, bx) > 8:
+        sides = "bt" if by > ay else "tb"
+    sides, ends = sides or ("rl" if bx > ax else "lr"), []
+    facing = sides in ("rl", "lr", "bt", "tb")
+    for side, (x, y, w, h), (ox, oy, ow, oh) in zip(sides, (a, b), (b, a)):
+        (lo, n), (other, m) = ((y, h), (oy, oh)) if side in "lr" else ((x, w), (ox, ow))
+        shared = max(lo, other), min(lo + n, other + m)
+        if facing and shared[1] - shared[0] > 8:  # a straight line is possible
+            along = shared[0] + place * (shared[1] - shared[0])
+        else:
+            along = lo + n * (0.5 if facing else place)
+        across = {"l": x, "r": x + w, "t": y, "b": y + h}[side]
+        ends.append((across, along) if side in "lr" else (along, across))
+    (x0, y0), (x1, y1) = ends
+    if sides in ("tt", "bb"):  # around
+        far = min(y0, y1) - 40 * bend if sides == "tt" else max(y0, y1) + 40 * bend
+        turn = [(x0, far), (x1, far)]
+    elif not facing:
+        turn = [(x1, y0) if sides[0] in "lr" else (x0, y1)]
+    elif sides[0] in "lr":
+        x = x0 + bend * (x1 - x0)
+        turn = [(x, y0), (x, y1)] if abs(y1 - y0) > 0.5 else []
+    else:
+        y = y0 + bend * (y1 - y0)
+        turn = [(x0, y), (x1, y)] if abs(x1 - x0) > 0.5 else []
+    return [(x0, y0), *turn, (x1, y1)]
+
+
+def _svg_arrow(points: list, label: str, gradient: bool, before: bool) -> str:
+    "A line with round corners, a head at its end and a label at its longest part."
+    path, (x, y) = "M{:g} {:g}".format(*points[0]), points[-1]
+    lengths = [abs(c - a) + abs(d - b) for (a, b), (c, d) in zip(points, points[1:])]
+    for i, (bx, by) in enumerate(points[1:-1]):
+        for (ox, oy), n, to in zip((points[i], points[i + 2]), lengths[i:], "LQ"):
+            r = min(7, n / 2) / max(n, 1)
+            path += "L" if to == "L" else f"Q{bx:g} {by:g} "
+            path += f"{bx + r * (ox - bx):g} {by + r * (oy - by):g}"
+    colour = PALETTE[1] if gradient else _LINE_COLOUR
+    dash = ' stroke-dasharray="5 4"' if gradient else ""
+    dx, dy = (int(e > s) - int(e < s) for s, e in zip(points[-2], points[-1]))
+    head = [(x - 8 * dx - 4 * dy * s, y - 8 * dy - 4 * dx * s) for s in (1, -1)]
+    head = " ".join(f"{a:g},{b:g}" for a, b in [(x, y), *head])
+    svg = f'<path d="{path}L{x - dx:g} {y - dy:g}" fill="none" stroke="{colour}" '
+    svg += f'stroke-width="1.5"{dash}/><polygon points="{head}" fill="{colour}"/>'
+    k = lengths.index(max(lengths))
+    (x0, y0), (x1, y1) = points[k : k + 2]
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    if y0 == y1:
+        return svg + _svg_text(x, y + (-7 if before else 16), label)
+    x, anchor = (x - 7, "end") if before else (x + 7, "start")
+    return svg + _svg_text(x, y + 4, label, anchor)
+
+
+class Diagram:
+    "Boxes in a grid, joined by arrows: SVG in the colours of the page."
+
+    def __init__(
+        self,
+        title: str,  # short, for screen readers
+        description: str,  # what a reader who cannot see it should know
+        gap: tuple[int, int] = (40, 30),  # between columns and between rows
+    ):
+        self.title, self.description, self.gap = title, description, gap
+        self.boxes, self.arrows, self.groups = {}, [], {}
+
+    def box(
+        self,
+        name: str,  # by which arrows and groups refer to it
+        title: str,  # its first line, bold; `*x*` is italic, a last `_x` a subscript
+        *lines: str,  # below
+        at: tuple[int, int],  # row and column of its top left cell
+        kind: str = "trained",  # its colour: a key of `_BOX_KINDS`
+        span: tuple[int, int] = (1, 1),  # rows and columns
+        href: str = "",  # a chapter, without ending: "22_generator"
+        image: Float[Tensor, "3 h w"] | None = None,  # shown above the text
+    ) -> "Diagram":  # itself
+        "Add a box."
+        check_choice("kind of box", kind, _BOX_KINDS)
+        if name in self.boxes:
+            raise UserError(f"two boxes are named {name!r}; names must differ")
+        letters, lines = [len(line.replace("*", "")) for line in lines], (title, *lines)
+        w = 18 + max([8.3 * len(title.replace("*", "")), *(7 * n for n in letters)])
+        h, picture = 17 * len(lines) + 12, 0 if image is None else 72
+        self.boxes[name] = {"lines": lines, "at": at, "kind": kind, "span": span}
+        self.boxes[name] |= {"size": (max(w, picture + 10), h + picture)}
+        self.boxes[name] |= {"href": href, "image": image}
+        return self
+
+    def arrow(
+        self,
+        start: str,  # a box or a group
+        end: str,  # another one
+        label: str = "",  # beside the longest part of the line
+        sides: str = "",  # where it leaves and enters, two of t, b, l and r: "rl"
+        place: float = 0.5,  # 0 to 1, along those sides
+        bend: float = 0.5,  # where it turns, 0 to 1; with "tt" and "bb" how far away
+        gradient: bool = False,  # dashed, in the colour of losses
+        before: bool = True,  # the label above or to the left of the line
+    ) -> "Diagram":  # itself
+        "Add an arrow, of horizontal and vertical parts."
+        line = (sides, place, bend), (label, gradient, before)
+        self.arrows.append((start, end, *line))
+        return self
+
+    def group(
+        self,
+        name: str,  # written at its top, unless it begins with "_"
+        *boxes: str,  # what it contains
+        place: float = 0.0,  # of the name, 0 to 1 along the top
+    ) -> "Diagram":  # itself
+        "Draw a frame around boxes."
+        self.groups[name] = boxes, place
+        return self
+
+    def _layout(self) -> dict[str, tuple]:
+        "Left, top, width and height of every box and group."
+        edges = [[], []]  # of columns, of rows: start, end
+        for axis in (0, 1):
+            cells = [(b["at"], b["span"], b["size"]) for b in self.boxes.values()]
+            cells = [(a[1 - axis], n[1 - axis], size[axis]) for a, n, size in cells]
+            for i in range(max(k + n for k, n, _ in cells)):
+                start = edges[axis][-1][1] + self.gap[axis] if i else 0.0
+                sizes = [size for k, n, size in cells if k == i and n == 1]
+                edges[axis].append((start, start + max(sizes, default=0)))
+        places = {}
+        for name, b in self.boxes.items():
+            (r, c), (rows, columns) = b["at"], b["span"]
+            x, right = edges[0][c][0], edges[0][c + columns - 1][1]
+            y, bottom = edges[1][r][0], edges[1][r + rows - 1][1]
+            h = bottom - y if rows > 1 else b["size"][1]
+            places[name] = x, (y + bottom - h) / 2, right - x, h
+        for name, (inside, _) in self.groups.items():
+            x, y, w, h = zip(*(places[k] for k in inside))
+            right, bottom = (max(map(sum, zip(*p))) + 12 for p in ((x, w), (y, h)))
+            x, y = min(x) - 12, min(y) - (12 if name[0] == "_" else 28)
+            wider = max(0, 24 + 7.8 * len(name) - right + x) * (name[0] != "_")
+            places[name] = x - wider / 2, y, right - x + wider, bottom - y
+        return places
+
+    def _svg_box(self, box: dict, place: tuple) -> str:
+        "A box with its text, its image and its link."
+        (x, y, w, h), lines, image = place, box["lines"], box["image"]
+        (colour, dashed, _), top = _BOX_KINDS[box["kind"]], y + 4
+        radius = min(h / 2, 14) if box["kind"] == "data" else 5
+        svg = _svg_rect(*place, colour, dashed, radius)
+        if image is not None:
+            data = b64encode(_png(image, 64)).decode()
+            svg += f'<image x="{x + w / 2 - 32:g}" y="{y + 8:g}" width="64" '
+            svg += f'height="64" href="data:image/png;base64,{data}" '
+            svg += 'style="image-rendering: pixelated"/>'
+            top += 68
+        top += (y + h - top - 4 - 17 * len(lines)) / 2 + 13
+        for k, line in enumerate(lines):
+            style = (_TEXT_FILL, 12) if k else (_TEXT_FILL, 13, 600)
+            if box["href"] and not k:
+                style = (_LINK_FILL, *style[1:])
+            svg += _svg_text(x + w / 2, top + 17 * k, line, "middle", *style)
+        if not box["href"]:
+            return svg
+        style = 'style="text-decoration: none"'
+        return f'<a href="{escape(box["href"])}.html" {style}>{svg}</a>'
+
+    def svg(self) -> str:
+        "The drawing as one `<svg>` element, with a title and a description."
+        places, parts = self._layout(), []
+        for name in (name for arrow in self.arrows for name in arrow[:2]):
+            check_choice("box", name, places)
+        lines = [(_route(places[a], places[b], *r), *s) for a, b, r, s in self.arrows]
+        corners = [c for points, *_ in lines for c in points]
+        corners += [(x, y) for x, y, _, _ in places.values()]
+        corners += [(x + w, y + h) for x, y, w, h in places.values()]
+        (x0, x1), (y0, y1) = ((min(c) - 6, max(c) + 6) for c in zip(*corners))
+        for name, (_, place) in self.groups.items():
+            x, y, w, h = places[name]
+            parts.append(_svg_rect(x, y, w, h, _LINE_COLOUR, True, 10, 0))
+            title = "" if name[0] == "_" else name
+            style = ("start", _LINE_COLOUR, 12, 600)
+            parts.append(_svg_text(x + 12 + place * w, y + 18, title, *style))
+        parts += [_svg_arrow(*line) for line in lines]
+        parts += [self._svg_box(b, places[name]) for name, b in self.boxes.items()]
+        x, kinds = x0 + 6, dict.fromkeys(b["kind"] for b in self.boxes.values())
+        if len(kinds) > 1:
+            for colour, dashed, name in (_BOX_KINDS[k] for k in kinds):
+                parts.append(_svg_rect(x, y1 + 12, 16, 12, colour, dashed, 3))
+                parts.append(_svg_text(x + 22, y1 + 22.5, name, "start"))
+                x += 42 + 6.6 * len(name)
+            x1, y1 = max(x1, x - 14), y1 + 32
+        box = f'width="{x1 - x0:g}" height="{y1 - y0:g}" '
+        box += f'viewBox="{x0:g} {y0:g} {x1 - x0:g} {y1 - y0:g}"'
+        links = any(b["href"] for b in self.boxes.values())  # an image can have none
+        role = f'class="t2i-diagram" role="{"group" if links else "img"}"'
+        style = 'style="display: block; margin: auto; max-width: none"'
+        font = 'font-family="system-ui, sans-serif"'
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {role} {box} {style} {font}>'
+            f"<title>{escape(self.title)}</title>"
+            f"<desc>{escape(self.description)}</desc>{''.join(parts)}</svg>"
+        )
+
+    def _repr_html_(self) -> str:
+        frame = f'role="region" tabindex="0" aria-label="{escape(self.title)}"'
+        return f'<div {frame} style="overflow-x: auto">{self.svg()}</div>'
+
+    def __repr__(self) -> str:
+        return f"Diagram({self.title!r}, {len(self.boxes)} boxes)"

@@ -70,6 +70,7 @@ def test_every_page_exists_and_is_not_empty(book):
 @pytest.mark.parametrize("chapter", LESSONS)
 def test_a_chapter_shows_figures_and_library_cells(pages, chapter):
     own = [src for src, _ in pages[chapter].images if "_images" in src]
+    own += [c for c in pages[chapter].classes if "t2i-diagram" in c]
     cells = [
         "".join(c["source"])
         for c in json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))[
