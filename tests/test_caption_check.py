@@ -236,14 +236,16 @@ def test_sizes_and_modes(folder):
     add(folder, "large.png", noise)
     add(folder, "tiny.png", noise.convert("RGB").crop((0, 0, 20, 18)))
     add(folder, "plain.png", Image.new("RGB", (64, 64), "red"))
+    add(folder, "other.png", Image.new("RGB", (64, 64), (254, 1, 0)))
     report = check_data(folder)
     n = report.numbers
-    assert n["modes"] == {"L": 1, "P": 1, "RGB": 12, "RGBA": 1}
+    assert n["modes"] == {"L": 1, "P": 1, "RGB": 13, "RGBA": 1}
     assert n["smallest"] == [20, 18, "tiny.png"] and n["not_square"] == 2
     assert n["largest"] == [700, 300, "large.png"]
     assert report.findings["small images"] == ["tiny.png: 20 x 18 pixels"]
     assert report.findings["narrow images"] == ["large.png: 700 x 300 pixels"]
-    assert report.findings["one colour"] == ["plain.png"]
+    assert report.findings["one colour"] == ["plain.png", "other.png"]
+    assert "other.png" not in str(report.findings.get("near copies"))
     assert "white bars" in report.text()
     assert "edges are cut off" in check_data(folder, crop=True).text()
 
