@@ -1,4 +1,4 @@
-"""The command line `t2i`: generate, train, evaluate, compare, export, models.
+"""The command line `t2i`: generate, caption-check, train, evaluate and others.
 
 The options of each command are the fields of a dataclass, and those of a training are
 the fields of its configuration. Tyro turns both into options and help. A user's mistake
@@ -22,6 +22,7 @@ try:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from dataclasses import dataclass, field, fields, make_dataclass, replace
     from difflib import get_close_matches
+    from functools import partial
     from importlib import import_module
     from importlib.util import find_spec
     from itertools import count
@@ -172,15 +173,9 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    "Train a model and write it to a folder."
+class DataOptions:
+    "How images of one's own are read."
 
-    name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
-    "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
-    preset: _Text = None
-    "a named set of settings; the recorded model's if not given"
-    data: str = "critters"
-    "critters, a folder with a metadata.jsonl or .txt captions, or a hub data set"
     text_column: str = "text"
     "column of the captions in the data; several, with commas: a caption of each"
     split: str = "train"
@@ -189,6 +184,34 @@ class TrainOptions:
     "characters of a caption that are allowed; a longer one is refused"
     crop: bool = False
     "cut the middle out of an image that is no square, instead of white bars"
+
+
+@dataclass(frozen=True)
+class CaptionCheckOptions(DataOptions):
+    "Look at captioned images before a training: faults, copies, words."
+
+    data: Annotated[_Word, tyro.conf.arg(metavar="DATA")] = tyro.MISSING
+    "a folder with a metadata.jsonl or .txt captions, or a hub data set"
+    text_encoder: _Text = None
+    "the text encoder of the training, as its setting text_encoder; usual if not given"
+    sheet: _Text = None
+    "PNG to write a contact sheet to, of up to 48 images with their captions"
+    json: _Text = None
+    "JSON to write the report to, with every finding in full"
+    overwrite: bool = False
+    "replace files that exist"
+
+
+@dataclass(frozen=True)
+class TrainOptions(DataOptions):
+    "Train a model and write it to a folder."
+
+    name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
+    "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
+    preset: _Text = None
+    "a named set of settings; the recorded model's if not given"
+    data: str = "critters"
+    "critters, a folder with a metadata.jsonl or .txt captions, or a hub data set"
     output: _Text = None
     "folder to write to; runs/NAME-PRESET if not given"
     resume: bool = False
@@ -272,6 +295,7 @@ _POSITIONAL = {  # command -> its fields without a name, what they are called, a
         "FIRST and SECOND",
         "t2i compare critters-32 critters-32-gigagan",
     ),
+    CaptionCheckOptions: (("data",), "DATA", "t2i caption-check my-images"),
     TrainOptions: (("name",), "NAME", "t2i train imagen"),
     ExportOptions: (("model",), "MODEL", "t2i export critters-32"),
     ModelsOptions: ((), "", "t2i models"),
@@ -1077,7 +1101,43 @@ def _models(options: ModelsOptions) -> None:
         print("no text-to-image model is bundled; train one: t2i train imagen")
 
 
-# ---- train
+# ---- caption-check, train
+
+
+def _caption_check(options: CaptionCheckOptions) -> None:
+    "`t2i caption-check`: a report on images and captions."
+    from t2i_tutorial.caption_check import check_data
+    from t2i_tutorial.core import UserError, save_json
+    from t2i_tutorial.experiments import DEFAULT_TEXT_ENCODER
+    from t2i_tutorial.hub import load_text_encoder
+    from t2i_tutorial.training import _save_figure
+
+    sheet, report_file = options.sheet, options.json
+    if sheet is not None:
+        _check_output(sheet, ".png", options.overwrite, "--sheet")
+    if report_file is not None:
+        _check_output(report_file, ".json", options.overwrite, "--json")
+    if _readable(options.data) != options.data:
+        raise UserError(f"DATA {options.data!r} is no UTF-8; rename the folder")
+    encoder = options.text_encoder
+    if encoder is not None and not encoder:
+        raise UserError("--text-encoder is empty; name one, or leave it out")
+    report = check_data(
+        options.data,
+        options.split,
+        options.text_column.split(","),
+        options.max_caption,
+        options.crop,
+        load_text_encoder(encoder or DEFAULT_TEXT_ENCODER),
+    )
+    print(report.text())
+    if sheet is not None:
+        figure = report.contact_sheet()
+        write = partial(_save_figure, figure=figure)
+        _print_path(_write_new(Path(sheet), write, options.overwrite))
+    if report_file is not None:
+        write = partial(save_json, value=report.as_dict())
+        _print_path(_write_new(Path(report_file), write, options.overwrite))
 
 
 def _train(options: TrainOptions, settings: Sequence[str]) -> None:
@@ -1254,6 +1314,7 @@ def _example(name: str) -> str:
 
 _COMMANDS = {
     "generate": (GenerateOptions, _generate),
+    "caption-check": (CaptionCheckOptions, _caption_check),
     "train": (TrainOptions, _train),
     "evaluate": (EvaluateOptions, _evaluate),
     "compare": (CompareOptions, _compare),
@@ -1264,7 +1325,7 @@ _COMMANDS = {
 
 def _help() -> str:
     "What `t2i --help` prints."
-    lines = [f"  {name:10}{kind.__doc__}" for name, (kind, _) in _COMMANDS.items()]
+    lines = [f"  {name:15}{kind.__doc__}" for name, (kind, _) in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: t2i [--help] [--version] COMMAND ...",

@@ -785,6 +785,20 @@ def _compare(
             )
 
 
+def _find_captions(folder: Path, split: str, columns: Sequence[str]) -> Path:
+    "The metadata file of a split, or its folder if the captions are in .txt files."
+    with _files_can_be_read(folder):
+        splits = _splits(folder)
+    captions = splits[check_choice("split", split, splits)]
+    in_texts = captions.is_dir() and captions.name not in METADATA_FILES
+    if in_texts and columns != ["text"]:
+        raise UserError(
+            f"folder {str(captions)!r} has its captions in .txt files, which have "
+            f"no column {columns[0]!r}; leave out text_column"
+        )
+    return captions
+
+
 def _read_folder(
     folder: Path,
     split: str,
@@ -795,16 +809,9 @@ def _read_folder(
     "Check a folder and read it; `UserError` for the first fault."
     columns = _columns(text_column)
     _check_max_caption(max_caption)
-    with _files_can_be_read(folder):
-        splits = _splits(folder)
-    captions = splits[check_choice("split", split, splits)]
+    captions = _find_captions(folder, split, columns)
     groups: dict[str, tuple[str, ...]] = {}
     if captions.is_dir() and captions.name not in METADATA_FILES:
-        if columns != ["text"]:
-            raise UserError(
-                f"folder {str(captions)!r} has its captions in .txt files, which have "
-                f"no column {columns[0]!r}; leave out text_column"
-            )
         groups = _read_text_files(captions, max_caption)
     else:
         rows = read_metadata(captions, text_column, max_caption)
@@ -1612,6 +1619,26 @@ class StreamingImageTextDataset(IterableDataset):
             yield collate(torch.stack(pixels), captions, indices, seed, epoch, flip)
 
 # %% ../nbs/06_data.ipynb #04a21407
+def _source_kind(name: str) -> str:
+    "Whether a name stands for critters, a folder or a hub data set, or a `UserError`."
+    if name == "critters":
+        return name
+    with _files_can_be_read(name):
+        path = Path(name).expanduser()
+        exists, is_dir = path.exists(), bool(name) and path.is_dir()
+    if is_dir:
+        return "hub" if _is_parquet(path) else "folder"
+    if not exists and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return "hub"
+    if name and (exists or os.sep in name or name.startswith(".")):
+        _splits(path)
+    check_choice(
+        "source of images",
+        name,
+        ["critters", "a folder that exists", "a hub id such as owner/name"],
+    )
+
+
 def open_dataset(
     source: str | os.PathLike,  # "critters", a folder, or a hub id such as "owner/name"
     size: int = 64,  # pixels of a side
@@ -1625,23 +1652,11 @@ def open_dataset(
     "Open captioned images from any source; raises `UserError` if it cannot."
     name = os.fspath(source)
     given = {"text_column": text_column, "max_caption": max_caption, "crop": crop}
-    if name == "critters":
+    kind = _source_kind(name)
+    if kind == "critters":
         _refuse_for_critters(given)
         return ImageTextDataset.from_critters(n, size=size, split=split, **options)
     options |= {"size": size, "split": split, **given}
-    with _files_can_be_read(name):
-        path = Path(name).expanduser()
-        exists, is_dir = path.exists(), bool(name) and path.is_dir()
-    if is_dir and _is_parquet(path):
+    if kind == "hub":
         return ImageTextDataset.from_hub(name, **options)
-    if is_dir:
-        return ImageTextDataset.from_folder(path, **options)
-    if not exists and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
-        return ImageTextDataset.from_hub(name, **options)
-    if name and (exists or os.sep in name or name.startswith(".")):
-        _splits(path)
-    check_choice(
-        "source of images",
-        name,
-        ["critters", "a folder that exists", "a hub id such as owner/name"],
-    )
+    return ImageTextDataset.from_folder(Path(name).expanduser(), **options)

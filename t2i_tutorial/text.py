@@ -116,6 +116,12 @@ class TextCutWarning(UserWarning):
     "Some texts have more tokens than their encoder reads."
 
 
+def _token_counter(encoder):
+    "What counts the tokens of a text encoder or a tokenizer; None if nothing does."
+    counters = encoder, getattr(encoder, "tokenizer", None)
+    return next((c for c in counters if hasattr(c, "count_tokens")), None)
+
+
 def warn_cut(
     encoder,  # a text encoder or a tokenizer of this book
     texts: Sequence[str],
@@ -123,8 +129,7 @@ def warn_cut(
     noted: int = 0,  # no warning unless a text is longer than so many tokens
 ) -> int:  # tokens of the longest text, 0 if the encoder cannot count them
     "Warn, in one line, of texts that are longer than the encoder reads."
-    counters = encoder, getattr(encoder, "tokenizer", None)
-    counter = next((c for c in counters if hasattr(c, "count_tokens")), None)
+    counter = _token_counter(encoder)
     if counter is None:
         return 0
     texts, most = list(dict.fromkeys(texts)), max_length or counter.max_length

@@ -1583,10 +1583,12 @@ def test_evaluate_searches_all_training_images_of_a_record(
     assert code == 0 and "copies of 70 training images" in out
 
 
-@pytest.mark.parametrize("name", ["generate", "evaluate", "compare", "train"])
+@pytest.mark.parametrize(
+    "name", ["generate", "evaluate", "compare", "caption-check", "train"]
+)
 def test_help_explains_every_option(t2i, name):
     "Missing: `--help` of each command; those of a training's settings are above."
-    options = getattr(cli, f"{name.capitalize()}Options")
+    options, _ = cli._COMMANDS[name]
     text = " ".join(t2i(name, "--help")[1].replace("│", " ").split())
     for f in fields(options):
         shown = re.search(rf"(?:--{f.name.replace('_', '-')}|{f.name.upper()})\b", text)
