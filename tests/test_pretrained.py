@@ -22,7 +22,7 @@ PROMPTS = ["a blue and red dragon", "a small green cat, sleeping"]
 # of the tensors sorted by content
 CHECKSUMS = {
     "critters-32": ("cf5bc5fe835f5c3a", 172),
-    "critters-32-gigagan": ("ed9754230784974c", 235),
+    "critters-32-gigagan": ("4d95b88c699d96e2", 235),
     "critters-64": ("f55850f5ceaf7337", 172),
     "critters-clip": ("8a8a79f8a41dc234", 65),
     "critters-clip-score": ("552ad47a1a72ef4c", 62),
