@@ -785,13 +785,17 @@ def _compare(
             )
 
 
+def _in_text_files(captions: Path) -> bool:
+    "Whether these captions are a folder of .txt files and not a metadata file."
+    return captions.is_dir() and captions.name not in METADATA_FILES
+
+
 def _find_captions(folder: Path, split: str, columns: Sequence[str]) -> Path:
     "The metadata file of a split, or its folder if the captions are in .txt files."
     with _files_can_be_read(folder):
         splits = _splits(folder)
     captions = splits[check_choice("split", split, splits)]
-    in_texts = captions.is_dir() and captions.name not in METADATA_FILES
-    if in_texts and columns != ["text"]:
+    if _in_text_files(captions) and columns != ["text"]:
         raise UserError(
             f"folder {str(captions)!r} has its captions in .txt files, which have "
             f"no column {columns[0]!r}; leave out text_column"
@@ -811,7 +815,7 @@ def _read_folder(
     _check_max_caption(max_caption)
     captions = _find_captions(folder, split, columns)
     groups: dict[str, tuple[str, ...]] = {}
-    if captions.is_dir() and captions.name not in METADATA_FILES:
+    if _in_text_files(captions):
         groups = _read_text_files(captions, max_caption)
     else:
         rows = read_metadata(captions, text_column, max_caption)

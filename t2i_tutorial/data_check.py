@@ -28,7 +28,6 @@ from t2i_tutorial.core import (
 )
 from t2i_tutorial.data import (
     MAX_CAPTION,
-    METADATA_FILES,
     _check_max_caption,
     _columns,
     _csv_records,
@@ -38,6 +37,7 @@ from t2i_tutorial.data import (
     _flatten,
     _hub_columns,
     _image_files,
+    _in_text_files,
     _in_threads,
     _inside,
     _jsonl_records,
@@ -192,7 +192,7 @@ def list_entries(
     if kind == "hub":
         return _table_entries(name, split, columns, max_caption, faults), faults
     captions = _find_captions(Path(name).expanduser(), split, columns)
-    if captions.is_dir() and captions.name not in METADATA_FILES:
+    if _in_text_files(captions):
         return _described_entries(captions, max_caption, faults), faults
     return _listed_entries(captions, columns, max_caption, faults), faults
 

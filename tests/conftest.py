@@ -18,6 +18,24 @@ BOOK = ROOT / "_build" / "html"
 
 
 @pytest.fixture
+def t2i(tmp_path, monkeypatch, capsys):
+    "Run a command in an empty folder: (exit code, standard output, standard error)."
+    from t2i_tutorial import cli
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*arguments):
+        try:
+            code = cli.main([str(a) for a in arguments])
+        except SystemExit as e:
+            code = e.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
 def untyped():
     """Shape and type checks off, for a test that passes a wrong type on purpose and
     wants our own message.

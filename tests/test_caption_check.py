@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_tutorial import cli, critters
+from t2i_tutorial import critters
 from t2i_tutorial.caption_check import FINDINGS, check_data, count_captions
 from t2i_tutorial.clip import CLIP, CLIPTextEncoder
 from t2i_tutorial.core import UserError, load_json, to_pil
@@ -58,19 +59,9 @@ def named(items):
 
 
 @pytest.fixture
-def t2i(tmp_path, monkeypatch, capsys):
+def t2i(t2i):
     "Run `t2i caption-check` in an empty folder: exit code, output, errors."
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments):
-        try:
-            code = cli.main(["caption-check", *map(str, arguments)])
-        except SystemExit as e:
-            code = e.code
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(t2i, "caption-check")
 
 
 def refused(result, *parts):

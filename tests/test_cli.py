@@ -38,22 +38,6 @@ def folder(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def t2i(tmp_path, monkeypatch, capsys):
-    "Run a command in an empty folder: (exit code, standard output, standard error)."
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(a) for a in arguments])
-        except SystemExit as e:
-            code = e.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def refused(result, *parts):
     "Exit code 2, one line, these words in it."
     code, out, err = result
