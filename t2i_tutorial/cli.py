@@ -74,7 +74,7 @@ _Prompts = Annotated[int | str | None, tyro.conf.arg(metavar="INT|FILE")]
 _Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     "How images are sampled; an option that is not given is the model's own."
 
@@ -92,7 +92,7 @@ class SamplingOptions:
     "cpu, cuda or mps; the best available if not given"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerateOptions(SamplingOptions):
     "Generate images of a prompt and write them to one PNG."
 
@@ -112,7 +112,7 @@ class GenerateOptions(SamplingOptions):
     "width of each image in the file, in pixels"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(SamplingOptions):
     "Measure what was stated, quality, variety and copies of a model on critters."
 
@@ -144,7 +144,7 @@ class EvaluateOptions(SamplingOptions):
     "replace the file if it exists"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     "Compare two models on the same prompts, in pairs."
 
@@ -172,7 +172,7 @@ class CompareOptions:
     "replace the file, or an earlier comparison in the folder"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     "How images of one's own are read."
 
@@ -186,7 +186,7 @@ class DataOptions:
     "cut the middle out of an image that is no square, instead of white bars"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaptionCheckOptions(DataOptions):
     "Look at captioned images before a training: faults, copies, words."
 
@@ -202,7 +202,7 @@ class CaptionCheckOptions(DataOptions):
     "replace files that exist"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions(DataOptions):
     "Train a model and write it to a folder."
 
@@ -218,7 +218,7 @@ class TrainOptions(DataOptions):
     "continue from the newest checkpoint in the folder"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     "Write a model as ONNX, for other programs and for a page in a browser."
 
@@ -231,7 +231,7 @@ class ExportOptions:
     "store weights in 32 bits instead of 16"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelsOptions:
     "List the bundled models."
 

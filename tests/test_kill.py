@@ -170,7 +170,7 @@ def test_a_process_whose_partner_was_killed_says_so_in_one_line(error):
 
 def test_a_short_training_that_was_killed_can_be_repeated(tmp_path):
     "t2i train clip and classifier: nothing half-written has a name that counts."
-    folder, options = tmp_path / "run", cli.TrainOptions("clip")
+    folder, options = tmp_path / "run", cli.TrainOptions(name="clip")
 
     def train(aside, end=lambda: None):
         for name in ("model.safetensors", "run.json"):
