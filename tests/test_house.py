@@ -262,6 +262,15 @@ def test_figures_have_alt_text_and_british_spelling(path):
     assert not american, american
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_cell_does_not_return_the_figure_that_it_has_drawn(path):
+    "The page would show it twice: once as drawn, once as the value of the cell."
+    for cell in cells(path, "code"):
+        if "plt.subplots(" in cell:
+            last = cell.rstrip().splitlines()[-1]
+            assert last not in ("figure", "fig", "axes", "ax"), cell[:200]
+
+
 def test_public_names_have_docstrings():
     for path in sorted((ROOT / "t2i_tutorial").rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
