@@ -26,12 +26,13 @@ from t2i_tutorial.text import full_caption
 
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
 HIGH = (2.0, 3.0, 5.0, 7.5, 10.0)
+SOME = (2.0, 5.0, 10.0)
 VARIANTS = {
     "static": (SCALES, {"thresholding": "static"}),
     "dynamic": (SCALES[4:], {"thresholding": "dynamic"}),
-    "none": (HIGH, {"thresholding": "none"}),
-    "rescale 0.7": (HIGH, {"thresholding": "static", "guidance_rescale": 0.7}),
-    "interval": (HIGH, {"thresholding": "static", "guidance_interval": (0.2, 0.8)}),
+    "none": (SOME, {"thresholding": "none"}),
+    "rescale 0.7": (SOME, {"thresholding": "static", "guidance_rescale": 0.7}),
+    "interval": (SOME, {"thresholding": "static", "guidance_interval": (0.2, 0.8)}),
 }
 STEPS = {2.0: (8, 12, 50), 5.0: (8, 12, 50)}  # beside the usual number
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="critters-32")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--num-prompts", type=int, default=500)
+    parser.add_argument("--variants", nargs="+", help="names, like static; default all")
     options = parser.parse_args()
     path = options.output or RESULTS_DIR / options.model / "guidance.json"
     model = load_model(options.model, "cpu")
@@ -97,6 +99,8 @@ def main() -> None:
     }
     results = load_or_init_results(path, settings)
     runs = settings_of_runs(model.config.num_steps)
+    if options.variants:
+        runs = {k: v for k, v in runs.items() if k.split(", ")[0] in options.variants}
     for name, sampling in progress_bar(runs.items(), "settings"):
         if name in results["runs"]:
             continue
