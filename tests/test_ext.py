@@ -184,21 +184,67 @@ def test_every_exporting_chapter_has_an_api_section():
         assert f".. automodule:: t2i_tutorial.{module}" in source[0]
 
 
-def test_a_caption_belongs_to_the_picture_alone():
+def outputs(*said, caption="What is seen."):
+    """The outputs of one captioned cell as MyST-NB gives them to Sphinx.
+
+    Each in a figure, in each of the forms that a page may choose from.
+    """
     from docutils import nodes
 
-    def figure(*content):
-        return nodes.figure("", *content, nodes.caption("", "What is seen."))
+    forms = {
+        "text": lambda: nodes.literal_block("", "0.5"),
+        "image": lambda: nodes.image(uri="a.png"),
+        "drawing": lambda: nodes.raw("", "<div><svg></svg></div>", format="html"),
+        "frame": lambda: nodes.raw("", "<table></table>", format="html"),
+        "table": lambda: nodes.table(),
+        "widget": lambda: nodes.raw("", '<script type="x/jupyter.widget-view">'),
+    }
+    cell = nodes.container(nb_element="cell_code_output")
+    for kinds in said:
+        bundle = nodes.container(nb_element="mime_bundle")
+        for kind in kinds.split("+"):
+            part = forms[kind]()
+            bundle += nodes.container("", part, mime_type=f"x-{kind}")
+        cell += nodes.figure("", bundle, nodes.caption("", caption))
+    return cell
 
-    tree = nodes.section(
-        "",
-        figure(nodes.literal_block("", "0.5")),
-        figure(nodes.image(uri="a.png")),
-        figure(nodes.raw("", "<b>", format="html")),
-    )
-    nbdev_book.uncaption_text(None, tree)
-    assert [type(n).__name__ for n in tree.children] == [
-        "literal_block",
-        "figure",
-        "figure",
+
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        (["text"], []),
+        (["image+text"], [1]),
+        (["text", "image+text"], [1]),
+        (["image+text", "text"], [1]),
+        (["frame+text", "image+text"], [1]),
+        (["table+text", "drawing+text", "text"], [1]),
+        (["text", "widget+text"], [1]),
+        (["image+text", "image+text", "text"], [2]),
+        (["text", "frame+text"], [1]),
+        (["frame+text", "table+text"], [1]),
+    ],
+)
+def test_a_cell_has_one_caption_and_its_picture_has_it(said, kept):
+    from docutils import nodes
+
+    cell = outputs(*said)
+    nbdev_book.uncaption_text(None, nodes.section("", cell, outputs("image")))
+    bundles = [
+        n for n in cell.findall(nodes.container) if n.get("nb_element") == "mime_bundle"
     ]
+    figures = [n for n in cell.children if isinstance(n, nodes.figure)]
+    assert len(bundles) == len(said), "nothing that the cell says is lost"
+    assert [sum(isinstance(c, nodes.container) for c in f) for f in figures] == kept
+    for f in figures:
+        assert isinstance(f[-1], nodes.caption), "and the caption stands below"
+        if any("image" in s or "drawing" in s or "widget" in s for s in said):
+            assert nbdev_book.is_picture(f)
+
+
+def test_figures_of_the_prose_are_left_alone():
+    from docutils import nodes
+
+    pair = [nodes.figure("", nodes.image(uri=f"{n}.png")) for n in "ab"]
+    tree = nodes.section("", *pair, nodes.figure("", nodes.literal_block("", "x")))
+    nbdev_book.uncaption_text(None, tree)
+    assert [len(f.children) for f in tree.children] == [1, 1, 1]
