@@ -6,6 +6,8 @@
   NB knows (see `DIRECTIVES`).
 - `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone,
   once, whatever else the cell says.
+- `describe_page` (event `html-page-context`) says in the head of each page what it is
+  about, for search engines and previews of links.
 - `use_settings` (event `config-inited`) takes title, version, addresses and branch from
   settings.ini.
 """
@@ -14,6 +16,7 @@ import hashlib
 import json
 import re
 from configparser import ConfigParser
+from html import escape, unescape
 from pathlib import Path
 
 from docutils import nodes
@@ -206,6 +209,34 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
 
 
+def book_address() -> str:
+    "Where the book stands on the web, with a slash at the end."
+    s = settings()
+    return f"https://{s['user']}.github.io/{s['repo']}/"
+
+
+def describe_page(app, pagename: str, templatename: str, context: dict, doctree):
+    "Title, subtitle and a picture in the head of the page."
+    quotes = doctree.findall(nodes.block_quote) if doctree else ()
+    texts = [" ".join(q.astext().split()) for q in quotes if q.parent.index(q) == 1]
+    s = settings()
+    title = re.sub(r"<[^>]+>", "", context.get("title") or "")
+    description = (texts or [s["description"]])[0]
+    found = {
+        "og:title": unescape(title) or s["title"],
+        "og:description": description,
+        "og:type": "article" if texts else "website",
+        "og:site_name": s["title"],
+        "og:url": f"{book_address()}{pagename}.html",
+        "og:image": f"{book_address()}_static/preview.png",
+        "og:image:alt": "Creatures that this book's models drew, and its title.",
+    }
+    lines = [f'<meta name="description" content="{escape(description)}">']
+    lines += [f'<meta property="{k}" content="{escape(v)}">' for k, v in found.items()]
+    lines.append('<meta name="twitter:card" content="summary_large_image">')
+    context["metatags"] = "\n".join([context.get("metatags", ""), *lines])
+
+
 def is_picture(node: nodes.Node) -> bool:
     "An image, a drawing in the page or a widget: what a caption can belong to."
     if any(node.findall(nodes.image)):
@@ -255,4 +286,5 @@ def setup(app):
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", uncaption_text, priority=1)
     app.connect("html-page-context", trim_scripts, priority=999)
+    app.connect("html-page-context", describe_page)
     return {"version": "1", "parallel_read_safe": True}

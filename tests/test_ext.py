@@ -3,6 +3,7 @@ lists.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -176,12 +177,42 @@ def test_fields_of_the_library_carry_shapes():
     assert '``Float[Tensor, "3 h w"]``' in text and "whole factor" in text
 
 
-def test_every_exporting_chapter_has_an_api_section():
+def test_every_exporting_chapter_has_an_api_page():
     assert [m for m, _ in api_pages.modules()][:1] == ["core"]
-    source = [f"# The library\n\n{api_pages.MARK}\n"]
-    api_pages.write_library(None, "nbs/92_api", source)
-    for module, _ in api_pages.modules():
-        assert f".. automodule:: t2i_tutorial.{module}" in source[0]
+    table = [f"# The library\n\n{api_pages.MARK}\n"]
+    api_pages.write_library(None, "nbs/92_api", table)
+    toc = re.findall(r"file: nbs/(api/\w+)$", (ROOT / "_toc.yml").read_text(), re.M)
+    assert toc == [api_pages.page_of(module) for module, _ in api_pages.modules()]
+    assert {f"{p}.md" for p in toc} == {
+        f"api/{p.name}" for p in (ROOT / "nbs" / "api").iterdir()
+    }
+    for module, notebook in api_pages.modules():
+        assert f"(/nbs/{notebook})" in table[0]
+        assert f"({api_pages.page_of(module)}.md)" in table[0]
+        page = ROOT / "nbs" / f"{api_pages.page_of(module)}.md"
+        source = [page.read_text(encoding="utf-8")]
+        api_pages.write_library(None, f"nbs/{page.stem}", source)
+        assert f".. automodule:: t2i_tutorial.{module}\n" in source[0]
+        assert (
+            f"[the library]({api_pages.page_of(module)}.md)"
+            in (ROOT / "nbs" / notebook).read_text(encoding="utf-8")
+            or module == "core"
+        )
+
+
+def test_the_head_of_a_page_says_what_it_is_about():
+    from docutils import nodes
+
+    section = nodes.section("", nodes.title("", "A & B"))
+    section += nodes.block_quote("", nodes.paragraph("", 'Two "letters".'))
+    context = {"title": "A &amp; B", "metatags": "<!-- first -->"}
+    nbdev_book.describe_page(None, "nbs/01_a", "page.html", context, section)
+    head = context["metatags"]
+    assert '<meta name="description" content="Two &quot;letters&quot;.">' in head
+    assert 'property="og:title" content="A &amp; B"' in head
+    assert head.startswith("<!-- first -->") and "/nbs/01_a.html" in head
+    nbdev_book.describe_page(None, "search", "search.html", context := {}, None)
+    assert nbdev_book.settings()["description"] in context["metatags"]
 
 
 def outputs(*said, caption="What is seen."):
