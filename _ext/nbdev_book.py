@@ -207,6 +207,9 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
         )
 
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
+    # folded cells are named by their text, which says more
+    body = context.get("body", "")
+    context["body"] = body.replace(' aria-label="Toggle hidden content"', "")
 
 
 def book_address() -> str:
@@ -281,6 +284,7 @@ def uncaption_text(app, doctree) -> None:
 
 
 def setup(app):
+    app.add_js_file("accessible.js", loading_method="defer")
     app.connect("config-inited", use_settings, priority=1)
     app.connect("source-read", read_notebook, priority=1)
     app.connect("env-get-outdated", outdated)
