@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TEXT_COLOUR', 'PALETTE', 'PACKAGE_DIR', 'BUNDLED_DIR', 'RESULTS_DIR', 'MODEL_VERSION', 'UserError', 'first_line',
            'to_uint8', 'from_uint8', 'from_pil', 'to_pil', 'set_value_style', 'set_plot_style', 'clean_text',
-           'show_images', 'make_grid', 'show_table', 'slider_grid', 'check_whole_number', 'check_number',
-           'seed_everything', 'seeded_generator', 'check_choice', 'check_image_size', 'get_device', 'atomic_write',
-           'save_json', 'load_json', 'save_tensors', 'load_tensors', 'load_tensor_config', 'dataclass_from_dict',
-           'load_model_config', 'load_module', 'progress_bar', 'Diagram']
+           'show_images', 'make_grid', 'show_table', 'slider_grid', 'interactive_figure', 'check_whole_number',
+           'check_number', 'seed_everything', 'seeded_generator', 'check_choice', 'check_image_size', 'get_device',
+           'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'load_tensor_config',
+           'dataclass_from_dict', 'load_model_config', 'load_module', 'progress_bar', 'Diagram']
 
 # %% ../nbs/01_images.ipynb #dc70dc43
 #| code-fold: true
@@ -351,9 +351,12 @@ def _draw_grid(
     import matplotlib.pyplot as plt
 
     title, *texts = _drawable([title or "", *captions])
-    gap, line, dpi, head = 8, 13, 100, 22 if title else 0
     h, w = (scale * side for side in images[0].shape[-2:])
-    texts = [_wrap(t, max(6, int(w / 5.6)), 20) for t in texts]
+    gap, dpi, head = 8, 100, 22 if title else 0
+    # a page is some 760 pixels wide: what is shrunk to it gets larger letters
+    larger = max(1.0, columns * (w + gap) / 760)
+    line = round(13 * larger)
+    texts = [_wrap(t, max(6, int(w / (5.6 * larger))), 20) for t in texts]
     plain = {"color": TEXT_COLOUR, "parse_math": False, "usetex": False}
     below = line * max(t.count("\n") + bool(t) for t in texts) + gap
     height, width = (
@@ -375,7 +378,7 @@ def _draw_grid(
                 text,
                 ha="center",
                 va="top",
-                fontsize=7.5,
+                fontsize=7.5 * larger,
                 linespacing=1.15,
                 **plain,
             )
@@ -477,6 +480,47 @@ def slider_grid(
         for stack in level:
             widgets.jslink((slider, "index"), (stack, "selected_index"))
     return widgets.VBox([*level, *sliders])
+
+
+def _as_json(value):
+    "Numbers with four decimals, tensors as lists, for a script."
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {k: _as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(v) for v in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def interactive_figure(
+    name: str,  # of a script among the book's static files, `figures/name.js`
+    data: Mapping,  # what it draws from: numbers, texts, lists, tensors
+    still,  # a matplotlib figure, shown where no script runs
+    alt: str,  # the still figure in words
+):  # an IPython HTML object
+    """A figure that a script of the book's page brings to life; elsewhere a still one.
+
+    Raises `UserError` if a number is not finite.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import HTML
+
+    file = BytesIO()
+    still.savefig(file, format="png", bbox_inches="tight")
+    plt.close(still)
+    png = b64encode(file.getvalue()).decode()
+    try:
+        text = json.dumps(_as_json(data), allow_nan=False).replace("</", "<\\/")
+    except ValueError as e:
+        raise UserError(f"the figure {name!r} was given NaN or infinity") from e
+    return HTML(
+        f'<div class="t2i-live" data-figure="{escape(name)}">'
+        f'<img src="data:image/png;base64,{png}" alt="{escape(alt)}">'
+        f'<script type="application/json">{text}</script></div>'
+        '<link rel="stylesheet" href="../_static/figures/figures.css">'
+        f'<script type="module" src="../_static/figures/{escape(name)}.js"></script>'
+    )
 
 # %% ../nbs/01_images.ipynb #c5e0bd7e
 #| code-fold: true

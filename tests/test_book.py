@@ -81,8 +81,9 @@ def test_a_chapter_shows_figures_and_library_cells(pages, chapter):
         ]
     ]
     promised = sum(
-        "#| fig-alt:" in c and "slider_grid(" not in c for c in cells
-    )  # a slider is a widget and no picture file
+        "#| fig-alt:" in c and not re.search(r"(slider_grid|interactive_figure)\(", c)
+        for c in cells
+    )  # a slider is a widget, an interactive figure carries its still one along
     assert len(own) >= promised >= 1, (
         "each cell that promises a figure shows one; fewer, and it was not executed or "
         "lost them"
