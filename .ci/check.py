@@ -12,7 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CHECKED = ("nbs", "t2i_tutorial", "tests", "_ext", ".ci", "benchmarks", "setup.py")
-BY_HAND = ("t2i_tutorial/__init__.py", "t2i_tutorial/cli.py")  # the rest is exported
+BY_HAND = tuple(
+    f"t2i_tutorial/{n}.py" for n in ("__init__", "cli", "exercises")
+)  # the rest is exported
 ENVIRONMENT = os.environ | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     "HF_HUB_OFFLINE": "1",

@@ -1,17 +1,20 @@
 """API pages from docments: the comments beside each parameter become the field list
 that readers know.
 
-`<!-- library -->` in a Markdown page becomes one section for each module that a chapter
-exports, in the order of the
-chapters, through `sphinx.ext.autodoc`.
+`<!-- library -->` in a Markdown page becomes a table of the modules that the chapters
+export, in the chapters' order; `<!-- library: core -->` becomes everything public of
+the module `core`, through `sphinx.ext.autodoc`. Each module has a page of its own in
+`nbs/api`: `python _ext/api_pages.py` writes the pages that are missing.
 """
 
 import inspect
+import json
 import re
 
 from nbdev_book import ROOT, module_of
 
 MARK = "<!-- library -->"
+ONE = re.compile(r"<!-- library: ([\w.]+) -->")
 
 
 def modules() -> list[tuple[str, str]]:
@@ -94,31 +97,44 @@ def add_fields(app, what, name, obj, options, lines: list[str]) -> None:
         lines += ["", *fields(obj), ""]
 
 
+def page_of(module: str) -> str:
+    "The page of a module, in `nbs`."
+    return f"api/{module.replace('.', '_')}"
+
+
+def about(module: str, notebook: str) -> tuple[str, str]:
+    "A link to the chapter of a module, and the chapter's subtitle."
+    cells = json.loads((ROOT / "nbs" / notebook).read_text(encoding="utf-8"))["cells"]
+    text = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    title, subtitle = re.match(r"# (.+)\n\n> (.+)", text).groups()
+    listed = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    there = f"nbs/{notebook.removesuffix('.ipynb')}\n" in listed
+    return f"[{title}](/nbs/{notebook})" if there else title, subtitle
+
+
 def write_library(app, docname: str, source: list[str]) -> None:
-    "Replace the mark by a section for each module."
-    if MARK not in source[0]:
-        return
-    parts, listed = [], (ROOT / "_toc.yml").read_text(encoding="utf-8")
-    for module, notebook in modules():
-        full, chapter = f"t2i_tutorial.{module}", notebook.removesuffix(".ipynb")
-        origin = (
-            f"From the chapter [{chapter}]({notebook})."
-            if f"nbs/{chapter}\n" in listed
-            else f"Its chapter, `{chapter}`, is being written."
+    "Replace the mark by a table of the modules, or by what one module exports."
+    if MARK in source[0]:
+        lines = ["| module | chapter | |", "|---|---|---|"]
+        for module, notebook in modules():
+            page = f"[`t2i_tutorial.{module}`]({page_of(module)}.md)"
+            lines.append(f"| {page} | {' | '.join(about(module, notebook))} |")
+        source[0] = source[0].replace(MARK, "\n".join(lines))
+    if match := ONE.search(source[0]):
+        chapter, subtitle = about(match[1], dict(modules())[match[1]])
+        source[0] = source[0].replace(
+            match[0],
+            f"> {subtitle}\n\nFrom the chapter {chapter}.\n\n```{{eval-rst}}\n"
+            f".. automodule:: t2i_tutorial.{match[1]}\n   :members:\n```\n",
         )
-        parts.append(
-            f"## `{full}`\n\n{origin}\n\n"
-            f"```{{eval-rst}}\n.. automodule:: {full}\n   :members:\n```\n"
-        )
-    source[0] = source[0].replace(MARK, "\n".join(parts))
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
-    """The API page is read anew at every build.
+    """The API pages are read anew at every build.
 
-    It depends on the modules, not on its own file.
+    They depend on the modules, not on their own files.
     """
-    return [d for d in env.found_docs if d.endswith("92_api")]
+    return [d for d in env.found_docs if d.endswith("92_api") or "/api/" in d]
 
 
 def setup(app):
@@ -126,3 +142,14 @@ def setup(app):
     app.connect("autodoc-process-docstring", add_fields)
     app.connect("env-get-outdated", outdated)
     return {"version": "1", "parallel_read_safe": True}
+
+
+if __name__ == "__main__":
+    for module, _ in modules():
+        file = ROOT / "nbs" / f"{page_of(module)}.md"
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists():
+            file.write_text(
+                f"# `t2i_tutorial.{module}`\n\n<!-- library: {module} -->\n"
+            )
+            print(f"- file: nbs/{page_of(module)}")

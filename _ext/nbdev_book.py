@@ -4,7 +4,10 @@
   the file: it takes the leading `#|`
   lines out of each code cell and turns them into the cell tags and metadata that MyST-
   NB knows (see `DIRECTIVES`).
-- `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone.
+- `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone,
+  once, whatever else the cell says.
+- `describe_page` (event `html-page-context`) says in the head of each page what it is
+  about, for search engines and previews of links.
 - `use_settings` (event `config-inited`) takes title, version, addresses and branch from
   settings.ini.
 """
@@ -13,6 +16,7 @@ import hashlib
 import json
 import re
 from configparser import ConfigParser
+from html import escape, unescape
 from pathlib import Path
 
 from docutils import nodes
@@ -20,6 +24,7 @@ from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
+CAPTION = (nodes.caption, nodes.legend)
 log = logging.getLogger(__name__)
 
 # what each directive becomes: a tag, or nothing
@@ -202,27 +207,88 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
         )
 
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
+    # folded cells are named by their text, which says more
+    body = context.get("body", "")
+    context["body"] = body.replace(' aria-label="Toggle hidden content"', "")
+
+
+def book_address() -> str:
+    "Where the book stands on the web, with a slash at the end."
+    s = settings()
+    return f"https://{s['user']}.github.io/{s['repo']}/"
+
+
+def describe_page(app, pagename: str, templatename: str, context: dict, doctree):
+    "Title, subtitle and a picture in the head of the page."
+    quotes = doctree.findall(nodes.block_quote) if doctree else ()
+    texts = [" ".join(q.astext().split()) for q in quotes if q.parent.index(q) == 1]
+    s = settings()
+    title = re.sub(r"<[^>]+>", "", context.get("title") or "")
+    description = (texts or [s["description"]])[0]
+    found = {
+        "og:title": unescape(title) or s["title"],
+        "og:description": description,
+        "og:type": "article" if texts else "website",
+        "og:site_name": s["title"],
+        "og:url": f"{book_address()}{pagename}.html",
+        "og:image": f"{book_address()}_static/preview.png",
+        "og:image:alt": "Creatures that this book's models drew, and its title.",
+    }
+    lines = [f'<meta name="description" content="{escape(description)}">']
+    lines += [f'<meta property="{k}" content="{escape(v)}">' for k, v in found.items()]
+    lines.append('<meta name="twitter:card" content="summary_large_image">')
+    context["metatags"] = "\n".join([context.get("metatags", ""), *lines])
+
+
+def is_picture(node: nodes.Node) -> bool:
+    "An image, a drawing in the page or a widget: what a caption can belong to."
+    if any(node.findall(nodes.image)):
+        return True
+    kinds = [str(c.get("mime_type", "")) for c in node.findall(nodes.container)]
+    drawn = (r.astext() for r in node.findall(nodes.raw))
+    return any(
+        re.match("image/|application/vnd.jupyter.widget-view", k) for k in kinds
+    ) or any(re.search(r"<(img|svg|canvas)\b|jupyter\.widget-view", t) for t in drawn)
+
+
+def is_table(node: nodes.Node) -> bool:
+    "A table that a cell gives as HTML, as pandas does."
+    return "<table" in node.astext()
 
 
 def uncaption_text(app, doctree) -> None:
-    """A caption belongs to a picture.
+    """A caption belongs to the picture of a cell, and a cell has one caption.
 
-    What a cell says in text beside its figure stands without one, and is not counted.
+    What the cell says beside its picture, in text or as a table, stands without one and
+    is not counted; a second picture joins the first. A table alone keeps its caption.
     """
-    for figure in list(doctree.findall(nodes.figure)):
-        said = [
-            n
-            for n in figure.children
-            if not isinstance(n, (nodes.caption, nodes.legend))
-        ]
-        if said and all(isinstance(n, nodes.literal_block) for n in said):
-            figure.replace_self(said)
+    cells = {}
+    for figure in doctree.findall(nodes.figure):
+        if figure.parent.get("nb_element") == "cell_code_output":
+            cells.setdefault(id(figure.parent), []).append(figure)
+    for figures in cells.values():
+        pictures = [f for f in figures if is_picture(f)]
+        tables = [f for f in figures if any(f.findall(nodes.table))]
+        tables += [f for f in figures if any(map(is_table, f.findall(nodes.raw)))]
+        kept = (pictures or tables)[:1]
+        for figure in figures:
+            content = [n for n in figure.children if not isinstance(n, CAPTION)]
+            if figure in pictures and figure not in kept:
+                at = len(kept[0].children) - sum(
+                    isinstance(n, CAPTION) for n in kept[0].children
+                )
+                figure.parent.remove(figure)
+                kept[0][at:at] = content
+            elif figure not in kept and content:
+                figure.replace_self(content)
 
 
 def setup(app):
+    app.add_js_file("accessible.js", loading_method="defer")
     app.connect("config-inited", use_settings, priority=1)
     app.connect("source-read", read_notebook, priority=1)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", uncaption_text, priority=1)
     app.connect("html-page-context", trim_scripts, priority=999)
+    app.connect("html-page-context", describe_page)
     return {"version": "1", "parallel_read_safe": True}

@@ -1,8 +1,13 @@
-"""Make the README's images, and the playground's still one, with the bundled models."""
+"""Make the README's images, the playground's still one and the preview of a link.
+
+With the bundled models.
+"""
 
 import io
 from pathlib import Path
+from textwrap import wrap
 
+import matplotlib.pyplot as plt
 import torch
 
 from t2i_tutorial import GigaGAN, Imagen, show_images
@@ -23,3 +28,13 @@ for name, batch in images.items():
     (STATIC / f"{name}.png").write_bytes(file.getvalue())
 both = make_grid(torch.cat([*images.values()]), columns=8)
 to_pil(both).save(STATIC.parent / "_ext" / "static" / "playground" / "still.png")
+
+fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+fig.text(0.06, 0.8, "Text to Image from Scratch", fontsize=44, weight="bold")
+fig.text(0.06, 0.7, "A small GigaGAN and a small Imagen, line by line", fontsize=24)
+for k, (prompt, image) in enumerate(zip(prompts[:4], images["uncurated"])):
+    axis = fig.add_axes((0.06 + 0.225 * k, 0.19, 0.205, 0.39), xticks=[], yticks=[])
+    axis.imshow(to_pil(image, enlarge=8), interpolation="nearest")
+    axis.set_frame_on(False)
+    axis.set_xlabel("\n".join(wrap(prompt, 24)), fontsize=13, color="#555555")
+fig.savefig(STATIC / "preview.png", facecolor="white")

@@ -22,7 +22,9 @@ _PUBLIC = {
     "load_model": "hub",
 }
 _MODULES = tuple(
-    m.name for m in iter_modules(__path__) if m.name not in ("cli", "_modidx")
+    m.name
+    for m in iter_modules(__path__)
+    if m.name not in ("cli", "exercises", "_modidx")
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

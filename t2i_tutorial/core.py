@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TEXT_COLOUR', 'PALETTE', 'PACKAGE_DIR', 'BUNDLED_DIR', 'RESULTS_DIR', 'MODEL_VERSION', 'UserError', 'first_line',
-           'to_uint8', 'from_uint8', 'from_pil', 'to_pil', 'set_plot_style', 'clean_text', 'show_images', 'make_grid',
-           'show_table', 'slider_grid', 'check_whole_number', 'check_number', 'seed_everything', 'seeded_generator',
-           'check_choice', 'check_image_size', 'get_device', 'atomic_write', 'save_json', 'load_json', 'save_tensors',
-           'load_tensors', 'load_tensor_config', 'dataclass_from_dict', 'load_model_config', 'load_module',
-           'progress_bar', 'Diagram']
+           'to_uint8', 'from_uint8', 'from_pil', 'to_pil', 'set_value_style', 'set_plot_style', 'clean_text',
+           'show_images', 'make_grid', 'show_table', 'slider_grid', 'interactive_figure', 'check_whole_number',
+           'check_number', 'seed_everything', 'seeded_generator', 'check_choice', 'check_image_size', 'get_device',
+           'atomic_write', 'save_json', 'load_json', 'save_tensors', 'load_tensors', 'load_tensor_config',
+           'dataclass_from_dict', 'load_model_config', 'load_module', 'progress_bar', 'Diagram']
 
 # %% ../nbs/01_images.ipynb #dc70dc43
 #| code-fold: true
@@ -19,6 +19,7 @@ import os
 import random
 import re
 import secrets
+import sys
 import unicodedata
 import warnings
 from base64 import b64encode
@@ -33,7 +34,6 @@ from importlib.resources import files
 from io import BytesIO
 from math import ceil, inf, nan, prod
 from pathlib import Path
-from sys import float_info
 from textwrap import wrap
 from types import NoneType, UnionType
 from typing import get_args, get_origin
@@ -132,10 +132,86 @@ PALETTE = [
 ]
 
 
+def _rounded(v: float, digits: int = 4) -> str:
+    "A float with so many significant digits; a large one without decimals."
+    return f"{v:,.0f}" if 10**digits <= abs(v) < 1e15 else f"{v:.{digits}g}"
+
+
+def _in_words(v, nested: bool = False) -> str:
+    "A value in a line: floats rounded, texts without quotes, a shape as 3 × 8 × 8."
+    if isinstance(v, (Tensor, np.ndarray, np.generic)) and v.ndim == 0:
+        v = v.item()
+    if isinstance(v, float):
+        return _rounded(v)
+    if isinstance(v, torch.Size) and v:
+        return " × ".join(map(str, v))
+    if isinstance(v, Mapping):
+        return ", ".join(f"{_in_words(k)}: {_in_words(x, True)}" for k, x in v.items())
+    if isinstance(v, (list, tuple, set)):
+        text = ", ".join(_in_words(x, True) for x in v) or "none"
+        return f"({text})" if nested and len(v) > 1 else text
+    return str(v)
+
+
+def _print_values(values, printer, cycle: bool) -> None:
+    "Short values in one line, others each in a line of its own."
+    if printer.stack[1:]:  # within something else
+        return printer.text(_in_words(values, True))
+    words = [_in_words(v) for v in values] or ["none"]
+    plain = not any(type(v) in (dict, list, tuple) for v in values)
+    short = plain and max(map(len, words)) < 24 and len("   ".join(words)) < 80
+    for i, line in enumerate(["   ".join(words)] if short else words):
+        if i:
+            printer.break_()
+        printer.text(line)
+
+
+def _markdown_table(rows: Sequence[Mapping], digits: int) -> str:
+    "Rows with the same columns; a cell gets no new column, mathematics or second line."
+
+    def cell(v) -> str:
+        text = _rounded(v, digits) if isinstance(v, float) else _in_words(v)
+        for special, written in (("|", "&#124;"), ("$", "&#36;"), ("__", "&#95;&#95;")):
+            text = text.replace(special, written)
+        return " ".join(text.splitlines())
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def _mapping_as_table(values: Mapping) -> str | None:
+    "One row under the names if it is short, else a row for each name."
+    if not values:
+        return None
+    inner = [tuple(v) if isinstance(v, Mapping) else None for v in values.values()]
+    if inner[0] and len(set(inner)) == 1:
+        return _markdown_table([{"": k} | dict(v) for k, v in values.items()], 4)
+    width = sum(max(len(_in_words(x)) for x in pair) + 4 for pair in values.items())
+    if len(values) <= 7 and width < 90:
+        return _markdown_table([values], 4)
+    return _markdown_table([{"": k, " ": v} for k, v in values.items()], 4)
+
+
+def set_value_style() -> None:
+    """Show what a cell returns as a reader wants it, in a notebook.
+
+    Floats with four significant digits, a dictionary as a table, a list without
+    brackets. The values stay what they are.
+    """
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        formatters = shell.display_formatter.formatters
+        plain, markdown = formatters["text/plain"], formatters["text/markdown"]
+        plain.for_type(float, lambda v, printer, cycle: printer.text(_rounded(v)))
+        for kind in (list, tuple, set):
+            plain.for_type(kind, _print_values)
+        markdown.for_type(dict, _mapping_as_table)
+
+
 def set_plot_style() -> None:
     """Set matplotlib up so that figures are transparent and readable on light and dark
-    pages.
+    pages, and a notebook so that values are rounded (`set_value_style`).
     """
+    set_value_style()
     import matplotlib as mpl
 
     clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
@@ -275,9 +351,12 @@ def _draw_grid(
     import matplotlib.pyplot as plt
 
     title, *texts = _drawable([title or "", *captions])
-    gap, line, dpi, head = 8, 13, 100, 22 if title else 0
     h, w = (scale * side for side in images[0].shape[-2:])
-    texts = [_wrap(t, max(6, int(w / 5.6)), 20) for t in texts]
+    gap, dpi, head = 8, 100, 22 if title else 0
+    # a page is some 760 pixels wide: what is shrunk to it gets larger letters
+    larger = max(1.0, columns * (w + gap) / 760)
+    line = round(13 * larger)
+    texts = [_wrap(t, max(6, int(w / (5.6 * larger))), 20) for t in texts]
     plain = {"color": TEXT_COLOUR, "parse_math": False, "usetex": False}
     below = line * max(t.count("\n") + bool(t) for t in texts) + gap
     height, width = (
@@ -299,7 +378,7 @@ def _draw_grid(
                 text,
                 ha="center",
                 va="top",
-                fontsize=7.5,
+                fontsize=7.5 * larger,
                 linespacing=1.15,
                 **plain,
             )
@@ -351,15 +430,7 @@ def show_table(
         if list(r) != list(rows[0]):
             raise UserError(f"rows with other columns: {list(r)} and {list(rows[0])}")
 
-    def cell(v):
-        if not isinstance(v, float):
-            # as it is: no new column, no mathematics, no second line
-            text = str(v).replace("|", "&#124;").replace("$", "&#36;")
-            return " ".join(text.splitlines())
-        return f"{v:,.0f}" if 10**digits <= abs(v) < 1e15 else f"{v:.{digits}g}"
-
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(r.values() for r in rows)]
-    return Markdown("\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines))
+    return Markdown(_markdown_table(rows, digits))
 
 # %% ../nbs/01_images.ipynb #1c027962
 #| code-fold: true
@@ -409,6 +480,47 @@ def slider_grid(
         for stack in level:
             widgets.jslink((slider, "index"), (stack, "selected_index"))
     return widgets.VBox([*level, *sliders])
+
+
+def _as_json(value):
+    "Numbers with four decimals, tensors as lists, for a script."
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {k: _as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(v) for v in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def interactive_figure(
+    name: str,  # of a script among the book's static files, `figures/name.js`
+    data: Mapping,  # what it draws from: numbers, texts, lists, tensors
+    still,  # a matplotlib figure, shown where no script runs
+    alt: str,  # the still figure in words
+):  # an IPython HTML object
+    """A figure that a script of the book's page brings to life; elsewhere a still one.
+
+    Raises `UserError` if a number is not finite.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import HTML
+
+    file = BytesIO()
+    still.savefig(file, format="png", bbox_inches="tight")
+    plt.close(still)
+    png = b64encode(file.getvalue()).decode()
+    try:
+        text = json.dumps(_as_json(data), allow_nan=False).replace("</", "<\\/")
+    except ValueError as e:
+        raise UserError(f"the figure {name!r} was given NaN or infinity") from e
+    return HTML(
+        f'<div class="t2i-live" data-figure="{escape(name)}">'
+        f'<img src="data:image/png;base64,{png}" alt="{escape(alt)}">'
+        f'<script type="application/json">{text}</script></div>'
+        '<link rel="stylesheet" href="../_static/figures/figures.css">'
+        f'<script type="module" src="../_static/figures/{escape(name)}.js"></script>'
+    )
 
 # %% ../nbs/01_images.ipynb #c5e0bd7e
 #| code-fold: true
@@ -695,7 +807,7 @@ def _is_of_type(value, kind) -> bool:
     if isinstance(kind, UnionType):
         return any(_is_of_type(value, option) for option in options)
     if kind is float:
-        return type(value) in (int, float) and abs(value) <= float_info.max
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if origin is tuple or origin is Sequence:
         if not isinstance(value, (list, tuple)):
             return False

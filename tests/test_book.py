@@ -4,6 +4,7 @@ network.
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,7 +14,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+LISTED = [c for part in TOC["parts"] for c in part["chapters"]]
+LISTED += [s for c in LISTED for s in c.get("sections", [])]
+PAGES = [TOC["root"], *(c["file"] for c in LISTED)]
 CHAPTERS = [p for p in PAGES if (ROOT / f"{p}.ipynb").exists() and p != TOC["root"]]
 LESSONS = [
     p for p in CHAPTERS if "default_exp" in (ROOT / f"{p}.ipynb").read_text("utf-8")
@@ -78,8 +81,9 @@ def test_a_chapter_shows_figures_and_library_cells(pages, chapter):
         ]
     ]
     promised = sum(
-        "#| fig-alt:" in c and "slider_grid(" not in c for c in cells
-    )  # a slider is a widget and no picture file
+        "#| fig-alt:" in c and not re.search(r"(slider_grid|interactive_figure)\(", c)
+        for c in cells
+    )  # a slider is a widget, an interactive figure carries its still one along
     assert len(own) >= promised >= 1, (
         "each cell that promises a figure shows one; fewer, and it was not executed or "
         "lost them"
@@ -160,7 +164,45 @@ def test_buttons_lead_to_the_repository_of_settings(pages, chapter):
     ), "no download button"
 
 
-def test_api_page_lists_every_public_name(pages):
+def test_every_page_has_a_description_and_a_preview(book):
+    found = {}
+    for p in PAGES:
+        head = (book / f"{p}.html").read_text(encoding="utf-8").split("</head>")[0]
+        (found[p],) = re.findall(r'<meta name="description" content="([^"]+)"', head)
+        (image,) = re.findall(r'property="og:image" content="([^"]+)"', head)
+        assert (book / "_static" / image.rsplit("/")[-1]).exists(), p
+        assert len(found[p]) > 20 and f"{p}.html" in head
+    assert len({found[p] for p in CHAPTERS}) == len(CHAPTERS), "each its own"
+
+
+def shown_as_text(book) -> list[tuple[str, str]]:
+    "(page, text) of each visible output that is plain text."
+    found = []
+    for p in PAGES:
+        page = (book / f"{p}.html").read_text(encoding="utf-8")
+        for text in re.findall(
+            r'<div class="output (?:text_plain|stream)[^"]*">.*?<pre>(.*?)</pre>',
+            page,
+            re.S,
+        ):
+            found.append((p, unescape(re.sub(r"<[^>]+>", "", text)).strip()))
+    return found
+
+
+def test_values_are_rounded_and_no_python_literals(book):
+    """A cell's value is shown for readers: `set_value_style` in chapter 1.
+
+    What stays is the representation of tensors, and lines that are quoted as they are.
+    """
+    texts = shown_as_text(book)
+    assert len(texts) > 100
+    raw = [(p, t[:80]) for p, t in texts if re.match(r"[\[({]", t)]
+    long = [(p, t[:80]) for p, t in texts if re.search(r"\d\.\d{9}", t)]
+    assert len(raw) <= 3, raw
+    assert len(long) <= 3, long
+
+
+def test_api_pages_list_every_public_name(pages):
     import importlib
 
     for path in sorted((ROOT / "t2i_tutorial").rglob("*.py")):
@@ -168,10 +210,11 @@ def test_api_page_lists_every_public_name(pages):
             continue
         full = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = importlib.import_module(full)
+        page = pages[f"nbs/api/{'_'.join(full.split('.')[1:])}"]
         for name in module.__all__:
             thing = getattr(module, name)
             if callable(thing) and getattr(thing, "__module__", "") == module.__name__:
-                assert f"{full}.{name}" in pages["nbs/92_api"].ids
+                assert f"{full}.{name}" in page.ids
 
 
 # ---- in a browser

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from t2i_tutorial import core
-from t2i_tutorial.core import UserError
+from t2i_tutorial.core import UserError, set_value_style
 
 
 def test_every_byte_survives_the_round_trip():
@@ -450,3 +450,72 @@ def test_a_message_is_one_line_of_a_sensible_length(message, expected):
     said = str(UserError(message))
     assert expected in said and len(said) <= 600
     said.encode()  # can be printed
+
+
+# ---- what a cell returns
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    "What a notebook shows for a value: Markdown if there is any, else text."
+    import IPython
+    from IPython.core.formatters import DisplayFormatter
+
+    class Shell:
+        display_formatter = DisplayFormatter()
+
+    monkeypatch.setattr(IPython, "get_ipython", Shell)
+    set_value_style()
+
+    def show(value) -> str:
+        data, _ = Shell.display_formatter.format(value)
+        return data.get("text/markdown") or data["text/plain"]
+
+    return show
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.0573350079, "0.05734"),
+        (4.775725327083383e-07, "4.776e-07"),
+        (123456.789, "123,457"),
+        (float("nan"), "nan"),
+        ((0.0573350079, 0.25), "0.05734   0.25"),
+        ([True, False], "True   False"),
+        ({(4, 2)}, "4, 2"),
+        ([], "none"),
+        ((4, []), "4\nnone"),
+        (["a red cat asleep on a mat"] * 2, "a red cat asleep on a mat\n" * 2),
+        ([torch.tensor(0.25), np.float32(0.5)], "0.25   0.5"),
+        ((torch.Size([2, 3]), torch.Size([])), "2 × 3   none"),
+        (torch.Size([2, 3]), "torch.Size([2, 3])"),
+        (torch.tensor([1.5]), "tensor([1.5000])"),
+        ((torch.tensor([1.5]), 2), "tensor([1.5000])   2"),
+        ({}, "{}"),
+        ("a text", "'a text'"),
+        ({"a": 1 / 3, "b": (1, 2)}, "| a | b |\n| --- | --- |\n| 0.3333 | 1, 2 |"),
+        (
+            {"p": {"x": 1, "y": 2}, "q": {"x": 0.5, "y": None}},
+            "|  | x | y |\n| --- | --- | --- |\n| p | 1 | 2 |\n| q | 0.5 | None |",
+        ),
+        ({"a|b": "$5", "__c__": "d\ne"}, None),
+    ],
+)
+def test_a_value_is_shown_rounded(shown, value, text):
+    got = shown(value)
+    if text is None:
+        text = "| a&#124;b | &#95;&#95;c&#95;&#95; |\n| --- | --- |\n| &#36;5 | d e |"
+    assert got.strip() == text.strip()
+
+
+def test_a_long_mapping_has_a_row_for_each_name(shown):
+    lines = shown({f"a rather long name, {i}": i / 3 for i in range(9)}).splitlines()
+    assert lines[:2] == ["|  |   |", "| --- | --- |"] and len(lines) == 11
+    assert lines[3] == "| a rather long name, 1 | 0.3333 |"
+
+
+def test_the_value_style_is_for_notebooks_alone(monkeypatch):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    set_value_style()
+    assert "IPython" not in sys.modules

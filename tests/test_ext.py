@@ -3,6 +3,7 @@ lists.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -176,29 +177,105 @@ def test_fields_of_the_library_carry_shapes():
     assert '``Float[Tensor, "3 h w"]``' in text and "whole factor" in text
 
 
-def test_every_exporting_chapter_has_an_api_section():
+def test_every_exporting_chapter_has_an_api_page():
     assert [m for m, _ in api_pages.modules()][:1] == ["core"]
-    source = [f"# The library\n\n{api_pages.MARK}\n"]
-    api_pages.write_library(None, "nbs/92_api", source)
-    for module, _ in api_pages.modules():
-        assert f".. automodule:: t2i_tutorial.{module}" in source[0]
+    table = [f"# The library\n\n{api_pages.MARK}\n"]
+    api_pages.write_library(None, "nbs/92_api", table)
+    toc = re.findall(r"file: nbs/(api/\w+)$", (ROOT / "_toc.yml").read_text(), re.M)
+    assert toc == [api_pages.page_of(module) for module, _ in api_pages.modules()]
+    assert {f"{p}.md" for p in toc} == {
+        f"api/{p.name}" for p in (ROOT / "nbs" / "api").iterdir()
+    }
+    for module, notebook in api_pages.modules():
+        assert f"(/nbs/{notebook})" in table[0]
+        assert f"({api_pages.page_of(module)}.md)" in table[0]
+        page = ROOT / "nbs" / f"{api_pages.page_of(module)}.md"
+        source = [page.read_text(encoding="utf-8")]
+        api_pages.write_library(None, f"nbs/{page.stem}", source)
+        assert f".. automodule:: t2i_tutorial.{module}\n" in source[0]
+        assert (
+            f"[the library]({api_pages.page_of(module)}.md)"
+            in (ROOT / "nbs" / notebook).read_text(encoding="utf-8")
+            or module == "core"
+        )
 
 
-def test_a_caption_belongs_to_the_picture_alone():
+def test_the_head_of_a_page_says_what_it_is_about():
     from docutils import nodes
 
-    def figure(*content):
-        return nodes.figure("", *content, nodes.caption("", "What is seen."))
+    section = nodes.section("", nodes.title("", "A & B"))
+    section += nodes.block_quote("", nodes.paragraph("", 'Two "letters".'))
+    context = {"title": "A &amp; B", "metatags": "<!-- first -->"}
+    nbdev_book.describe_page(None, "nbs/01_a", "page.html", context, section)
+    head = context["metatags"]
+    assert '<meta name="description" content="Two &quot;letters&quot;.">' in head
+    assert 'property="og:title" content="A &amp; B"' in head
+    assert head.startswith("<!-- first -->") and "/nbs/01_a.html" in head
+    nbdev_book.describe_page(None, "search", "search.html", context := {}, None)
+    assert nbdev_book.settings()["description"] in context["metatags"]
 
-    tree = nodes.section(
-        "",
-        figure(nodes.literal_block("", "0.5")),
-        figure(nodes.image(uri="a.png")),
-        figure(nodes.raw("", "<b>", format="html")),
-    )
-    nbdev_book.uncaption_text(None, tree)
-    assert [type(n).__name__ for n in tree.children] == [
-        "literal_block",
-        "figure",
-        "figure",
+
+def outputs(*said, caption="What is seen."):
+    """The outputs of one captioned cell as MyST-NB gives them to Sphinx.
+
+    Each in a figure, in each of the forms that a page may choose from.
+    """
+    from docutils import nodes
+
+    forms = {
+        "text": lambda: nodes.literal_block("", "0.5"),
+        "image": lambda: nodes.image(uri="a.png"),
+        "drawing": lambda: nodes.raw("", "<div><svg></svg></div>", format="html"),
+        "frame": lambda: nodes.raw("", "<table></table>", format="html"),
+        "table": lambda: nodes.table(),
+        "widget": lambda: nodes.raw("", '<script type="x/jupyter.widget-view">'),
+    }
+    cell = nodes.container(nb_element="cell_code_output")
+    for kinds in said:
+        bundle = nodes.container(nb_element="mime_bundle")
+        for kind in kinds.split("+"):
+            part = forms[kind]()
+            bundle += nodes.container("", part, mime_type=f"x-{kind}")
+        cell += nodes.figure("", bundle, nodes.caption("", caption))
+    return cell
+
+
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        (["text"], []),
+        (["image+text"], [1]),
+        (["text", "image+text"], [1]),
+        (["image+text", "text"], [1]),
+        (["frame+text", "image+text"], [1]),
+        (["table+text", "drawing+text", "text"], [1]),
+        (["text", "widget+text"], [1]),
+        (["image+text", "image+text", "text"], [2]),
+        (["text", "frame+text"], [1]),
+        (["frame+text", "table+text"], [1]),
+    ],
+)
+def test_a_cell_has_one_caption_and_its_picture_has_it(said, kept):
+    from docutils import nodes
+
+    cell = outputs(*said)
+    nbdev_book.uncaption_text(None, nodes.section("", cell, outputs("image")))
+    bundles = [
+        n for n in cell.findall(nodes.container) if n.get("nb_element") == "mime_bundle"
     ]
+    figures = [n for n in cell.children if isinstance(n, nodes.figure)]
+    assert len(bundles) == len(said), "nothing that the cell says is lost"
+    assert [sum(isinstance(c, nodes.container) for c in f) for f in figures] == kept
+    for f in figures:
+        assert isinstance(f[-1], nodes.caption), "and the caption stands below"
+        if any("image" in s or "drawing" in s or "widget" in s for s in said):
+            assert nbdev_book.is_picture(f)
+
+
+def test_figures_of_the_prose_are_left_alone():
+    from docutils import nodes
+
+    pair = [nodes.figure("", nodes.image(uri=f"{n}.png")) for n in "ab"]
+    tree = nodes.section("", *pair, nodes.figure("", nodes.literal_block("", "x")))
+    nbdev_book.uncaption_text(None, tree)
+    assert [len(f.children) for f in tree.children] == [1, 1, 1]

@@ -225,7 +225,7 @@ def test_a_chapter_imports_only_itself_and_earlier_ones(path):
     for module in re.findall(
         r"(?:from|import)\s+t2i_tutorial\.([\w.]+)", "\n".join(cells(path, "code"))
     ):
-        assert module in earlier, module
+        assert module in [*earlier, "exercises"], module  # which checks answers
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
