@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 from configparser import ConfigParser
+from functools import cache
 from html import escape, unescape
 from pathlib import Path
 
@@ -84,22 +85,39 @@ def translate_cell(cell: dict, where: str) -> None:
         metadata.setdefault("mystnb", {})["figure"] = figure
 
 
-def library_hash(module: str | None) -> str:
+@cache
+def folder_hash(folder: Path) -> str:
+    "A digest of the files of a folder."
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.*")):
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def library_hash(module: str | None, results: bool = True) -> str:
     """A digest of the library as chapter `module` may see it.
 
-    Modules of the chapters up to it (all, if it exports none).
+    Modules of the chapters up to it (all, if it exports none), the bundled models, and
+    the recorded results if the chapter reads any.
     """
-    digest, index = hashlib.sha256(), []
+    digest, index, library = hashlib.sha256(), [], ROOT / "t2i_tutorial"
     for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         if name := module_of(notebook.read_text(encoding="utf-8")):
             index.append(name)
     if module in index:
         index = index[: index.index(module) + 1]
-    files = [ROOT / "t2i_tutorial" / (m.replace(".", "/") + ".py") for m in index]
-    for file in files + sorted((ROOT / "t2i_tutorial" / "results").rglob("*.*")):
+    for file in (library / (m.replace(".", "/") + ".py") for m in index):
         if file.is_file():
             digest.update(file.name.encode() + file.read_bytes())
+    for folder in ["pretrained"] + ["results"] * results:
+        digest.update(folder_hash(library / folder).encode())
     return digest.hexdigest()[:16]
+
+
+def chapter_hash(text: str) -> str:
+    "A digest of all but the notebook's own cells that decides what they return."
+    return library_hash(module_of(text), "RESULTS_DIR" in text)
 
 
 def module_of(text: str) -> str | None:
@@ -122,7 +140,7 @@ def translate_notebook(text: str, where: str = "notebook") -> str:
             translate_cell(cell, where)
     notebook["metadata"].setdefault(
         "kernelspec", {"name": "python3", "display_name": "python3"}
-    )["library"] = library_hash(module_of(text))
+    )["library"] = chapter_hash(text)
     return json.dumps(notebook)
 
 
@@ -134,7 +152,7 @@ def read_notebook(app, docname: str, source: list[str]) -> None:
     if not app.env.doc2path(docname).endswith(".ipynb"):
         return
     app.env.library_seen = getattr(app.env, "library_seen", {}) | {
-        docname: library_hash(module_of(source[0]))
+        docname: chapter_hash(source[0])
     }
     source[0] = translate_notebook(source[0], docname)
 
@@ -153,7 +171,7 @@ def outdated(app, env, added, changed, removed) -> list[str]:
     return [
         d
         for d, path in notebooks.items()
-        if seen.get(d) != library_hash(module_of(path.read_text(encoding="utf-8")))
+        if seen.get(d) != chapter_hash(path.read_text(encoding="utf-8"))
     ]
 
 

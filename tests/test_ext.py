@@ -113,9 +113,17 @@ def test_a_chapter_runs_again_when_a_module_below_it_changes(tmp_path, monkeypat
         and nbdev_book.library_hash("b") != b
         and nbdev_book.library_hash(None) != all_
     )
-    (tmp_path / "t2i_tutorial" / "results").mkdir()
-    (tmp_path / "t2i_tutorial" / "results" / "r.json").write_text("{}")
-    assert nbdev_book.library_hash("a") != a
+    without = nbdev_book.library_hash("a", results=False)
+    for folder in ("results", "pretrained"):
+        (tmp_path / "t2i_tutorial" / folder).mkdir()
+        (tmp_path / "t2i_tutorial" / folder / "r.json").write_text("{}")
+        nbdev_book.folder_hash.cache_clear()
+        before, a = a, nbdev_book.library_hash("a")
+        assert a != before
+        # a chapter that reads no results need not run again for them
+        same = nbdev_book.library_hash("a", results=False) == without
+        assert same == (folder == "results")
+    nbdev_book.folder_hash.cache_clear()
 
 
 def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch):
@@ -139,7 +147,7 @@ def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch
         [(ROOT / "nbs" / "01_images.ipynb").read_text(encoding="utf-8")],
     )
     assert nbdev_book.outdated(app, env, set(), set(), set()) == []
-    monkeypatch.setattr(nbdev_book, "library_hash", lambda module: "other")
+    monkeypatch.setattr(nbdev_book, "library_hash", lambda *_: "other")
     assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_images"]
 
 
