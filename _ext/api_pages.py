@@ -89,9 +89,13 @@ def fields(target) -> list[str]:
 def add_fields(app, what, name, obj, options, lines: list[str]) -> None:
     """autodoc has read a docstring.
 
-    Turn Markdown's single backticks into code and add the fields.
+    Turn Markdown's single backticks into code and add the fields. A module's own line
+    stands on the page already.
     """
-    lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`|_)", r"``\1``", line) for line in lines]
+    if what == "module":
+        lines.clear()
+    lines[:] = [re.sub(r"\{eq\}`([^`]+)`", r":eq:`\1`", line) for line in lines]
+    lines[:] = [re.sub(r"(?<![`:])`([^`]+)`(?!`|_)", r"``\1``", line) for line in lines]
     lines[:] = [re.sub(r"(?<!\w)\*(?=\w)", r"\\*", line) for line in lines]
     if what in ("function", "method", "class"):
         lines += ["", *fields(obj), ""]
@@ -117,14 +121,15 @@ def write_library(app, docname: str, source: list[str]) -> None:
     if MARK in source[0]:
         lines = ["| module | chapter | |", "|---|---|---|"]
         for module, notebook in modules():
-            page = f"[`t2i_tutorial.{module}`]({page_of(module)}.md)"
+            page = f"[{module}]({page_of(module)}.md)"
             lines.append(f"| {page} | {' | '.join(about(module, notebook))} |")
         source[0] = source[0].replace(MARK, "\n".join(lines))
     if match := ONE.search(source[0]):
         chapter, subtitle = about(match[1], dict(modules())[match[1]])
         source[0] = source[0].replace(
             match[0],
-            f"> {subtitle}\n\nFrom the chapter {chapter}.\n\n```{{eval-rst}}\n"
+            f"> {subtitle}\n\nThe public names of `t2i_tutorial.{match[1]}`, from the "
+            f"chapter {chapter}.\n\n```{{eval-rst}}\n"
             f".. automodule:: t2i_tutorial.{match[1]}\n   :members:\n```\n",
         )
 
@@ -149,7 +154,5 @@ if __name__ == "__main__":
         file = ROOT / "nbs" / f"{page_of(module)}.md"
         file.parent.mkdir(exist_ok=True)
         if not file.exists():
-            file.write_text(
-                f"# `t2i_tutorial.{module}`\n\n<!-- library: {module} -->\n"
-            )
+            file.write_text(f"# {module}\n\n<!-- library: {module} -->\n")
             print(f"- file: nbs/{page_of(module)}")

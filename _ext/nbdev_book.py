@@ -225,9 +225,13 @@ def trim_scripts(app, pagename: str, templatename: str, context: dict, doctree) 
         )
 
     context["script_files"] = [s for s in context["script_files"] if wanted(s)]
-    # folded cells are named by their text, which says more
-    body = context.get("body", "")
-    context["body"] = body.replace(' aria-label="Toggle hidden content"', "")
+    # folded cells are named by their text; entries of the references are no list items
+    for said in (
+        ' aria-label="Toggle hidden content"',
+        ' role="list"',
+        ' role="doc-biblioentry"',
+    ):
+        context["body"] = context.get("body", "").replace(said, "")
 
 
 def book_address() -> str:

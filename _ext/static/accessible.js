@@ -29,9 +29,18 @@ function nameButtons() {
     b.removeAttribute("aria-label");
   // its icons become drawings with titles, of which one is shown: the label says it all
   for (const b of document.querySelectorAll("button.theme-switch-button")) {
-    const strip = () => b.querySelectorAll("title").forEach((t) => t.remove());
-    new MutationObserver(strip).observe(b, { childList: true, subtree: true });
-    strip();
+    const hush = () => b.querySelectorAll("svg:not([aria-hidden=true]), svg[role]")
+      .forEach((svg) => {
+        svg.setAttribute("aria-hidden", "true");
+        svg.removeAttribute("role");
+        svg.querySelector("title")?.remove();
+      });
+    new MutationObserver(hush).observe(b, { childList: true, subtree: true });
+    hush();
+  }
+  for (const s of document.querySelectorAll("nav .has-children > details > summary")) {
+    const above = words(s.closest(".has-children").querySelector("a"));
+    set(s, "aria-label", `pages below ${above}`);
   }
 }
 

@@ -30,7 +30,7 @@ bringToLife("attention", (stage, data) => {
     data.image.forEach((line, i) => line.forEach((v, j) => {
       const grey = Math.round(127.5 * (v + 1));
       const w = data.maps[word][Math.floor(i / cell)][Math.floor(j / cell)] / most;
-      const mix = [217, 119, 43].map((c) => Math.round(grey + 0.75 * w * (c - grey)));
+      const mix = [47, 157, 157].map((c) => Math.round(grey + 0.75 * w * (c - grey)));
       paint.fillStyle = `rgb(${mix.join(",")})`;
       paint.fillRect(j * pixel, i * pixel, pixel, pixel);
     }));
@@ -47,7 +47,7 @@ bringToLife("attention", (stage, data) => {
     });
     const told = data.words.map((t, k) => `${t} ${weights[k].toFixed(2)}`).join(", ");
     say(`Row ${at[0] + 1}, column ${at[1] + 1} attends to: ${told}. ` +
-      `Orange: the weight of “${data.words[word]}” everywhere.`);
+      `The tint shows the weight of “${data.words[word]}” everywhere.`);
   };
   const inside = (v) => Math.max(0, Math.min(n - 1, v));
   canvas.addEventListener("pointermove", (e) => {
