@@ -62,7 +62,7 @@ bringToLife("guidance", (stage, data, width) => {
     const best = (d) => d.indexOf(Math.min(...d));
     const wanted = data.own.map((o) => data.everything.findIndex(
       (m) => m[0] === o[0] && m[1] === o[1]));
-    say(`Nearest to the three requested groups: ${
+    say(`At w = ${w.toFixed(1)}, step ${n}, nearest to the three requested groups: ${
       wanted.map((k) => share((d) => best(d) === k)).join(", ")}; to another: ${
       share((d) => !wanted.includes(best(d)))}; outside of all rings: ${
       share((d) => Math.min(...d) > 0.3)}.`);

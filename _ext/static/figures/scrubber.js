@@ -18,7 +18,7 @@ bringToLife("scrubber", (stage, data) => {
     canvases.forEach((canvas, which) => canvas.getContext("2d").drawImage(
       sheet, k * data.side, (2 * row + which) * data.side, data.side, data.side,
       0, 0, data.side, data.side));
-    say(`t = ${data.timesteps[k]}; ${data.words[row][k]}`);
+    say(`w = ${data.scales[row]}, t = ${data.timesteps[k]}: ${data.words[row][k]}`);
   };
   const scale = slider(stage, "guidance scale w",
     { min: 0, max: data.scales.length - 1, step: 1, value: 1 },
