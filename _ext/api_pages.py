@@ -86,6 +86,11 @@ def fields(target) -> list[str]:
     return lines
 
 
+def _in_rst(match: re.Match) -> str:
+    "A reference to an equation, or code, in the language of docstrings."
+    return f":eq:`{match[2]}`" if match[1] else f"``{match[2]}``"
+
+
 def add_fields(app, what, name, obj, options, lines: list[str]) -> None:
     """autodoc has read a docstring.
 
@@ -94,8 +99,7 @@ def add_fields(app, what, name, obj, options, lines: list[str]) -> None:
     """
     if what == "module":
         lines.clear()
-    lines[:] = [re.sub(r"\{eq\}`([^`]+)`", r":eq:`\1`", line) for line in lines]
-    lines[:] = [re.sub(r"(?<![`:])`([^`]+)`(?!`|_)", r"``\1``", line) for line in lines]
+    lines[:] = [re.sub(r"(?<!`)(\{eq\})?`([^`]+)`(?!`|_)", _in_rst, k) for k in lines]
     lines[:] = [re.sub(r"(?<!\w)\*(?=\w)", r"\\*", line) for line in lines]
     if what in ("function", "method", "class"):
         lines += ["", *fields(obj), ""]

@@ -164,6 +164,15 @@ def test_addresses_come_from_settings():
     assert s["user"] in s["git_url"] and Config.version == s["version"]
 
 
+def test_code_and_equations_in_a_docstring_do_not_run_into_each_other():
+    def target():
+        pass
+
+    lines = ["To `a`, {eq}`eq-b`; `UserError` for ``c``."]
+    api_pages.add_fields(None, "function", "target", target, {}, lines)
+    assert lines[0] == "To ``a``, :eq:`eq-b`; ``UserError`` for ``c``."
+
+
 def test_docments_become_fields():
     def scale(
         x: int,  # what to scale, 0 to 9
