@@ -17,6 +17,7 @@ BIN = Path(sys.executable).parent
 CACHE = (
     ROOT / "_build" / ".jupyter_cache"
 )  # where Jupyter Book looks for executed notebooks
+UNFINISHED = ROOT / "_build" / ".unfinished"  # while pages are built
 
 
 def run(*command: str) -> bool:
@@ -91,6 +92,10 @@ def main() -> None:
     if not run("nbdev_export"):
         sys.exit("make: the export failed; the reason stands above")
     execute_chapters()
+    if UNFINISHED.exists():  # a build was stopped: its pages may lack their pictures
+        shutil.rmtree(UNFINISHED.parent / ".doctrees", ignore_errors=True)
+    UNFINISHED.parent.mkdir(exist_ok=True)
+    UNFINISHED.touch()
     if not run("python", "_ext/playground_files.py"):
         sys.exit("make: the playground's models could not be exported; see above")
     if not run("jupyter-book", "build", ".", "-W", "-n", "--keep-going", "-q"):
@@ -101,6 +106,7 @@ def main() -> None:
             "make: the book failed to build; the reasons stand above, each in a line "
             "with WARNING or ERROR"
         )
+    UNFINISHED.unlink()
     page = ROOT / "_build" / "html" / "index.html"
     if not page.exists():
         sys.exit(
