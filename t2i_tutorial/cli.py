@@ -209,7 +209,8 @@ class TrainOptions(DataOptions):
     name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
     "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
     preset: _Text = None
-    "a named set of settings; the recorded model's if not given"
+    """a named set of settings; the recorded model's if not given, or that for a warm
+    start with --init-from MODEL"""
     data: str = "critters"
     "critters, a folder with a metadata.jsonl or .txt captions, or a hub data set"
     output: _Text = None
@@ -1142,7 +1143,7 @@ def _caption_check(options: CaptionCheckOptions) -> None:
 
 def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     "`t2i train`: read the settings, train, say where the model is."
-    name, preset, presets, train = _find_training(options)
+    name, preset, presets, train = _find_training(options, settings)
     if name not in _SAMPLING:
         changes = _changes(presets[preset], settings)
         folder = _training_folder(options, f"runs/{name}-{preset}")
@@ -1216,7 +1217,9 @@ def _train_aside(train: Callable, folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
+def _find_training(
+    options: TrainOptions, settings: Sequence[str] = ()
+) -> tuple[str, str, dict, Callable]:
     "Name and preset, checked, the training's presets, and the function that trains."
     from t2i_tutorial.core import check_choice
 
@@ -1224,9 +1227,24 @@ def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
     module, presets, function, default = _TRAININGS[name]
     module = import_module(f"t2i_tutorial.{module}")
     presets = getattr(module, presets)
-    preset = default if options.preset is None else options.preset
+    preset = options.preset
+    if preset is None:
+        preset = _warm_preset(name, presets, settings) or default
     preset = check_choice("preset", preset, presets)
     return name, preset, presets, getattr(module, function)
+
+
+def _warm_preset(name: str, presets: dict, settings: Sequence[str]) -> str | None:
+    "The preset for a start from the model that a setting names; None without one."
+    from t2i_tutorial.experiments import warm_start_preset
+    from t2i_tutorial.hub import MODEL_CLASSES
+    from t2i_tutorial.training import parse_overrides
+
+    start = parse_overrides(settings).get("init_from", "none")
+    if name not in _SAMPLING or start.lower() == "none":
+        return None
+    module, cls = MODEL_CLASSES[name]
+    return warm_start_preset(getattr(import_module(module), cls), presets, start)
 
 
 def _training_folder(options: TrainOptions, default: str) -> str:
@@ -1280,9 +1298,11 @@ def _training_help(options: TrainOptions, prog: str) -> None:
         model, train = preset.model_config, preset.train_config
         images = tyro.conf.arg(help="critters to render, if the data are critters")
         start = tyro.conf.arg(help="a trained model whose weights to begin with")
+        share = tyro.conf.arg(help="share of images of one's own kept for validation")
         parts["model"] = (type(model), model, bare, no_flags)
         parts["num_images"] = (int, preset.num_images, images, no_flags)
         parts["init_from"] = (str | None, preset.init_from, start, no_flags)
+        parts["val_fraction"] = (float, preset.val_fraction, share, no_flags)
         parts["train"] = (type(train), train, tyro.conf.arg(), no_flags)
     else:
         parts["config"] = (type(preset), preset, bare, no_flags)
