@@ -31,6 +31,7 @@ from t2i_tutorial.core import (
     load_json,
     make_grid,
     save_json,
+    seed_everything,
     seeded_generator,
 )
 from t2i_tutorial.data import open_dataset, read_metadata
@@ -155,11 +156,11 @@ def robot_set(folder: Path, n: int, count: int = 800) -> RobotSet:
 
 
 def tile_set(tiles: Path, folder: Path, half: int, n: int) -> OwnSet:
-    "Half of a folder of captioned images; a fifth of the half is kept to measure by."
+    "Half of a folder of captioned images; a quarter of the half is kept to measure by."
     rows = read_metadata(tiles / "metadata.jsonl")
     order = torch.randperm(len(rows), generator=seeded_generator(0, "halves"))
     mine = order[half::2].tolist()
-    aside, kept = mine[: len(mine) // 5], mine[len(mine) // 5 :]
+    aside, kept = mine[: len(mine) // 4], mine[len(mine) // 4 :]
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for i in kept:
@@ -173,12 +174,13 @@ def tile_set(tiles: Path, folder: Path, half: int, n: int) -> OwnSet:
     def images(indices):
         return torch.stack([data[i][0] for i in indices])
 
-    real = aside[: len(aside) // 2][:n]
+    most = 2 * len(aside) // 3
+    real, others = aside[:most][:n], aside[most:]
     return OwnSet(
         folder,
         [data.captions[i][0] for i in real],
         images(real),
-        images(aside[len(aside) // 2 :]),
+        images(others),
         images(kept),
     )
 
@@ -259,10 +261,11 @@ def run(name: str, own: OwnSet, options) -> tuple[dict, torch.Tensor]:
         "val_loss": {h["step"]: h["val_loss"] for h in history if "val_loss" in h},
         "loss": {h["step"]: h["loss"] for h in history if "loss" in h},
     }
+    seed_everything(preset.train_config.seed)  # the weights that the run began with
     first = cls(preset.model_config)
     if preset.init_from:
         start(cls.from_pretrained(preset.init_from, "cpu"), first)
-    weights = {0: first.state_dict()} | model.kept
+    weights = {0: first.state_dict()} | model.__dict__.get("kept", {})
     weights[preset.train_config.max_steps] = model.state_dict()
     network, rows, marks = load_feature_network("dead-leaves"), [], {}
     sampling = {"num_steps": 20} if imagen else {}

@@ -233,6 +233,22 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShareOptions:
+    "Upload a trained model with a card to the hub."
+
+    model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = tyro.MISSING
+    "a folder of a model or of a training"
+    repository: Annotated[_Word, tyro.conf.arg(metavar="OWNER/NAME")] = tyro.MISSING
+    "where on the hub; it is made if it does not exist"
+    license: _Text = None
+    "of the model, for instance cc-by-4.0; only who owns the images can say"
+    private: bool = False
+    "for nobody else to see"
+    card_only: bool = False
+    "write the card beside the model and upload nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsOptions:
     "List the bundled models."
 
@@ -299,6 +315,11 @@ _POSITIONAL = {  # command -> its fields without a name, what they are called, a
     CaptionCheckOptions: (("data",), "DATA", "t2i caption-check my-images"),
     TrainOptions: (("name",), "NAME", "t2i train imagen"),
     ExportOptions: (("model",), "MODEL", "t2i export critters-32"),
+    ShareOptions: (
+        ("model", "repository"),
+        "MODEL and OWNER/NAME",
+        "t2i share runs/imagen-warm-32 your-name/robots --license cc-by-4.0",
+    ),
     ModelsOptions: ((), "", "t2i models"),
 }
 
@@ -1330,6 +1351,26 @@ def _example(name: str) -> str:
     }.get(name, "max_steps=200 lr=1e-4")
 
 
+# ---- share
+
+
+def _share(options: ShareOptions) -> None:
+    "`t2i share`: a card from the record, then the upload."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.experiments import share_model, write_model_card
+
+    if not options.license:
+        raise UserError(
+            "--license is missing: name the licence of the model, for instance "
+            "cc-by-4.0; only who owns the images can say"
+        )
+    if options.card_only:
+        return _print_path(write_model_card(options.model, options.license))
+    print(
+        share_model(options.model, options.repository, options.license, options.private)
+    )
+
+
 # ---- the program
 
 _COMMANDS = {
@@ -1339,6 +1380,7 @@ _COMMANDS = {
     "evaluate": (EvaluateOptions, _evaluate),
     "compare": (CompareOptions, _compare),
     "export": (ExportOptions, _export),
+    "share": (ShareOptions, _share),
     "models": (ModelsOptions, _models),
 }
 

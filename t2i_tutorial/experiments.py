@@ -343,7 +343,7 @@ def load_start(
     return cls.from_pretrained(_start_folder(name_or_folder), "cpu")
 
 
-def _start_folder(name_or_folder: str) -> Path:
+def _start_folder(name_or_folder: str | os.PathLike) -> Path:
     "The folder of a model, which is `model` inside that of a training."
     finished = Path(name_or_folder).expanduser() / "model"
     is_model = (finished.parent / "model.safetensors").is_file()
@@ -450,7 +450,7 @@ def model_card(
             f"a model is shared under a licence, {_LICENCE_EXAMPLE}, not {licence!r}; "
             "ask whoever owns the images"
         )
-    folder = resolve_model(folder)
+    folder = _start_folder(folder)
     config, run = load_json(folder / "config.json"), load_json(folder / "run.json")
     try:
         preset, history, data = run["preset"], run["history"], run.get("data") or {}
@@ -545,7 +545,7 @@ def write_model_card(
 ) -> Path:  # README.md
     "Write `model_card` and a sheet of eight images beside a model; raises `UserError`."
     text = model_card(folder, licence, measures, notes)
-    folder = resolve_model(folder)
+    folder = _start_folder(folder)
     model = load_model(folder, "cpu")
     known = load_json(folder / "run.json").get("sample_prompts") or model.sample_prompts
     images = model.sample(list(prompts or known)[:8])
@@ -565,7 +565,7 @@ def share_model(
     "Upload a model with its card and its record to the hub; raises `UserError`."
     from huggingface_hub import HfApi
 
-    folder = resolve_model(folder)
+    folder = _start_folder(folder)
     check_shared_encoder(load_json(folder / "config.json")["text_encoder"])
     write_model_card(folder, licence, **card)
     try:

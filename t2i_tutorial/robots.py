@@ -17,7 +17,6 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .critters import colour_histogram
 from t2i_tutorial.core import (
     UserError,
     check_image_size,
@@ -25,6 +24,7 @@ from t2i_tutorial.core import (
     seeded_generator,
     to_pil,
 )
+from .critters import colour_histogram
 from .shapes import Coordinates, composite, pixel_grid, sdf_box
 from .species import COLOURS, EYE_COLOURS
 from .text import fix_articles

@@ -154,3 +154,20 @@ def test_sharing_fails_in_one_line(trained, monkeypatch):
     with pytest.raises(UserError, match="under a licence"):
         share_model(trained / "model", "owner/robots", "")
     assert StandIn.files == {}
+
+
+def test_t2i_share(t2i, trained, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", StandIn)
+    licence = ("--license", "mit")
+    code, out, _ = t2i("share", trained, "owner/robots", *licence, "--private")
+    assert code == 0 and out.strip() == "commit to owner/robots" and StandIn.private
+    code, out, _ = t2i("share", trained, "owner/robots", *licence, "--card-only")
+    assert code == 0 and out.strip().endswith("README.md")
+    for words, part in (
+        ((trained, "owner/robots"), "--license is missing"),
+        ((trained, "owner/robots", "--license", "my own"), "under a licence"),
+        ((trained, *licence), "no MODEL and OWNER/NAME; for instance"),
+        (("nowhere", "owner/robots", *licence), "unknown model 'nowhere'"),
+    ):
+        code, out, err = t2i("share", *words)
+        assert code == 2 and part in err and "Traceback" not in err and not out
