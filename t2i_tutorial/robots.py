@@ -146,7 +146,7 @@ def robot_caption(
 def write_robots(
     folder: str | Path,  # made if it does not exist
     n: int = 800,
-    size: int = 64,  # pixels of a side
+    size: int = 32,  # pixels of a side
     seed: int = 0,
 ) -> Path:  # the folder
     "A data set as `open_dataset` reads it: images, and a line of metadata for each."
