@@ -239,7 +239,7 @@ def run(name: str, own: OwnSet, options) -> tuple[dict, torch.Tensor]:
     changes = dict(changes) | {"train.save_every": EVERY, "train.sample_every": 0}
     changes |= {"train.log_with": "none", "train.max_checkpoints": 1}
     if options.max_steps:
-        changes["train.max_steps"] = options.max_steps
+        changes |= {"train.max_steps": options.max_steps, "train.warmup_steps": 0}
     imagen = family == "imagen"
     preset = (imagen_preset if imagen else gigagan_preset)("warm-32", changes)
     cls = Marked if imagen else MarkedGAN
