@@ -82,21 +82,9 @@ RUNS = {  # name -> (sets that it is made on, family, changes of the preset warm
     "gigagan-warm": (("robots", "tuned"), "gigagan", {}),
     "gigagan-nothing": (("robots",), "gigagan", {"init_from": "none"}),
 }
-COLOUR_WORDS = {  # RGB in [0, 1] of the words in the captions of the tiles
-    "gray": (0.55, 0.55, 0.55),
-    "brown": (0.50, 0.32, 0.16),
-    "black": (0.08, 0.08, 0.08),
-    "blue": (0.20, 0.30, 0.85),
-    "red": (0.80, 0.15, 0.15),
-    "green": (0.20, 0.60, 0.20),
-    "purple": (0.50, 0.20, 0.65),
-    "yellow": (0.90, 0.85, 0.25),
-    "teal": (0.15, 0.60, 0.60),
-    "orange": (0.95, 0.55, 0.15),
-    "white": (0.95, 0.95, 0.95),
-    "beige": (0.85, 0.75, 0.55),
-    "pink": (0.95, 0.60, 0.75),
-}
+COLOUR_WORDS = (
+    "gray brown black blue red green purple yellow teal orange white beige pink"
+)
 
 
 # ---- the sets
@@ -126,19 +114,47 @@ class RobotSet(OwnSet):
         return robot_colours_found(images, self.robots[: len(images)])
 
 
+def colour_words(pixels: torch.Tensor) -> torch.Tensor:
+    "For RGB in [0, 1] (last axis) the place of a word in `COLOUR_WORDS`."
+    words = COLOUR_WORDS.split()
+    value, low = pixels.amax(-1), pixels.amin(-1)
+    chroma = (value - low).clamp(min=1e-6)
+    r, g, b = pixels.unbind(-1)
+    hue = torch.where(value == r, (g - b) / chroma % 6, (r - g) / chroma + 4)
+    hue = 60 * torch.where((value == g) & (value != r), (b - r) / chroma + 2, hue)
+    saturation = (value - low) / value.clamp(min=1e-6)
+    rules = [  # the first that holds
+        ("black", value < 0.22),
+        ("white", (saturation < 0.18) & (value > 0.85)),
+        ("gray", saturation < 0.18),
+        ("brown", (hue >= 15) & (hue < 45) & (value < 0.65)),
+        ("beige", (hue >= 15) & (hue < 45) & (saturation < 0.5)),
+        ("orange", (hue >= 15) & (hue < 45)),
+        ("yellow", (hue >= 45) & (hue < 70)),
+        ("green", (hue >= 70) & (hue < 165)),
+        ("teal", (hue >= 165) & (hue < 200)),
+        ("blue", (hue >= 200) & (hue < 260)),
+        ("purple", (hue >= 260) & (hue < 320)),
+        ("pink", (hue >= 320) & (hue < 345)),
+        ("pink", (saturation < 0.5) & (value > 0.75)),
+    ]
+    found = torch.full(value.shape, words.index("red"))
+    for word, holds in reversed(rules):
+        found[holds] = words.index(word)
+    return found
+
+
 def tile_colours_found(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     "Whether the first colour named is among the two most frequent, white left out."
-    names = list(COLOUR_WORDS)
-    palette = torch.tensor(list(COLOUR_WORDS.values()))
-    pixels = ((images + 1) / 2).flatten(2).transpose(1, 2)
-    nearest = torch.cdist(pixels, palette.expand(len(images), -1, -1)).argmin(-1)
-    ground = (pixels > 0.97).all(-1)
+    words = COLOUR_WORDS.split()
+    pixels = ((images + 1) / 2).clamp(0, 1).flatten(2).transpose(1, 2)
+    ground, named = (pixels > 0.97).all(-1), colour_words(pixels)
     found = []
-    for row, white, prompt in zip(nearest, ground, prompts):
-        votes = torch.bincount(row[~white], minlength=len(names))
-        named = [w for w in re.findall(r"[a-z]+", prompt) if w in names]
-        top = [names[k] for k in votes.topk(2).indices.tolist()]
-        found.append(bool(named) and named[0] in top)
+    for row, white, prompt in zip(named, ground, prompts):
+        votes = torch.bincount(row[~white], minlength=len(words))
+        asked = [w for w in re.findall(r"[a-z]+", prompt) if w in words]
+        top = [words[k] for k in votes.topk(2).indices.tolist()]
+        found.append(bool(asked) and asked[0] in top)
     return torch.tensor(found)
 
 
