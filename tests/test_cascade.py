@@ -661,3 +661,28 @@ def test_channels_of_a_u_net_that_takes_more_than_an_image():
     "The U-Net of chapter 32 is unchanged; its subclass reads twice the channels."
     unet = C.SuperResolutionUNet(UNetConfig(patch_size=2, refine_channels=8))
     assert unet.conv_in.in_channels == 24 and unet.conv_out[-1].out_channels == 12
+
+
+def test_checkpointing_changes_no_number(batch):
+    losses, gradients = [], []
+    for save in (False, True):
+        config = replace(TINY, gradient_checkpointing=save)
+        model = perturbed(config=config).train()
+        loss = model.training_losses(batch, seeded_generator(0))["loss"]
+        loss.backward()
+        losses.append(loss)
+        gradients.append([p.grad for p in model.parameters()])
+    assert torch.equal(*losses)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_the_shortcut_gives_a_weighted_sum_of_both_images(small):
+    "With the U-Net's last layer at zero, as at the start."
+    model = SuperResolution(TINY).eval()
+    text, xt = model.encode_prompts(PROMPTS), randn(4, 3, 32, 32)
+    low_res, t = enlarge(small, 2), torch.tensor([0, 100, 500, 999])
+    with torch.no_grad():
+        assert not model.unet(xt, t, text, low_res, torch.zeros(4)).any()
+        model.unet.shortcut.bias.copy_(torch.tensor([2.0, -1.0]))
+        found = model.unet(xt, t, text, low_res, torch.zeros(4))
+    assert torch.allclose(found, 2 * xt - low_res, atol=1e-6)
