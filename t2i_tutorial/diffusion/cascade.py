@@ -405,7 +405,7 @@ SUPER_RESOLUTION_PRESETS = {
     "cpu-32-64": Preset(
         SuperResolutionConfig(text_encoder=DEFAULT_TEXT_ENCODER, unet=_CPU_SR_UNET),
         TrainConfig(
-            max_steps=6000,
+            max_steps=5000,
             batch_size=32,
             lr=1.2e-3,
             warmup_steps=200,
