@@ -72,7 +72,7 @@ def test_axe_finds_nothing_critical_and_nothing_serious(tabs, book_address, name
     assert not {n: f for n, f in found.items() if f}, json.dumps(found, indent=1)
 
 
-@pytest.mark.parametrize("chapter", ["nbs/03_critters", "nbs/36_imagen_judged"])
+@pytest.mark.parametrize("chapter", ["nbs/03_critters", "nbs/38_guidance_scale"])
 def test_a_slider_has_a_name_and_says_its_value(page, book_address, chapter):
     open_page(page, book_address, chapter)
     handle = page.locator(".widget-slider .noUi-handle").first
