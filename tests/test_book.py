@@ -142,6 +142,28 @@ def test_links_within_the_book_arrive(book, pages):
                     assert unquote(parts.fragment) in pages[key].ids, (p, link)
 
 
+def test_citations_have_the_label_of_their_entry_and_entries_lead_to_the_paper(book):
+    listed = (book / "nbs/91_references.html").read_text(encoding="utf-8")
+    parts = re.split(r'<div class="citation" id="(\w+)">', listed)[1:]
+    labels = {}
+    for name, entry in zip(parts[::2], parts[1::2]):
+        entry = entry.split('<div class="citation')[0]
+        label, _, rest = entry.partition("</span></span>")
+        labels[name] = unescape(re.sub(r"<[^>]+>", "", label)).strip()[1:-1]
+        assert re.search(r'href="https?://', rest), f"no link for {labels[name]}"
+    assert len(set(labels.values())) == len(labels) > 70
+    link = r'<a[^>]+href="91_references\.html#(\w+)"[^>]*>(.*?)</a>'
+    cited = 0
+    for p in PAGES:
+        text = (book / f"{p}.html").read_text(encoding="utf-8")
+        for name, shown in re.findall(link, text, re.DOTALL):
+            words = unescape(re.sub(r"<[^>]+>", "", shown)).replace("\xa0", " ")
+            if name in labels and not re.fullmatch(r"\d{4}[ab]?", words):
+                assert labels[name].startswith(words.rstrip(",")), (p, words)
+                cited += 1
+    assert cited > 100
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_buttons_lead_to_the_repository_of_settings(pages, chapter):
     import configparser
