@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="1/1", help="which share, like 1/2")
     parser.add_argument("--only", nargs="+", help="names of rungs or faults")
-    parser.add_argument("--steps", type=int, default=1000, help="updates of a run")
+    parser.add_argument("--steps", type=int, default=1200, help="updates of a run")
     parser.add_argument("--num-images", type=int, default=500)
     parser.add_argument("--fresh", action="store_true", help="make them again")
     options = parser.parse_args()
