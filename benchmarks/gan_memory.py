@@ -4,8 +4,8 @@
         [--repeats 3] [--sizes 32 64 256]
 
 Every rung of `ABLATION_LADDER` at 32 pixels (the networks of `cpu-32`), at 64 (those of
-`gpu-64`) and, for the first and the last rung, at 256 (`gpu-64` with two more levels,
-each of half the channels). The peak is that of one update of both networks, with and
+`gpu-64`) and, for the first and the last rung, at 256 (`gpu-64` with two more levels
+of 24 and 16 channels). The peak is that of one update of both networks, with and
 without the gradient penalty, for two batch sizes: from both follow what an image takes
 and what does not depend on the batch. Beside it, how many numbers the layers put out
 for one image, counted in forward hooks: from it and from the peak at 64 pixels the
@@ -35,7 +35,7 @@ def config_at(size: int, changes: dict) -> GigaGANConfig:
     if size == config.size:
         return config
     g, d = config.generator, config.discriminator
-    off, thin = (False, False), (g.channels[-1] // 2, g.channels[-1] // 4)
+    off, thin = (False, False), (24, 16)
     g = replace(
         g,
         channels=g.channels + thin,

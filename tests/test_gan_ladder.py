@@ -1,0 +1,106 @@
+"""The recorded ladder of chapter 27: what each run changes, what a record holds.
+
+The faults are those of the project that this book retells: PR-1 (a discriminator
+without the text), a matching loss without real images, PR-2 (a CLIP loss across two
+spaces), and a batch of 2.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i_tutorial.core import RESULTS_DIR, load_json, load_tensors, seeded_generator
+from t2i_tutorial.experiments import critters_dataset
+from t2i_tutorial.gan.config import ABLATION_LADDER, gigagan_preset
+from t2i_tutorial.gan.discriminator import image_pyramid
+from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import gan_ladder  # noqa: E402
+import gan_memory  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return next(critters_dataset(8, 16).batches(8, shuffle=False))
+
+
+def model_of(kind: str) -> GigaGAN:
+    settings = gan_ladder.all_runs([0], 1200)[f"{kind}, seed 0"]
+    changes = {k: v for k, v in settings.items() if not k.startswith("train.")}
+    changes.pop("num_images")
+    torch.manual_seed(0)
+    cls = gan_ladder.CLASSES.get(kind, GigaGAN)
+    return cls(gigagan_preset("tiny", changes).model_config)
+
+
+def test_a_rung_keeps_what_the_ones_before_it_have():
+    runs = gan_ladder.all_runs([0, 1, 2], 1200)
+    assert len(runs) == 3 * (len(ABLATION_LADDER) + len(gan_ladder.FAULTS))
+    kinds = [runs[f"{kind}, seed 1"] for kind in ABLATION_LADDER]
+    for before, after in zip(kinds, kinds[1:]):
+        changed = {k for k in after if after[k] != before.get(k)}
+        assert len(changed - {"discriminator.vision_aided_model"}) == 1, changed
+    common = {"train.max_steps", "train.save_every", "num_images", "train.ema_decay"}
+    for settings in runs.values():
+        assert {k: settings[k] for k in common} == {k: kinds[0][k] for k in common}
+        assert settings["pretrain_steps"] == 0
+
+
+def test_matching_on_generated_images_alone_never_sees_a_mismatched_real_one(batch):
+    model = model_of("matching loss on generated images only")
+    text = model.encode_captions(batch.captions)
+    real = image_pyramid(batch.images, model.config.discriminator.sizes)
+    fake = [torch.rand_like(x) for x in real]
+    logits = model.pair_logits(real, fake, text, batch.captions, seeded_generator(0))
+    ours = GigaGAN.pair_logits(
+        model, real, fake, text, batch.captions, seeded_generator(0)
+    )
+    for a, b in zip(logits.mismatched_real, ours.mismatched_fake):
+        assert torch.equal(a, b)
+    assert not torch.equal(ours.mismatched_real[0], ours.mismatched_fake[0])
+
+
+def test_two_spaces_are_two(batch):
+    "PR-2: captions and images are encoded by two models."
+    captions = [c[0] for c in critters_dataset(64, 16).captions]
+    one, two = model_of("CLIP"), model_of("CLIP loss of two models")
+    for model in (one, two):
+        model.set_clip_negatives(captions, caption_attributes)
+    assert one.clip_loss.vectors.shape == two.clip_loss.vectors.shape
+    same = torch.nn.functional.cosine_similarity(
+        one.clip_loss.vectors, two.clip_loss.vectors
+    )
+    assert same.mean() < 0.5
+    losses = [m.clip_loss(batch.images, batch.captions).item() for m in (one, two)]
+    assert losses[0] < 0.5 * losses[1]  # real images, recognised by one model alone
+
+
+def test_the_memory_benchmark_adds_levels_and_counts_features(batch):
+    config = gan_memory.config_at(256, ABLATION_LADDER["vision-aided"])
+    assert config.generator.size == config.size == 256
+    assert config.generator.channels[-2:] == (24, 16)
+    model = GigaGAN(gigagan_preset("tiny", ABLATION_LADDER["text"]).model_config)
+    once = gan_memory.count_features(model.eval(), batch)
+    wider = gigagan_preset(
+        "tiny", ABLATION_LADDER["text"] | {"generator.channels": (96, 64, 48)}
+    )
+    assert gan_memory.count_features(GigaGAN(wider.model_config), batch) > once
+
+
+@pytest.mark.parametrize("name", ["unconditional, seed 0", "batch of 2, seed 2"])
+def test_records_hold_what_the_chapter_reads(name):
+    stem = name.replace(", ", "-").replace(" ", "-")
+    record = load_json(RESULTS_DIR / "ladder" / f"{stem}.json")
+    assert record["name"] == name
+    n = record["num_images"]
+    assert all(len(v) == n for v in record["final"]["prompt_by_prompt"].values())
+    share = record["final"]["prompt_by_prompt"]["species"].count("1") / n
+    assert share == pytest.approx(record["final"]["species"]["value"], abs=1e-6)
+    steps = [h["step"] for h in record["history"]]
+    assert steps == sorted(set(steps)) and steps[-1] == 1200
+    sheet = load_tensors(RESULTS_DIR / "ladder" / f"{stem}.safetensors")[0]["images"]
+    assert sheet.dtype == torch.uint8 and sheet.shape[1:] == (3, 16, 16)
