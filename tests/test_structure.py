@@ -116,6 +116,34 @@ def test_no_chapter_has_more_than_sixty_cells(path):
     assert len(json.loads(path.read_text(encoding="utf-8"))["cells"]) <= 60
 
 
+def smallest_letters(source: str) -> float:
+    """Pixels, as shown, of the smallest letters that a cell's figure asks for.
+
+    Figures have 110 dots an inch, and what is wider than the page is shrunk to it.
+    """
+    widths = re.findall(r"figsize=\(([\d.]+)", source)
+    if not widths:
+        return float("inf")
+    sizes = re.findall(r"(?:font|label|title)size=([\d.]+)", source)
+    points = min([9.0, *map(float, sizes)])  # 9 are set by `set_plot_style`
+    shrunk = min(1, 760 / (110 * max(map(float, widths))))
+    return points * 110 / 72 * shrunk
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_letters_in_figures_are_large_enough_to_read(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            assert smallest_letters(source) >= 9, source
+
+
+def test_small_letters_are_found():
+    assert smallest_letters("plt.subplots(figsize=(9.5, 3)); f(fontsize=7)") < 9
+    assert smallest_letters("plt.subplots(figsize=(12, 3))") < 9
+    assert smallest_letters("plt.subplots(figsize=(6, 3)); f(labelsize=8)") > 9
+
+
 @pytest.mark.parametrize(
     "path", [*NOTEBOOKS, *sorted((ROOT / "nbs").glob("*.md"))], ids=lambda p: p.stem
 )
