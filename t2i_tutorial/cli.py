@@ -209,7 +209,8 @@ class TrainOptions(DataOptions):
     name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
     "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
     preset: _Text = None
-    "a named set of settings; the recorded model's if not given"
+    """a named set of settings; the recorded model's if not given, or that for a warm
+    start with --init-from MODEL"""
     data: str = "critters"
     "critters, a folder with a metadata.jsonl or .txt captions, or a hub data set"
     output: _Text = None
@@ -229,6 +230,22 @@ class ExportOptions:
     "folder to write to, new or empty; MODEL-onnx if not given"
     full_precision: bool = False
     "store weights in 32 bits instead of 16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareOptions:
+    "Upload a trained model with a card to the hub."
+
+    model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = tyro.MISSING
+    "a folder of a model or of a training"
+    repository: Annotated[_Word, tyro.conf.arg(metavar="OWNER/NAME")] = tyro.MISSING
+    "where on the hub; it is made if it does not exist"
+    license: _Text = None
+    "of the model, for instance cc-by-4.0; only who owns the images can say"
+    private: bool = False
+    "for nobody else to see"
+    card_only: bool = False
+    "write the card beside the model and upload nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +315,11 @@ _POSITIONAL = {  # command -> its fields without a name, what they are called, a
     CaptionCheckOptions: (("data",), "DATA", "t2i caption-check my-images"),
     TrainOptions: (("name",), "NAME", "t2i train imagen"),
     ExportOptions: (("model",), "MODEL", "t2i export critters-32"),
+    ShareOptions: (
+        ("model", "repository"),
+        "MODEL and OWNER/NAME",
+        "t2i share runs/imagen-warm-32 your-name/robots --license cc-by-4.0",
+    ),
     ModelsOptions: ((), "", "t2i models"),
 }
 
@@ -1142,7 +1164,7 @@ def _caption_check(options: CaptionCheckOptions) -> None:
 
 def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     "`t2i train`: read the settings, train, say where the model is."
-    name, preset, presets, train = _find_training(options)
+    name, preset, presets, train = _find_training(options, settings)
     if name not in _SAMPLING:
         changes = _changes(presets[preset], settings)
         folder = _training_folder(options, f"runs/{name}-{preset}")
@@ -1216,7 +1238,9 @@ def _train_aside(train: Callable, folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
+def _find_training(
+    options: TrainOptions, settings: Sequence[str] = ()
+) -> tuple[str, str, dict, Callable]:
     "Name and preset, checked, the training's presets, and the function that trains."
     from t2i_tutorial.core import check_choice
 
@@ -1224,9 +1248,24 @@ def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
     module, presets, function, default = _TRAININGS[name]
     module = import_module(f"t2i_tutorial.{module}")
     presets = getattr(module, presets)
-    preset = default if options.preset is None else options.preset
+    preset = options.preset
+    if preset is None:
+        preset = _warm_preset(name, presets, settings) or default
     preset = check_choice("preset", preset, presets)
     return name, preset, presets, getattr(module, function)
+
+
+def _warm_preset(name: str, presets: dict, settings: Sequence[str]) -> str | None:
+    "The preset for a start from the model that a setting names; None without one."
+    from t2i_tutorial.experiments import warm_start_preset
+    from t2i_tutorial.hub import MODEL_CLASSES
+    from t2i_tutorial.training import parse_overrides
+
+    start = parse_overrides(settings).get("init_from", "none")
+    if name not in _SAMPLING or start.lower() == "none":
+        return None
+    module, cls = MODEL_CLASSES[name]
+    return warm_start_preset(getattr(import_module(module), cls), presets, start)
 
 
 def _training_folder(options: TrainOptions, default: str) -> str:
@@ -1280,9 +1319,11 @@ def _training_help(options: TrainOptions, prog: str) -> None:
         model, train = preset.model_config, preset.train_config
         images = tyro.conf.arg(help="critters to render, if the data are critters")
         start = tyro.conf.arg(help="a trained model whose weights to begin with")
+        share = tyro.conf.arg(help="share of images of one's own kept for validation")
         parts["model"] = (type(model), model, bare, no_flags)
         parts["num_images"] = (int, preset.num_images, images, no_flags)
         parts["init_from"] = (str | None, preset.init_from, start, no_flags)
+        parts["val_fraction"] = (float, preset.val_fraction, share, no_flags)
         parts["train"] = (type(train), train, tyro.conf.arg(), no_flags)
     else:
         parts["config"] = (type(preset), preset, bare, no_flags)
@@ -1310,6 +1351,26 @@ def _example(name: str) -> str:
     }.get(name, "max_steps=200 lr=1e-4")
 
 
+# ---- share
+
+
+def _share(options: ShareOptions) -> None:
+    "`t2i share`: a card from the record, then the upload."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.experiments import share_model, write_model_card
+
+    if not options.license:
+        raise UserError(
+            "--license is missing: name the licence of the model, for instance "
+            "cc-by-4.0; only who owns the images can say"
+        )
+    if options.card_only:
+        return _print_path(write_model_card(options.model, options.license))
+    print(
+        share_model(options.model, options.repository, options.license, options.private)
+    )
+
+
 # ---- the program
 
 _COMMANDS = {
@@ -1319,6 +1380,7 @@ _COMMANDS = {
     "evaluate": (EvaluateOptions, _evaluate),
     "compare": (CompareOptions, _compare),
     "export": (ExportOptions, _export),
+    "share": (ShareOptions, _share),
     "models": (ModelsOptions, _models),
 }
 

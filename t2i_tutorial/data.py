@@ -1431,9 +1431,31 @@ class ImageTextDataset(Dataset):
             return _read_images(self.read, indices.tolist())
         return self.cache[indices]
 
+    def subset(self, indices: Sequence[int]) -> "ImageTextDataset":
+        "These images alone, in this order, as a data set."
+        places, content = torch.as_tensor(indices), self.content or self._pixel_bytes
+        return ImageTextDataset(
+            lambda i: self.read(int(places[i])),
+            [self.captions[i] for i in places.tolist()],
+            self.size,
+            self.attributes and {k: v[places] for k, v in self.attributes.items()},
+            cache=None if self.cache is None else self.cache[places],
+            cache_bytes=0,  # what was not kept in memory is not kept now
+            check=False,
+            max_skipped=self.max_skipped,
+            source=f"{len(places)} of {self.source}",
+            fit=self.fit,
+            content=lambda i: content(int(places[i])),
+            critters_split=self.critters_split,
+        )
+
+    def _pixel_bytes(self, i: int) -> bytes:
+        "The pixels of image i, for a digest."
+        return self.read(i).numpy().tobytes()
+
     def summary(self) -> dict:
         "Size, source and short digests of images and captions, and a digest of all."
-        content = self.content or (lambda i: self.read(i).numpy().tobytes())
+        content = self.content or self._pixel_bytes
         if self.contents is None:
             self.contents = _digests(content, len(self))
         captions = (json.dumps(list(c)).encode() for c in self.captions)

@@ -463,6 +463,20 @@ def test_train_resumes_and_its_model_generates(t2i, tmp_path):
             ],
             ["'nowhere'"],
         ),
+        (["imagen", "--init-from", "nowhere"], ["unknown model 'nowhere'"]),
+        (["imagen", "--init-from"], ["--init-from needs a value"]),
+        (["imagen", "--init-from", "critters-32-gigagan"], ["gigagan", "imagen"]),
+        (["gigagan", "--init-from", "critters-32"], ["gigagan", "imagen"]),
+        (
+            ["imagen", "--preset", "cpu-32", "--init-from", "critters-64"],
+            ["cannot start from 64 pixels"],
+        ),
+        (
+            ["imagen", "--init-from", "critters-32", "unet.heads=8"],
+            ["cannot start from 32 pixels"],
+        ),
+        (["clip", "--init-from", "critters-clip"], ["unknown setting 'init_from'"]),
+        (["imagen", "val_fraction=2"], ["val_fraction must be from 0 to 0.9"]),
         (["gigagan", "size=64"], ["size is 64"]),
         (["imagin"], ["unknown training 'imagin'", "did you mean 'imagen'"]),
         (["imagin", "--help"], ["did you mean 'imagen'"]),
@@ -507,6 +521,28 @@ def test_train_on_a_folder_of_ones_own(t2i, tmp_path):
         "run",
     )
     assert code == 0 and load_json("run/model/config.json")["size"] == 16
+
+
+def test_init_from_alone_chooses_the_preset_for_a_warm_start(t2i, walls, monkeypatch):
+    "By the size of that model; the preset that is named wins."
+    seen = []
+    for module, name in (("diffusion.imagen", "imagen"), ("gan.gigagan", "gigagan")):
+        monkeypatch.setattr(
+            f"t2i_tutorial.{module}.train_{name}",
+            lambda preset, data, folder, settings, resume: seen.append(
+                (preset, Path(folder).name, settings)
+            ),
+        )
+    start = ("--data", walls, "--init-from")
+    assert t2i("train", "imagen", *start, "critters-32")[0] == 0
+    assert t2i("train", "imagen", *start, "critters-64")[0] == 0
+    assert t2i("train", "gigagan", *start, "critters-32-gigagan")[0] == 0
+    named = ("--preset", "cpu-64")
+    assert t2i("train", "imagen", *start, "critters-32", *named)[0] == 0
+    assert t2i("train", "imagen", *start, "none")[0] == 0
+    names = ["warm-32", "warm-64", "warm-32", "cpu-64", "cpu-32"]
+    assert [preset for preset, *_ in seen] == names
+    assert seen[0][1:] == ("imagen-warm-32", ["init-from=critters-32"])
 
 
 # ---- how one's own images are read (bug reports, "missing")
@@ -1122,7 +1158,8 @@ def shown_settings(name: str, preset: str) -> list[str]:
     if name not in ("imagen", "gigagan"):
         return setting_names(chosen)
     train = setting_names(chosen.train_config, "train.")
-    return [*setting_names(chosen.model_config), *train, "num_images", "init_from"]
+    own = ["num_images", "init_from", "val_fraction"]
+    return [*setting_names(chosen.model_config), *train, *own]
 
 
 @pytest.mark.parametrize("name", HELP)
