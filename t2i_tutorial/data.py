@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_ASPECT_RATIO', 'MAX_CAPTION', 'METADATA_FILES', 'letterbox', 'center_crop', 'load_image',
-           'clean_caption', 'MetadataRow', 'read_metadata', 'Batch', 'flip_caption', 'Augmentation',
+           'read_image', 'clean_caption', 'MetadataRow', 'read_metadata', 'Batch', 'flip_caption', 'Augmentation',
            'sample_augmentation', 'collate', 'describe_data_change', 'ImageTextDataset', 'shuffle_buffer',
            'StreamingImageTextDataset', 'open_dataset']
 
@@ -181,10 +181,19 @@ def load_image(
 ) -> UInt8[Tensor, "3 {size} {size}"]:  # bytes
     "Open and `letterbox` an image; raises `UserError` with its name if that fails."
     check_image_size(size)
-    name = name or ("in memory" if isinstance(source, bytes) else str(source))
     fit = center_crop if crop else letterbox
+    return read_image(source, lambda image: fit(image, size), name)
+
+
+def read_image(
+    source: str | os.PathLike | bytes,  # a file, or the content of one
+    use: Callable[[Image.Image], object],  # what to make of it
+    name: str | None = None,  # for error messages, the path if not given
+):  # what `use` returns
+    "Open an image and use it; raises `UserError` with its name if that fails."
+    name = name or ("in memory" if isinstance(source, bytes) else str(source))
     try:
-        return _with_image(source, lambda image: fit(image, size))
+        return _with_image(source, use)
     except UserError as e:
         raise UserError(f"image {name!r}: {e}") from e
     except FileNotFoundError as e:

@@ -325,6 +325,8 @@ def check_shared_encoder(encoder: str) -> None:
 MODEL_CLASSES = {  # model_type -> where its class is
     "imagen": ("t2i_tutorial.diffusion.imagen", "Imagen"),
     "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN"),
+    "cascade": ("t2i_tutorial.diffusion.cascade", "Cascade"),
+    "super-resolution": ("t2i_tutorial.diffusion.cascade", "SuperResolution"),
 }
 
 
@@ -372,7 +374,7 @@ def recorded_training_images(
 def load_model(
     name_or_folder: str | os.PathLike,  # as for `resolve_model`
     device: str | None = None,  # the best available if not given
-) -> TextToImage:  # an Imagen or a GigaGAN, in eval mode
+) -> TextToImage:  # of one of `MODEL_CLASSES`, in eval mode
     "Load a model of whichever type its config.json names; raises `UserError`."
     folder = resolve_model(name_or_folder)
     saved = load_json(folder / "config.json", max_bytes=2**20)

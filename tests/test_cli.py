@@ -21,6 +21,7 @@ from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP_PRESETS
 from t2i_tutorial.core import UserError, load_json, save_json, to_pil
 from t2i_tutorial.data import ImageTextDataset
+from t2i_tutorial.diffusion.cascade import SUPER_RESOLUTION_PRESETS
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
 from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
@@ -1136,13 +1137,15 @@ def test_a_recorded_command_names_settings_that_exist(path):
             continue  # of another program, such as chapter 4's
         _, train, name, flag, preset, *settings = shlex.split(command)
         assert (train, flag) == ("train", "--preset")
-        if name in ("imagen", "gigagan"):
+        if name in SAMPLING:
             get_preset(HELP[name], preset, settings)
         else:
             apply_overrides(HELP[name][preset], settings)
 
 
 HELP = {"imagen": IMAGEN_PRESETS, "gigagan": GIGAGAN_PRESETS}
+HELP |= {"super-resolution": SUPER_RESOLUTION_PRESETS}
+SAMPLING = tuple(HELP)  # the trainings with a model and its training apart
 HELP |= {"clip": CLIP_PRESETS, "classifier": CLASSIFIER_PRESETS}
 
 
@@ -1155,7 +1158,7 @@ def help_of(t2i, *arguments) -> str:
 def shown_settings(name: str, preset: str) -> list[str]:
     "The dotted paths that `t2i train NAME` accepts."
     chosen = HELP[name][preset]
-    if name not in ("imagen", "gigagan"):
+    if name not in SAMPLING:
         return setting_names(chosen)
     train = setting_names(chosen.train_config, "train.")
     own = ["num_images", "init_from", "val_fraction"]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CPU_UNET_CONFIG', 'IMAGEN_CPU_TRAIN_CONFIG', 'IMAGEN_GPU_TRAIN_CONFIG', 'IMAGEN_PRESETS', 'IMAGEN_WARM_TRAIN_CONFIG',
-           'ImagenConfig', 'stratified_timesteps', 'Imagen', 'imagen_preset', 'init_imagen_from_smaller',
-           'train_imagen']
+           'ImagenConfig', 'stratified_timesteps', 'denoising_loss', 'Imagen', 'imagen_preset',
+           'init_imagen_from_smaller', 'train_imagen']
 
 # %% ../../nbs/35_imagen.ipynb #d268f3a3
 #| code-fold: true
@@ -32,6 +32,7 @@ from t2i_tutorial.diffusion.noise import (
     LOSS_WEIGHTINGS,
     NOISE_SCHEDULES,
     PREDICTION_TYPES,
+    NoiseSchedule,
     add_noise,
     loss_weight,
     make_noise_schedule,
@@ -117,6 +118,21 @@ def stratified_timesteps(
     return (u * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 # %% ../../nbs/35_imagen.ipynb #43abdbc9
+def denoising_loss(
+    prediction: Float[Tensor, "b ..."],  # of a network
+    x0: Float[Tensor, "b ..."],  # clean images in [-1, 1]
+    eps: Float[Tensor, "b ..."],  # the noise that was added to them
+    t: Int[Tensor, " b"],  # their timesteps
+    schedule: NoiseSchedule,
+    config: ImagenConfig,
+) -> dict[str, Float[Tensor, ""]]:  # "loss" to minimise, "mse" unweighted
+    "The weighted squared error of a prediction, {eq}`eq-imagen-loss`."
+    target = prediction_target(config.prediction_type, x0, eps, t, schedule)
+    error = reduce((prediction - target).square(), "b ... -> b", "mean")
+    weight = loss_weight(t, schedule, config.prediction_type, config.loss_weighting)
+    return {"loss": (weight * error).mean(), "mse": error.mean().detach()}
+
+
 class Imagen(TextToImage):
     "A text-conditional pixel-space diffusion model (Saharia et al. 2022, base model)."
 
@@ -157,12 +173,7 @@ class Imagen(TextToImage):
         text = self.null_text.drop_captions(text, keep)
         xt, _ = add_noise(x0, t, self.schedule, eps)
         prediction = self.unet(xt, t, text)
-        target = prediction_target(config.prediction_type, x0, eps, t, self.schedule)
-        error = reduce((prediction - target).square(), "b c h w -> b", "mean")
-        weight = loss_weight(
-            t, self.schedule, config.prediction_type, config.loss_weighting
-        )
-        return {"loss": (weight * error).mean(), "mse": error.mean().detach()}
+        return denoising_loss(prediction, x0, eps, t, self.schedule, config)
 
     @torch.no_grad()
     def sample(
