@@ -68,7 +68,8 @@ def main() -> None:
         OMP_NUM_THREADS="1",
     )
     run("the book builds, every chapter is executed", "python", "_ext/book.py")
-    run("tests", "pytest", "-n", "2", OMP_NUM_THREADS="1")
+    slowest = ("--durations", "30", "--durations-min", "5")
+    run("tests", "pytest", "-n", "2", *slowest, OMP_NUM_THREADS="1")
 
 
 if __name__ == "__main__":

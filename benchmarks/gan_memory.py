@@ -26,7 +26,8 @@ from t2i_tutorial.experiments import critters_dataset
 from t2i_tutorial.gan.config import ABLATION_LADDER, GigaGANConfig, gigagan_preset
 from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes
 
-BATCHES = {32: (4, 8), 64: (2, 4), 256: (1, 2)}
+BATCHES = {32: (4, 8), 64: (2, 4), 256: (2, 3)}
+BACKBONE = {"discriminator.vision_aided_model": "critters-clip"}
 
 
 def config_at(size: int, changes: dict) -> GigaGANConfig:
@@ -85,7 +86,10 @@ def count_features(model: GigaGAN, batch) -> int:
 def measure(size: int, rung: str, device: torch.device, repeats: int) -> dict:
     "One row: a rung at one size."
     torch.manual_seed(0)
-    model = GigaGAN(config_at(size, ABLATION_LADDER[rung])).to(device)
+    changes = ABLATION_LADDER[rung]
+    if changes["use_vision_aided"]:
+        changes = changes | BACKBONE
+    model = GigaGAN(config_at(size, changes)).to(device)
     data = critters_dataset(max(BATCHES[size]), size)
     if model.config.clip_weight:
         model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)

@@ -11,6 +11,9 @@ from t2i_tutorial.core import UserError, interactive_figure
 FIGURES = {
     "nbs/05_first_gan": "first-gan",
     "nbs/08_attention": "attention",
+    "nbs/11b_quality": "precision-recall",
+    "nbs/14_training": "ema",
+    "nbs/21_filter_bank": "filter-bank",
     "nbs/33_guidance": "guidance",
     "nbs/34_samplers": "scrubber",
 }
@@ -33,6 +36,21 @@ def opened(page, book_address):
         return page, figure
 
     return open_figure
+
+
+def computed(page, name: str, body: str, *given):
+    "What JavaScript with the figure's module `m` returns, as if the page asked for it."
+    return page.evaluate(
+        f"""async (given) => {{
+        const m = await import(
+          new URL('../_static/figures/{name}.js', location.href));
+        return (({body}))(...given) }}""",
+        given,
+    )
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def move(slider, key: str, times: int = 1) -> None:
@@ -93,14 +111,14 @@ def test_the_page_samples_in_the_plane_as_python_does(opened):
         c, u = (mean(x, alpha, sigma, m) for m in (own, everything))
         x0 = apply_cfg(c, u, 3.0)
         x = a2 * x0 + s2 * (x - alpha * x0) / sigma
-    got = page.evaluate(
-        """async ([data, scale]) => {
-        const { trajectory } = await import(
-          new URL('../_static/figures/guidance.js', location.href));
-        return data.start.map(z => trajectory(z, scale, data).at(-1)) }""",
-        [data, 3.0],
+    got = computed(
+        page,
+        "guidance",
+        "(data, scale) => data.start.map(z => m.trajectory(z, scale, data).at(-1))",
+        data,
+        3.0,
     )
-    assert (torch.tensor(got, dtype=torch.float64) - x).abs().max() < 1e-6
+    assert (tensor(got) - x).abs().max() < 1e-6
     scale = figure.locator("input").first
     move(scale, "End")
     said = figure.locator(".t2i-said").text_content()
@@ -161,6 +179,136 @@ def test_attention_follows_the_pointer_and_the_arrow_keys(opened):
     buttons.nth(2).click()
     assert f"“{data['words'][2]}”" in said.text_content()
     assert buttons.nth(2).get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.parametrize(
+    "groups, spread, offset, outlier",
+    [(3, 1.0, 0.0, 0.0), (1, 0.3, 0.0, 0.0), (3, 1.0, 3.0, 4.0)],
+)
+def test_precision_and_its_relatives_are_those_of_the_library(
+    opened, groups, spread, offset, outlier
+):
+    from t2i_tutorial.evaluation.quality import precision_recall
+
+    page, figure = opened("precision-recall")
+    data = data_of(page, "precision-recall")
+    real, noise, centres = (tensor(data[k]) for k in ("real", "noise", "centres"))
+    if outlier:
+        real[-1] = outlier / 2**0.5
+    kinds = centres[torch.arange(len(noise)) % groups]
+    generated = kinds + spread * data["std"] * noise + offset / 2**0.5
+    measures = precision_recall(generated, real, data["k"], 0)
+    settings = dict(groups=groups, spread=spread, offset=offset, outlier=outlier)
+    got = computed(
+        page,
+        "precision-recall",
+        "(set, data) => m.neighbourMeasures(m.clouds(set, data), data.k).values",
+        settings,
+        data,
+    )
+    assert got == pytest.approx({k: v.value for k, v in measures.items()}, abs=1e-9)
+    for slider, value in zip(figure.locator("input").all(), settings.values()):
+        slider.fill(f"{value:g}")
+    shown = figure.locator("button").all_text_contents()
+    assert shown == [f"{k}{v.value:.2f}" for k, v in measures.items()]
+    said = figure.locator(".t2i-said").text_content()
+    assert f"density {measures['density'].value:.2f}" in said
+
+
+def test_an_outlier_deceives_precision_and_not_density(opened):
+    page, figure = opened("precision-recall")
+    _, _, offset, outlier = figure.locator("input").all()
+
+    def values():
+        said = figure.locator(".t2i-said").text_content()
+        return {k: float(v) for k, v in re.findall(r"(\w+) (\d\.\d\d)", said)}
+
+    move(offset, "End")
+    before = values()
+    outlier.fill("4")
+    after = values()
+    assert before["precision"] < 0.3 and after["precision"] > 0.95
+    assert after["density"] < before["density"] + 1 / 3 + 0.01
+    buttons = figure.locator("button")
+    for i, counted in enumerate(["missed", "missed", "missed", "empty"]):
+        buttons.nth(i).click()
+        assert buttons.nth(i).get_attribute("aria-pressed") == "true"
+        assert figure.locator(f"circle.{counted}").count() > 0
+
+
+@pytest.mark.parametrize(
+    "decay, warmup", [(0.98, 10), (0.9, 10), (0.98, 1), (0.99, 50)]
+)
+def test_the_average_is_that_of_the_library(opened, decay, warmup):
+    from t2i_tutorial.training import EMA
+
+    class WarmedUp(EMA):
+        beta = property(
+            lambda self: min(
+                decay, (1 + self.num_updates) / (warmup + self.num_updates)
+            )
+        )
+
+    page, figure = opened("ema")
+    path = tensor(data_of(page, "ema")["path"])
+    weights = torch.nn.Parameter(path[0].clone())
+    ema = (EMA if warmup == 10 else WarmedUp)({"w": weights}, decay)
+    wanted = [path[0]]
+    for point in path[1:]:
+        weights.data.copy_(point)
+        ema.update()
+        wanted.append(ema.average["w"].clone())
+    got = computed(page, "ema", "m.averages", path.tolist(), decay, warmup)
+    assert (tensor(got) - torch.stack(wanted)).abs().max() < 1e-9
+    data, inputs = data_of(page, "ema"), figure.locator("input").all()
+    inputs[0].fill(f"{data['decays'].index(decay)}")
+    inputs[1].fill(f"{data['warmups'].index(warmup)}")
+    said = figure.locator(".t2i-said").text_content()
+    assert f"the average {wanted[-1].norm():.2f}" in said
+    assert f"β is now {ema.beta:.3f}" in said or warmup == 1
+    if (decay, warmup) == (0.98, 10):
+        assert "0.98 after 440 updates" in said
+
+
+def test_the_bank_mixes_and_filters_as_the_layer_does(opened):
+    from t2i_tutorial.gan.filter_bank import FilterBankConv2d, effective_num_kernels
+
+    page, figure = opened("filter-bank")
+    data = data_of(page, "filter-bank")
+    layer = FilterBankConv2d(1, 1, 5, 2, num_kernels=4).double()
+    with torch.no_grad():
+        layer.weight.copy_(tensor(data["kernels"])[:, None, None])
+        layer.kernel_selector.weight.copy_(tensor(data["selector"]) * 2**0.5)
+        layer.style.weight.zero_()
+        w = tensor([[1.5, -0.75]])
+        weights = layer.kernel_weights(w)
+        output = layer(tensor(data["image"])[None, None], w)[0, 0]
+    got, filtered = computed(
+        page,
+        "filter-bank",
+        """(w, data) => {
+        const weights = m.kernelWeights(w, data.selector);
+        const { kernel } = m.mixKernels(weights, data.kernels);
+        return [weights, m.convolve(data.image, kernel)] }""",
+        w[0].tolist(),
+        data,
+    )
+    assert (tensor(got) - weights[0]).abs().max() < 1e-9
+    assert (tensor(filtered) - output).abs().max() < 1e-5
+    for slider, value in zip(figure.locator("input").all(), w[0].tolist()):
+        slider.fill(f"{value:g}")
+    said = figure.locator(".t2i-said").text_content().replace("−", "-")
+    for name, a in zip(data["names"], weights[0].tolist()):
+        assert f"{name} {a:.2f}" in said
+    assert f"effective kernels: {effective_num_kernels(weights)['each']:.2f}" in said
+    assert f"from {output.min():.2f} (black) to {output.max():.2f} (white)" in said
+    pixels = page.evaluate(
+        """() => [...[...document.querySelectorAll('[data-figure=filter-bank] canvas')]
+        .at(-1).getContext('2d').getImageData(0, 0, 32, 32).data]"""
+    )
+    grey = tensor(pixels).view(32, 32, 4)[..., 0] / 255
+    span = output.max() - output.min()
+    assert (grey - (output - output.min()) / span).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
