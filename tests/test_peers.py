@@ -32,7 +32,7 @@ class FakeWorker:
         self.about = {
             "needs_budget": needs_budget,
             "guidance_scales": [3.0, None],
-            "own_steps": 7,
+            "judge_steps": 7,
         }
 
     def ask(self, do: str, **arguments) -> dict:
@@ -45,12 +45,16 @@ class FakeWorker:
         if do == "load":
             self.seconds = float(Path(arguments["path"]).read_text())
             return {"core_seconds": self.seconds}
-        return {"all": {"value": 0.5}} if do == "judge" else {}
+        if do == "judge":  # ours, None, is the better one
+            better = arguments["guidance_scale"] is None
+            return {"all": {"value": 0.6 if better else 0.5}}
+        return {}
 
 
 class Options:
     turn = 30
     num_prompts = 8
+    judge_minutes = 1
 
 
 def go(workers: dict, path: Path, work: Path, stop_after: int | None = None):
@@ -68,15 +72,16 @@ def go(workers: dict, path: Path, work: Path, stop_after: int | None = None):
     return rows
 
 
-def test_workers_take_turns_and_every_mark_is_judged_at_every_guidance(tmp_path):
+def test_workers_take_turns_and_every_mark_is_judged_at_the_better_guidance(tmp_path):
     asked = []
     workers = {n: FakeWorker(n, asked) for n in ("first", "second")}
     rows = go(workers, tmp_path / "rows.json", tmp_path / "work")
     trained = [name for name, do in asked if do == "train"]
     assert trained == ["first", "second"] * 4  # 120 core-seconds each, in turns of 30
-    assert len(rows.keys()) == 2 * 2 * 2
+    assert len(rows.keys()) == 2 * 2 * 3  # models, marks; two pilots and what counts
     assert {rows[k]["core_minutes"] for k in rows.keys()} == {1, 2}
-    assert rows["first | 1 min | guidance 3.0"]["core_seconds"] == 60
+    row = rows["first | 1 min | judged"]
+    assert row["core_seconds"] == 60 and row["guidance_scale"] is None
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9, 13, 20])
@@ -88,9 +93,9 @@ def test_a_stopped_run_goes_on_and_repeats_no_row(tmp_path, stop_after):
     workers = {n: FakeWorker(n, asked) for n in "ab"}
     rows = go(workers, path, work)
     assert all(w.seconds == 120 for w in workers.values())
-    assert len(rows.keys()) == 8
+    assert len(rows.keys()) == 12
     judged = [do for _, do in asked if do == "judge"]
-    assert len(judged) == 8 - len(before)
+    assert len(judged) == 12 - len(before)
     snapshots = {p.name: float(p.read_text()) for p in work.glob("?-*.pt")}
     assert snapshots == {"a-60.pt": 60, "a-120.pt": 120, "b-60.pt": 60, "b-120.pt": 120}
 
@@ -137,15 +142,16 @@ def test_equal_quality_takes_the_cheapest_setting_within_five_percent():
     assert equal_quality.equal_quality(rows)["a"]["steps"] == 10
 
 
-def test_the_table_takes_the_better_guidance():
-    def row(accuracy):
+def test_the_table_shows_what_counts_and_no_pilots():
+    def row(accuracy, pilot):
         measures = dict.fromkeys(("mmd", "precision", "coverage"), {"value": 0.1})
-        return {"run": "a", "core_minutes": 2, "all": {"value": accuracy}} | measures
+        about = {"run": "a", "core_minutes": 2, "guidance_scale": 3, "num_prompts": 9}
+        return about | {"pilot": pilot, "all": {"value": accuracy}} | measures
 
-    rows = {"a | 2 min | guidance 3.0": row(0.4), "a | 2 min | guidance 2.0": row(0.6)}
-    (found,) = report.better_guidance(rows)
-    assert found["guidance"] == "2.0" and found["accuracy"] == 0.6
-    assert report.markdown([found]).count("\n") == 3
+    rows = {"pilot": row(0.9, True), "b": row(0.4, False), "c": row(0.6, False)}
+    found = report.judged(rows)
+    assert [r["accuracy"] for r in found] == [0.6, 0.4]
+    assert report.markdown(found).count("\n") == 4
 
 
 def test_the_order_of_images_does_not_depend_on_the_batch_size():

@@ -24,26 +24,24 @@ def markdown(rows: Sequence[Mapping]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def better_guidance(rows: Mapping[str, Mapping]) -> list[dict]:
-    "Of each run and mark the row with the higher accuracy, whatever its guidance."
-    best: dict[tuple, dict] = {}
-    for key, row in rows.items():
-        where = row["run"], row["core_minutes"]
-        scale = key.rpartition("guidance ")[2]
-        found = {
+def judged(rows: Mapping[str, Mapping]) -> list[dict]:
+    "The rows that count of `same_minutes.py`, by mark, the most accurate first."
+    found = [
+        {
             "run": row["run"],
             "core-minutes": row["core_minutes"],
             "updates": row.get("updates"),
-            "guidance": scale,
+            "guidance": row["guidance_scale"],
+            "prompts": row["num_prompts"],
             "accuracy": row["all"]["value"],
             "MMD": row["mmd"]["value"],
             "precision": row["precision"]["value"],
             "coverage": row["coverage"]["value"],
         }
-        if where not in best or found["accuracy"] > best[where]["accuracy"]:
-            best[where] = found
-    order = sorted(best, key=lambda w: (w[1], -best[w]["accuracy"]))
-    return [best[where] for where in order]
+        for row in rows.values()
+        if not row["pilot"]
+    ]
+    return sorted(found, key=lambda r: (r["core-minutes"], -r["accuracy"]))
 
 
 def flat(rows: Mapping[str, Mapping]) -> list[dict]:
@@ -64,9 +62,9 @@ def write_report(short: bool = False) -> Path:
     for path in sorted(folder.glob("peers-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = record["rows"]
-        judged = "same-minutes" in path.name
+        table = judged if "same-minutes" in path.name else flat
         parts.append(f"## {path.stem.removeprefix('peers-')}\n")
-        parts.append(markdown(better_guidance(rows) if judged else flat(rows)))
+        parts.append(markdown(table(rows)))
         for name, why in record.get("left_out", {}).items():
             parts.append(f"Left out: {name}: {why}\n")
         for key in ("equal_quality", "summary", "beyond_torch"):

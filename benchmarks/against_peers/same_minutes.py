@@ -1,15 +1,17 @@
 """The same core-minutes for every model, and then: whose images are better?
 
     python same_minutes.py [--json FILE] [--adapters NAME ...] [--minutes 2 10 30]
-        [--num-prompts 500] [--short]
+        [--num-prompts 500] [--judge-minutes 15] [--short]
 
 Every model trains on the same critters with the same captions in the same order, one
 thread, in turns of `--turn` core-seconds, one after the other. At each mark it is
 judged on 500 prompts of the validation split: share of stated attributes that the
 attribute classifier finds, and MMD, precision and coverage by the dead-leaves network,
 which saw none of our images. A model whose learning rate falls towards the end (ours)
-is trained anew for each mark; the others are judged on their way. Of a peer's guidance
-scales, its own and ours, both rows are kept, and the table takes the better one.
+is trained anew for each mark, and for 3 minutes too; the others are judged on their
+way. Of a peer's guidance scales, its own and ours, a pilot of 64 prompts with another
+seed decides, and both pilots are kept. Sampling of a judgement takes `--judge-minutes`
+at most, with fewer prompts (but 64) if it must.
 
 Snapshots go to `_build/peers/`; they make a stopped run go on, and `equal_quality.py`
 reads them.
@@ -33,6 +35,7 @@ from harness import (
 )
 
 COMPARED = [n for n in NAMES if "gigagan" not in n]
+EXTRA_MINUTES = (3,)  # of ours: is it there where the best peer is after 30?
 PARAMETERS = 3_279_939  # of our Imagen `cpu-32`
 
 
@@ -40,7 +43,8 @@ def runs_of(name: str, minutes: list[float], needs_budget: bool) -> dict[str, li
     "The trainings of an adapter: by name, the marks in core-seconds."
     if not needs_budget:
         return {name: [60 * m for m in minutes]}
-    return {f"{name}, {m:g} min": [60 * m] for m in minutes}
+    more = EXTRA_MINUTES if max(minutes) > max(EXTRA_MINUTES) else ()
+    return {f"{name}, {m:g} min": [60 * m] for m in sorted({*minutes, *more})}
 
 
 class Training:
@@ -70,20 +74,38 @@ class Training:
         "Keep the state at a mark for `equal_quality.py`."
         self.worker.ask("save", path=str(self.file(f"-{mark:g}")))
 
-    def judge(self, mark: float, scale: float | None) -> None:
-        "A row: quality at a mark, at one guidance scale."
-        key = f"{self.run} | {mark / 60:g} min | guidance {scale or 'own'}"
+    def judge(self, mark: float, scale: float | None, pilot: bool) -> None:
+        "A row: quality at a mark, at one guidance scale; of few prompts as a pilot."
+        key = self.key(mark, scale, pilot)
         if key in self.rows:
             return
+        steps, options = self.worker.about["judge_steps"], self.options
+        images = str(self.file(f"-{mark:g}", "safetensors"))
+        full = {"n": options.num_prompts, "core_seconds": 60 * options.judge_minutes}
+        few = {"n": min(64, options.num_prompts), "seed": 2}
         found = self.worker.ask(
             "judge",
-            n=self.options.num_prompts,
-            steps=self.worker.about["own_steps"],
+            steps=min(steps, 50) if pilot and steps else steps,
             guidance_scale=scale,
-            images=str(self.file(f"-{mark:g}-{scale}", "safetensors")),
+            **(few if pilot else full | {"images": images}),
         )
-        about = {"run": self.run, "core_minutes": mark / 60}
+        about = {"run": self.run, "core_minutes": mark / 60, "guidance_scale": scale}
+        about |= {"steps": steps, "pilot": pilot}
         self.rows.add(key, about | self.progress | found)
+
+    def key(self, mark: float, scale: float | None, pilot: bool) -> str:
+        "The name of a row."
+        kind = f"pilot, guidance {scale}" if pilot else "judged"
+        return f"{self.run} | {mark / 60:g} min | {kind}"
+
+    def judge_best(self, mark: float) -> None:
+        "The row that counts, at the guidance scale whose pilot was more accurate."
+        scales = self.worker.about["guidance_scales"]
+        best = scales[0]
+        if len(scales) > 1:
+            pilots = {s: self.rows[self.key(mark, s, True)] for s in scales}
+            best = max(scales, key=lambda s: pilots[s]["all"]["value"])
+        self.judge(mark, best, pilot=False)
 
     def turns(self, marks: list[float]):
         "All turns, in order; each is a function without arguments."
@@ -92,13 +114,16 @@ class Training:
                 yield partial(self.train, mark)
             if not self.file(f"-{mark:g}").exists():
                 yield partial(self.snapshot, mark)
-            for scale in self.worker.about["guidance_scales"]:
-                yield partial(self.judge, mark, scale)
+            scales = self.worker.about["guidance_scales"]
+            for scale in scales if len(scales) > 1 else ():
+                yield partial(self.judge, mark, scale, True)
+            yield partial(self.judge_best, mark)
 
 
 def main() -> None:
     options = parser(__doc__, "peers-same-minutes.json", COMPARED)
-    options.add_argument("--minutes", type=float, nargs="+", default=[2, 3, 10, 30])
+    options.add_argument("--minutes", type=float, nargs="+", default=[2, 10, 30])
+    options.add_argument("--judge-minutes", type=float, default=15)
     options.add_argument("--num-prompts", type=int, default=500)
     options.add_argument("--turn", type=float, default=30, help="core-seconds")
     options = options.parse_args()

@@ -37,7 +37,14 @@ class Commands:
         return {"seconds_an_image": (time.process_time() - start) / n}
 
     def judge(
-        self, n: int, steps=None, guidance_scale=None, seed: int = 1, images=None
+        self,
+        n: int,  # prompts at most
+        steps=None,
+        guidance_scale=None,
+        seed: int = 1,
+        images=None,  # file for the first 16 images
+        core_seconds=None,  # for sampling: with fewer prompts, if it would take more
+        least: int = 64,  # but not fewer than these
     ) -> dict:
         "Accuracy of stated attributes and quality on prompts of the split val."
         from adapters import SIZE
@@ -46,6 +53,9 @@ class Commands:
         from t2i_tutorial.experiments import quick_evaluate
 
         drawn = []
+        if core_seconds is not None and n > least:
+            each = self.time_sampling(8, steps, guidance_scale)["seconds_an_image"]
+            n = max(least, min(n, int(core_seconds / each)))
 
         def sample(prompts, seed):
             found = self.adapter.sample(prompts, seed, steps, guidance_scale)
@@ -53,7 +63,7 @@ class Commands:
             return found
 
         model = SimpleNamespace(config=SimpleNamespace(size=SIZE), sample=sample)
-        result = quick_evaluate(model, n, seed, split="val")
+        result = {"num_prompts": n} | quick_evaluate(model, n, seed, split="val")
         if images is not None:
             save_tensors(Path(images), {"images": to_uint8(drawn[0])})
         return result
@@ -110,6 +120,7 @@ def about(adapter) -> dict:
         "guidance_scales": list(adapter.guidance_scales),
         "step_counts": list(adapter.step_counts),
         "own_steps": adapter.own_steps,
+        "judge_steps": adapter.judge_steps or adapter.own_steps,
     }
 
 

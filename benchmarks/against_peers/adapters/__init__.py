@@ -175,6 +175,7 @@ class Adapter:
     guidance_scales: tuple = (None,)  # the peer's own first; the better one counts
     step_counts: tuple = (None,)  # of its sampler, for the curve of quality by time
     own_steps: int | None = None  # of its sampler, the peer's own number
+    judge_steps: int | None = None  # where the own number would take days; else it
     sample_batch = 64  # prompts at a time
 
     def __init__(

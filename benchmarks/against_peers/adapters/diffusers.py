@@ -54,10 +54,10 @@ class Diffusers(Adapter):
                 up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
                 cross_attention_dim=self.texts.dim,
                 attention_head_dim=4,
-                norm_num_groups=8,
+                norm_num_groups=4,
             )
 
-        self.unet = fit_width(unet, parameters, range(8, 97, 8)).train()
+        self.unet = fit_width(unet, parameters, range(8, 97, 4)).train()
         self.null = torch.zeros(1, self.texts.max_length, self.texts.dim)
         self.scheduler = DDPMScheduler(**SCHEDULE)
         self.optimizer = torch.optim.AdamW(
