@@ -6,7 +6,7 @@ pixels, half of all parameters would be there and the first level be 16 channels
 one block a level instead of three, `cond_dim` as wide as the first level (its default;
 the README's 512 would be most of the network); its `ImagenTrainer` with its defaults:
 Adam, learning rate 1e-4, betas (0.9, 0.99), no clipping, its EMA; batches of 16,
-caption dropout 0.1, min-SNR weighting; sampling with all 1000 ancestral steps and guidance
+caption dropout 0.1, min-SNR weighting; sampling with all 1000 ancestral steps, guidance
 scale 3 as in the README, also tried with ours, and the better one counts. Its
 `ElucidatedImagen` (Karras et al. 2022) samples in 32 steps of two evaluations.
 
