@@ -33,8 +33,9 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=60)
     options = options.parse_args()
-    parameters, images = PARAMETERS, 4096
+    parameters, images, more = PARAMETERS, 4096, []
     if options.short:
+        more = ["--batch-size", 2]
         parameters, images, options.rounds, options.seconds = TINY, 512, 2, 2
     settings = {"parameters": parameters, "seconds": options.seconds}
     rows = Rows(record_path(options), settings, head())
@@ -42,7 +43,7 @@ def main() -> None:
     usable, left_out = choose_adapters(options.adapters, needs, found_peers())
     workers, failed = start_workers(
         usable,
-        lambda n: Worker(n, "--parameters", parameters, "--num-images", images),
+        lambda n: Worker(n, "--parameters", parameters, "--num-images", images, *more),
     )
     rows.note("left_out", left_out | failed)
 

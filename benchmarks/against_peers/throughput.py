@@ -139,20 +139,22 @@ def seconds(call) -> float:
     return took / n
 
 
-def changes_to_try() -> dict[str, str]:  # name -> why not, empty if it can be tried
+def changes_to_try(short: bool) -> dict[str, str]:  # name -> why not, or nothing
+    "The changes of settings, and why one cannot be tried here."
     import shutil
 
     import torch
 
     bf16 = torch.cpu._is_avx512_bf16_supported()
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    no_compile = "" if compiler else "no C++ compiler on this machine"
     return {
         "none": "",
         "channels_last": "",
         "fused": "",
         "foreach": "",
         "for-loop": "",
-        "compile": "" if compiler else "no C++ compiler on this machine",
+        "compile": "minutes of compilation" if short else no_compile,
         "bf16": "" if bf16 else "the processor has no bfloat16 instructions",
     }
 
@@ -189,7 +191,7 @@ def main() -> None:
 
     step = Step(data, texts, batch, options.short)
     rows.note("flops_an_image", flops_of_step(step) / batch)
-    possible = changes_to_try()
+    possible = changes_to_try(options.short)
     rows.note("not_tried", {k: why for k, why in possible.items() if why})
     names = [k for k, why in possible.items() if not why and f"step, {k}" not in rows]
     steps = {k: Step(data, texts, batch, options.short, k) for k in names}

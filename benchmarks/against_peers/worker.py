@@ -105,6 +105,7 @@ def build(options):
     from t2i_tutorial.experiments import critters_dataset
 
     kind = load_adapter(options.name)
+    kind.batch_size = options.batch_size or kind.batch_size
     data = critters_dataset(options.num_images, SIZE)
     captions = [c for group in data.captions for c in group]
     texts = Texts(captions, HERE.parent.parent / "_build" / "peers")
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float)
     parser.add_argument("--num-images", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, help="the adapter's own if not given")
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # peers print; answers stay apart
