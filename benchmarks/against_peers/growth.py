@@ -137,6 +137,17 @@ def captions(n: int) -> dict:
     }
 
 
+def memory_fits(row: dict, n: int) -> str:  # why not; empty if it does
+    "Whether n captions fit into half of the memory, by a row with fewer."
+    wanted = (
+        2 * row["cache_bytes"] * n / row["captions"]
+    )  # in memory, and while written
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted <= there / 2:
+        return ""
+    return f"would need about {wanted / 1e9:.0f} GB of {there / 1e9:.0f} GB"
+
+
 def cases(short: bool, rounds: int) -> dict:  # key -> a function that measures it
     "All rows."
     sizes = SIZES[:2] if short else SIZES
@@ -191,11 +202,15 @@ def main() -> None:
     for key, make in cases(options.short, rounds).items():
         if key not in rows:
             rows.add(key, make())
+    last = None
     for n in (200, 400) if options.short else CAPTIONS:
         key = f"captions {n}"
-        if key not in rows:
+        if last and (why := memory_fits(last, n)):
+            rows.add(key, {"captions": n, "not_measured": why})
+        elif key not in rows:
             command = [sys.executable, __file__, "--captions", str(n)]
             rows.add(key, json.loads(subprocess.check_output(command).splitlines()[-1]))
+        last = rows[key] if "cache_bytes" in rows[key] else last
 
 
 if __name__ == "__main__":
