@@ -55,6 +55,7 @@ class Options:
     turn = 30
     num_prompts = 8
     judge_minutes = 1
+    short = False
 
 
 def go(workers: dict, path: Path, work: Path, stop_after: int | None = None):

@@ -79,7 +79,8 @@ class Training:
         key = self.key(mark, scale, pilot)
         if key in self.rows:
             return
-        steps, options = self.worker.about["judge_steps"], self.options
+        options = self.options
+        steps = 3 if options.short else self.worker.about["judge_steps"]
         images = str(self.file(f"-{mark:g}", "safetensors"))
         full = {"n": options.num_prompts, "core_seconds": 60 * options.judge_minutes}
         few = {"n": min(64, options.num_prompts), "seed": 2}
