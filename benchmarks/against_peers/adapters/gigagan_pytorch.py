@@ -1,13 +1,17 @@
 """gigagan-pytorch 0.3.0 (lucidrains): its text-conditional `GigaGAN`, no upsampler.
 
-Generator and discriminator with its defaults (two kernels a layer, attention at 32 and
-16 pixels), learning rate 2e-4, betas (0.5, 0.9), gradient penalty at every fourth
-update, EMA 0.995 every 10 updates; its `train_discriminator_step` and
-`train_generator_step` are called as its `forward` calls them, without the files that it
-writes. Its CLIP is replaced by the frozen contrastive model that our GigaGAN uses, for
-text and for its contrastive loss. Both networks at the width that gives about the
-number of parameters of ours; `dim_latent` and the styles are as wide as the first
-level (the README's 512 would be more than the whole of ours).
+Generator and discriminator with its defaults (two kernels a layer), learning rate 2e-4,
+betas (0.5, 0.9), gradient penalty at every fourth update, EMA 0.995 every 10 updates;
+its `train_discriminator_step` and `train_generator_step` are called as its `forward`
+calls them, without the files that it writes. Its CLIP is replaced by the frozen
+contrastive model that our GigaGAN uses, for text and for its contrastive loss. Both
+networks at the width that gives about the number of parameters of ours; `dim_latent` is
+as wide as the first level (the README's 512 would be more than the whole of ours).
+
+Where a choice was needed, the one that favours it: attention at the sizes of ours. Its
+default is attention at 32 and 16 pixels, an eighth and a sixteenth of its README's 256;
+here 32 pixels are the whole image, and squared distances between all of them would take
+most of a step.
 
 Left as shipped (numbers of our notes): real images are scored with other images'
 captions (GG-1); the matching loss takes the right captions for wrong ones (GG-2) and
@@ -87,8 +91,10 @@ class GigaGANPytorch(Adapter):
                     dim=4 * width, depth=4, dim_text_latent=4 * width
                 ),
                 text_encoder=text_encoder(4 * width),
+                self_attn_resolutions=(8,),
                 self_attn_heads=4,
                 self_attn_dim_head=32,
+                cross_attn_resolutions=(16, 8),
                 cross_attn_heads=4,
                 cross_attn_dim_head=32,
             )
@@ -100,6 +106,7 @@ class GigaGANPytorch(Adapter):
                 dim_max=8 * width,
                 multiscale_input_resolutions=(16, 8),
                 text_encoder=text_encoder(4 * width),
+                attn_resolutions=(8,),
                 attn_heads=4,
                 attn_dim_head=32,
             )
