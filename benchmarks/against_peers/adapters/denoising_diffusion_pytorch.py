@@ -5,8 +5,8 @@ also those that the caption leaves out. One class for each combination would be 
 rarely, and one for species and body colour alone could not say the rest; so a class is
 a number that stands for the whole combination, and the table of class embeddings, which
 its U-Net looks up, is replaced by the sum of a table for each attribute. Nothing else
-is changed. Its U-Net has three levels, as ours: with the README's fourth the first level
-would be 16 channels wide at this number of parameters.
+is changed. Its U-Net has three levels, as ours: with the README's fourth the first
+level would be 16 channels wide at this number of parameters.
 
 Its `Trainer`'s settings (which reads folders of images and knows no classes, so the
 loop is here): Adam, learning rate 1e-4, betas (0.9, 0.99), clipping at 1, EMA 0.995
