@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from gan_layers import RUNGS
 
 from t2i_tutorial import critters
 from t2i_tutorial.checkpoints import load_weights
@@ -36,7 +37,7 @@ from t2i_tutorial.evaluation.quality import load_feature_network, measure_qualit
 from t2i_tutorial.evaluation.report import prompt_accuracy, stated_matches
 from t2i_tutorial.experiments import SAMPLE_PROMPTS
 from t2i_tutorial.gan import gigagan
-from t2i_tutorial.gan.config import ABLATION_LADDER, GIGAGAN_PRESETS
+from t2i_tutorial.gan.config import GIGAGAN_PRESETS
 from t2i_tutorial.gan.gigagan import GigaGAN, train_gigagan
 from t2i_tutorial.gan.losses import CLIPContrastiveLoss
 from t2i_tutorial.text import full_caption
@@ -47,7 +48,7 @@ COMMON = {
     "train.sample_every": 0,
     "train.ema_decay": 0.99,
 }
-TEXT, MATCHING = ABLATION_LADDER["text"], ABLATION_LADDER["matching"]
+TEXT, MATCHING = RUNGS["text"], RUNGS["matching"]
 FAULTS = {
     "discriminator without text": TEXT | {"text_conditional_discriminator": False},
     "matching loss on generated images only": MATCHING,
@@ -90,9 +91,7 @@ CLASSES = {
 
 def all_runs(seeds: list[int], steps: int) -> dict[str, dict]:
     "The settings of each run by its name; one seed after the other."
-    kinds = ABLATION_LADDER | FAULTS
-    backbone = {"discriminator.vision_aided_model": "critters-clip"}
-    kinds["vision-aided"] = kinds["vision-aided"] | backbone
+    kinds = RUNGS | FAULTS
     steps = {"train.max_steps": steps, "train.save_every": steps // 4}
     return {
         f"{name}, seed {seed}": COMMON | steps | changes | {"train.seed": seed}

@@ -29,13 +29,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from t2i_tutorial.core import seeded_generator
 from t2i_tutorial.experiments import SAMPLE_PROMPTS, critters_dataset
-from t2i_tutorial.gan.config import ABLATION_LADDER, gigagan_preset
+from t2i_tutorial.gan.config import ABLATION_LADDER, GigaGANConfig, gigagan_preset
 from t2i_tutorial.gan.filter_bank import FilterBankConv2d
 from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes
 from t2i_tutorial.gan.modulation import modulated_conv2d
 
 LEVELS = ((4, 128), (8, 128), (16, 64), (32, 32))  # pixels of a side, channels
 BANKS = (1, 2, 4, 8)
+# the last rung with its backbone, which only some presets name
+RUNGS = ABLATION_LADDER | {
+    "vision-aided": ABLATION_LADDER["vision-aided"]
+    | {"discriminator.vision_aided_model": "critters-clip"}
+}
 
 
 def loop(x, kernel, style):
@@ -175,14 +180,25 @@ def measure_banks(
     return rows
 
 
-def backward(model, batch, phase: str):
-    "The gradients of one network, without the lazy penalty."
-    for name in model.phases:
-        for p in model.trainable_parameters(name):
-            p.requires_grad_(name == phase)
-    model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
-    for p in model.parameters():
-        p.grad = None
+def build(config: GigaGANConfig, data, device: torch.device) -> GigaGAN:
+    "Random weights, with the negatives of the CLIP loss where there is one."
+    torch.manual_seed(0)
+    model = GigaGAN(config).to(device)
+    if model.config.clip_weight:
+        model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
+    return model
+
+
+def update(model: GigaGAN, batch) -> torch.Tensor:
+    "The gradients of both networks, as in an update; no weight changes."
+    for phase in model.phases:
+        for name in model.phases:
+            for p in model.trainable_parameters(name):
+                p.requires_grad_(name == phase)
+        model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
+        for p in model.parameters():
+            p.grad = None
+    return torch.zeros(1, requires_grad=True)  # what `step` differentiates
 
 
 def measure_rungs(
@@ -192,19 +208,10 @@ def measure_rungs(
     data = critters_dataset(256, gigagan_preset(preset).model_config.size)
     rows = []
     images = next(data.batches(batch, shuffle=False))
-    for name, changes in ABLATION_LADDER.items():
-        torch.manual_seed(0)
-        model = (
-            GigaGAN(gigagan_preset(preset, changes).model_config).to(device).eval()
-        )  # eval: no penalty
-        if model.config.clip_weight:
-            model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
-
-        def both(model=model):
-            for phase in model.phases:
-                backward(model, images, phase)
-            return torch.zeros(1, requires_grad=True)
-
+    for name, changes in RUNGS.items():
+        config = gigagan_preset(preset, changes).model_config
+        model = build(config, data, device).eval()  # eval: no penalty
+        both = partial(update, model, images)
         rows.append(
             {
                 "rung": name,

@@ -18,16 +18,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gan_layers import peak_bytes, seconds
+from gan_layers import RUNGS, build, peak_bytes, seconds, update
 
 from t2i_tutorial.clip import git_commit, hardware_info
-from t2i_tutorial.core import RESULTS_DIR, save_json, seeded_generator
+from t2i_tutorial.core import RESULTS_DIR, save_json
 from t2i_tutorial.experiments import critters_dataset
-from t2i_tutorial.gan.config import ABLATION_LADDER, GigaGANConfig, gigagan_preset
-from t2i_tutorial.gan.gigagan import GigaGAN, caption_attributes
+from t2i_tutorial.gan.config import GigaGANConfig, gigagan_preset
+from t2i_tutorial.gan.gigagan import GigaGAN
 
 BATCHES = {32: (4, 8), 64: (2, 4), 256: (2, 3)}
-BACKBONE = {"discriminator.vision_aided_model": "critters-clip"}
 
 
 def config_at(size: int, changes: dict) -> GigaGANConfig:
@@ -53,18 +52,6 @@ def config_at(size: int, changes: dict) -> GigaGANConfig:
     return replace(config, size=size, generator=g, discriminator=d)
 
 
-def update(model: GigaGAN, batch) -> torch.Tensor:
-    "The gradients of both networks, as in an update; nothing is changed."
-    for phase in model.phases:
-        for name in model.phases:
-            for p in model.trainable_parameters(name):
-                p.requires_grad_(name == phase)
-        model.training_losses(batch, seeded_generator(0), phase)["loss"].backward()
-        for p in model.parameters():
-            p.grad = None
-    return torch.zeros(1, requires_grad=True)
-
-
 def count_features(model: GigaGAN, batch) -> int:
     "How many numbers the layers of both networks put out for an image, forward."
     counted = 0
@@ -85,21 +72,13 @@ def count_features(model: GigaGAN, batch) -> int:
 
 def measure(size: int, rung: str, device: torch.device, repeats: int) -> dict:
     "One row: a rung at one size."
-    torch.manual_seed(0)
-    changes = ABLATION_LADDER[rung]
-    if changes["use_vision_aided"]:
-        changes = changes | BACKBONE
-    model = GigaGAN(config_at(size, changes)).to(device)
-    data = critters_dataset(max(BATCHES[size]), size)
-    if model.config.clip_weight:
-        model.set_clip_negatives([c[0] for c in data.captions], caption_attributes)
-    peaks = {}
+    data, peaks = critters_dataset(max(BATCHES[size]), size), {}
+    model = build(config_at(size, RUNGS[rung]), data, device)
     for n in BATCHES[size]:
         batch = next(data.batches(n, shuffle=False))
         call = partial(update, model, batch)
         model.eval()  # no penalty
-        features = count_features(model, batch)
-        took = seconds(call, device, repeats)
+        features = count_features(model, batch)  # what is made once is made here
         peaks[str(n)] = {"without": peak_bytes(call, device)}
         model.train()  # the first of sixteen updates, the one with the penalty
         peaks[str(n)]["with penalty"] = peak_bytes(call, device)
@@ -110,7 +89,7 @@ def measure(size: int, rung: str, device: torch.device, repeats: int) -> dict:
         "rung": rung,
         "trained_parameters": trained,
         "features_an_image": features,
-        "seconds": took,
+        "seconds": seconds(partial(update, model.eval(), batch), device, repeats),
         "batch": n,
         "peak_bytes": peaks,
     }
@@ -125,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     device, rows = torch.device(options.device), []
     for size in options.sizes:
-        rungs = [*ABLATION_LADDER]
+        rungs = [*RUNGS]
         for rung in rungs if size < 256 else [rungs[0], rungs[-1]]:
             rows.append(measure(size, rung, device, options.repeats))
             print(rows[-1], flush=True)

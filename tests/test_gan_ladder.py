@@ -1,4 +1,4 @@
-"""The recorded ladder of chapter 27: what each run changes, what a record holds.
+"""The ladder of runs: what each rung and each fault changes, what memory counts.
 
 The faults are those of the project that this book retells: PR-1 (a discriminator
 without the text), a matching loss without real images, PR-2 (a CLIP loss across two
