@@ -1,5 +1,5 @@
 // Which word a position attends to: point at the drawing, or choose a word.
-import { bringToLife, element, sentence } from "./base.js";
+import { bringToLife, choices, element, sentence } from "./base.js";
 
 bringToLife("attention", (stage, data) => {
   const n = data.side, cell = data.image.length / n;  // pixels of a position's side
@@ -12,16 +12,9 @@ bringToLife("attention", (stage, data) => {
   element("div", {}, figure, "point, or press arrow keys");
   const list = element("div", { class: "t2i-words" }, pair);
   let at = [Math.floor(n / 2), Math.floor(n / 2)], word = 0;
-  const rows = data.words.map((text, k) => {
-    const button = element("button", { type: "button", "aria-pressed": "false" }, list);
-    element("span", {}, button, text);
-    const bar = element("span", { class: "bar" }, element("span", {}, button));
-    const share = element("span", {}, button);
-    button.addEventListener("click", () => {
-      word = k;
-      draw();
-    });
-    return { button, bar, share };
+  const show = choices(list, data.words, (k) => {
+    word = k;
+    draw();
   });
   const say = sentence(stage);
   const draw = () => {
@@ -39,12 +32,7 @@ bringToLife("attention", (stage, data) => {
     paint.strokeStyle = "#3a86c8";
     paint.strokeRect(at[1] * side, at[0] * side, side, side);
     const weights = data.maps.map((m) => m[at[0]][at[1]]);
-    rows.forEach(({ button, bar, share }, k) => {
-      button.setAttribute("aria-pressed", `${k === word}`);
-      bar.style.display = "block";
-      bar.style.width = `${Math.round(100 * weights[k])}%`;
-      share.textContent = weights[k].toFixed(2);
-    });
+    show(weights, word);
     const told = data.words.map((t, k) => `${t} ${weights[k].toFixed(2)}`).join(", ");
     say(`Row ${at[0] + 1}, column ${at[1] + 1} attends to: ${told}. ` +
       `The tint shows the weight of “${data.words[word]}” everywhere.`);

@@ -59,6 +59,31 @@ export function slider(parent, label, range, words, changed) {
   return input;
 }
 
+/** A bar and its number at the end of a row; returns how to show a share of 1. */
+export function bar(row) {
+  const line = element("span", { class: "bar" }, element("span", {}, row));
+  const number = element("span", {}, row);
+  line.style.display = "block";
+  return (share, words = share.toFixed(2)) => {
+    line.style.width = `${Math.round(100 * Math.min(1, share))}%`;
+    number.textContent = words;
+  };
+}
+
+/** A button with a bar for each name, one of them pressed; returns how to show them. */
+export function choices(list, names, chosen) {
+  const rows = names.map((name, k) => {
+    const button = element("button", { type: "button" }, list);
+    element("span", {}, button, name);
+    button.addEventListener("click", () => chosen(k));
+    return { button, show: bar(button) };
+  });
+  return (shares, pressed) => rows.forEach(({ button, show }, k) => {
+    button.setAttribute("aria-pressed", `${k === pressed}`);
+    show(shares[k]);
+  });
+}
+
 /** A sentence below a figure that is read out when it changes. */
 export function sentence(parent) {
   const p = element("p", { class: "t2i-said", "aria-live": "polite" }, parent);

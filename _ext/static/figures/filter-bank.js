@@ -1,5 +1,5 @@
 // A style of two numbers mixes four kernels into one, which filters a drawing.
-import { bringToLife, element, sentence, slider } from "./base.js";
+import { bar, bringToLife, element, sentence, slider } from "./base.js";
 
 /** The softmax of a linear layer without bias: the weight of each kernel. */
 export function kernelWeights(style, selector) {
@@ -59,8 +59,7 @@ bringToLife("filter-bank", (stage, data) => {
     const row = element("div", {}, bank);
     tile(row, 5, "t2i-kernel", `the kernel “${name}”`)(data.kernels[n], signed);
     element("span", {}, row, name);
-    const bar = element("span", { class: "bar" }, element("span", {}, row));
-    return { bar, share: element("span", {}, row) };
+    return bar(row);
   });
   const pair = element("div", { class: "t2i-pair t2i-row" }, stage);
   const shown = (side, words) => {
@@ -80,11 +79,7 @@ bringToLife("filter-bank", (stage, data) => {
     const weights = kernelWeights(style, data.selector);
     const { kernel, norm } = mixKernels(weights, data.kernels);
     const output = convolve(data.image, kernel), ends = range(output);
-    rows.forEach(({ bar, share }, n) => {
-      bar.style.display = "block";
-      bar.style.width = `${Math.round(100 * weights[n])}%`;
-      share.textContent = digits(weights[n]);
-    });
+    rows.forEach((show, n) => show(weights[n], digits(weights[n])));
     paintKernel(kernel, signed);
     paintOutput(output, grey(ends));
     const entropy = -weights.reduce((sum, a) => sum + (a && a * Math.log(a)), 0);

@@ -1,5 +1,5 @@
 // A generated cloud in the plane, measured against a real one by balls around points.
-import { axes, bringToLife, drawn, element, sentence, slider } from "./base.js";
+import { axes, bringToLife, choices, drawn, element, sentence, slider } from "./base.js";
 
 const distance = (p, q) => Math.hypot(p[0] - q[0], p[1] - q[1]);
 const mean = (values) => values.reduce((sum, v) => sum + v, 0) / values.length;
@@ -58,16 +58,10 @@ bringToLife("precision-recall", (stage, data, width) => {
 
   const list = element("div", { class: "t2i-words t2i-measures" }, pair);
   let shown = "precision";
-  const rows = ["precision", "recall", "density", "coverage"].map((name) => {
-    const button = element("button", { type: "button" }, list);
-    element("span", {}, button, name);
-    const bar = element("span", { class: "bar" }, element("span", {}, button));
-    const value = element("span", {}, button);
-    button.addEventListener("click", () => {
-      shown = name;
-      draw();
-    });
-    return { name, button, bar, value };
+  const names = ["precision", "recall", "density", "coverage"];
+  const show = choices(list, names, (k) => {
+    shown = names[k];
+    draw();
   });
   element("div", {}, list, "choose what the circles show");
 
@@ -94,12 +88,7 @@ bringToLife("precision-recall", (stage, data, width) => {
       const r = shown === "density" ? 2.5 + 0.5 * m.balls[j] : 3;
       place(generated[j], p, r, missed ? "dot missed" : "dot");
     });
-    for (const { name, button, bar, value } of rows) {
-      button.setAttribute("aria-pressed", `${name === shown}`);
-      bar.style.display = "block";
-      bar.style.width = `${Math.round(100 * Math.min(1, m.values[name]))}%`;
-      value.textContent = m.values[name].toFixed(2);
-    }
+    show(names.map((name) => m.values[name]), names.indexOf(shown));
     const count = (flags) => `${flags.filter(Boolean).length} of ${flags.length}`;
     const counted = {
       precision: `${count(m.balls)} generated points lie in the ball of a real one.`,
@@ -108,7 +97,7 @@ bringToLife("precision-recall", (stage, data, width) => {
         `divided by k = ${data.k}. The larger a point, the more balls.`,
       coverage: `${count(m.covered)} balls of real points contain a generated one.`,
     };
-    const four = rows.map(({ name }) => `${name} ${m.values[name].toFixed(2)}`).join(", ");
+    const four = names.map((name) => `${name} ${m.values[name].toFixed(2)}`).join(", ");
     say(`With ${set.groups} of ${data.centres.length} groups, spread ${
       set.spread.toFixed(1)}, offset ${set.offset.toFixed(1)}, ${
       set.outlier ? `an outlier at ${set.outlier.toFixed(1)}` : "no outlier"}: ${
