@@ -119,14 +119,15 @@ def test_no_chapter_has_more_than_sixty_cells(path):
 def smallest_letters(source: str) -> float:
     """Pixels, as shown, of the smallest letters that a cell's figure asks for.
 
-    Figures have 110 dots an inch, and what is wider than the page is shrunk to it.
+    Figures have 110 dots an inch, and what is wider than the 690 pixels of a
+    page's text is shrunk to it.
     """
     widths = re.findall(r"figsize=\(([\d.]+)", source)
     if not widths:
         return float("inf")
     sizes = re.findall(r"(?:font|label|title)size=([\d.]+)", source)
     points = min([9.0, *map(float, sizes)])  # 9 are set by `set_plot_style`
-    shrunk = min(1, 760 / (110 * max(map(float, widths))))
+    shrunk = min(1, 690 / (110 * max(map(float, widths))))
     return points * 110 / 72 * shrunk
 
 
