@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/gan_ladder.py [--output FOLDER] [--seeds 0 1 2]
         [--part 1/2] [--only NAME ...] [--fresh]
 
-Every rung of `ABLATION_LADDER`, and the faults of the project that this book retells,
+Every rung of `ABLATION_LADDER`, the faults of the project that this book retells, and
+two controls that have the networks of the rung "text" and one caption for all images:
 trained from random weights with the same images, updates and seeds; measured on the
 validation split along the way and on the test split at the end. One JSON a run; a run
 whose JSON is there is not made again, and one that was stopped goes on from its last
@@ -55,6 +56,9 @@ FAULTS = {
     "CLIP loss of two models": MATCHING | {"clip_weight": 0.1},
     "batch of 2": MATCHING | {"train.batch_size": 2},
 }
+# an unconditional head is smaller than a text head: these have text heads, and no text
+CONTROLS = {"one caption": TEXT, "one caption for the discriminator": TEXT}
+ONE_CAPTION = "a creature"
 
 
 class MatchingOnGenerated(GigaGAN):
@@ -83,7 +87,23 @@ class UnrelatedSpaces(GigaGAN):
         loss.vectors = encode(loss.captions)
 
 
+class OneCaption(GigaGAN):
+    "Both networks get the same text, whatever the caption is."
+
+    def encode_captions(self, captions):
+        return super().encode_captions([ONE_CAPTION] * len(captions))
+
+
+class OneCaptionForDiscriminator(GigaGAN):
+    "The generator gets the captions, the discriminator the same text for all."
+
+    def discriminator_text(self, text):
+        return self.encode_prompts([ONE_CAPTION] * len(text.pooled))
+
+
 CLASSES = {
+    "one caption": OneCaption,
+    "one caption for the discriminator": OneCaptionForDiscriminator,
     "matching loss on generated images only": MatchingOnGenerated,
     "CLIP loss of two models": UnrelatedSpaces,
 }
@@ -91,7 +111,7 @@ CLASSES = {
 
 def all_runs(seeds: list[int], steps: int) -> dict[str, dict]:
     "The settings of each run by its name; one seed after the other."
-    kinds = RUNGS | FAULTS
+    kinds = RUNGS | FAULTS | CONTROLS
     steps = {"train.max_steps": steps, "train.save_every": steps // 4}
     return {
         f"{name}, seed {seed}": COMMON | steps | changes | {"train.seed": seed}
@@ -175,7 +195,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS_DIR / "ladder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="1/1", help="which share, like 1/2")
-    parser.add_argument("--only", nargs="+", help="names of rungs or faults")
+    parser.add_argument("--only", nargs="+", help="names of rungs, faults, controls")
     parser.add_argument("--steps", type=int, default=1200, help="updates of a run")
     parser.add_argument("--num-images", type=int, default=500)
     parser.add_argument("--fresh", action="store_true", help="make them again")

@@ -39,7 +39,9 @@ def model_of(kind: str) -> GigaGAN:
 
 def test_a_rung_keeps_what_the_ones_before_it_have():
     runs = gan_ladder.all_runs([0, 1, 2], 1200)
-    assert len(runs) == 3 * (len(ABLATION_LADDER) + len(gan_ladder.FAULTS))
+    assert len(runs) == 3 * (
+        len(ABLATION_LADDER) + len(gan_ladder.FAULTS) + len(gan_ladder.CONTROLS)
+    )
     kinds = [runs[f"{kind}, seed 1"] for kind in ABLATION_LADDER]
     for before, after in zip(kinds, kinds[1:]):
         changed = {k for k in after if after[k] != before.get(k)}
@@ -62,6 +64,22 @@ def test_matching_on_generated_images_alone_never_sees_a_mismatched_real_one(bat
     for a, b in zip(logits.mismatched_real, ours.mismatched_fake):
         assert torch.equal(a, b)
     assert not torch.equal(ours.mismatched_real[0], ours.mismatched_fake[0])
+
+
+@pytest.mark.parametrize("kind", gan_ladder.CONTROLS)
+def test_with_one_caption_text_heads_have_no_text(batch, kind):
+    "The networks of the rung `text`; what is scored does not depend on the captions."
+    model, text_model = model_of(kind), model_of("text")
+    counts = [sum(p.numel() for p in m.parameters()) for m in (model, text_model)]
+    assert counts[0] == counts[1]
+    styles = []
+    for m in (model, text_model):
+        text = m.encode_captions(batch.captions)
+        styles.append(m.discriminator_style(text))
+    assert torch.equal(styles[0], styles[0][:1].expand_as(styles[0]))
+    assert not torch.allclose(styles[1], styles[1][:1].expand_as(styles[1]))
+    images = model.sample(["a red cat", "a blue fish"], seed=0, share_noise=True)
+    assert torch.equal(images[0], images[1]) == (kind == "one caption")
 
 
 def test_two_spaces_are_two(batch):
