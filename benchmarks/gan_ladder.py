@@ -5,8 +5,9 @@
 
 Every rung of `ABLATION_LADDER`, the faults of the project that this book retells, and
 two controls that have the networks of the rung "text" and one caption for all images:
-trained from random weights with the same images, updates and seeds; measured on the
-validation split along the way and on the test split at the end. One JSON a run; a run
+trained from random weights with the same images, updates and seeds; and both ends of
+the ladder once more at 32 pixels, with the first seed. Measured on the validation split
+along the way and on the test split at the end. One JSON a run; a run
 whose JSON is there is not made again, and one that was stopped goes on from its last
 checkpoint. `--part 1/2` and `--part 2/2` share the runs between two processes of one
 core each.
@@ -38,7 +39,7 @@ from t2i_tutorial.evaluation.quality import load_feature_network, measure_qualit
 from t2i_tutorial.evaluation.report import prompt_accuracy, stated_matches
 from t2i_tutorial.experiments import SAMPLE_PROMPTS
 from t2i_tutorial.gan import gigagan
-from t2i_tutorial.gan.config import GIGAGAN_PRESETS
+from t2i_tutorial.gan.config import GAN_CPU_TRAIN_CONFIG, GIGAGAN_PRESETS
 from t2i_tutorial.gan.gigagan import GigaGAN, train_gigagan
 from t2i_tutorial.gan.losses import CLIPContrastiveLoss
 from t2i_tutorial.text import full_caption
@@ -59,6 +60,21 @@ FAULTS = {
 # an unconditional head is smaller than a text head: these have text heads, and no text
 CONTROLS = {"one caption": TEXT, "one caption for the discriminator": TEXT}
 ONE_CAPTION = "a creature"
+AT_32 = {  # larger networks, and all else as at 16 pixels
+    "train.lr": GAN_CPU_TRAIN_CONFIG.lr,
+    "train.warmup_steps": GAN_CPU_TRAIN_CONFIG.warmup_steps,
+    "discriminator_lr_ratio": 1.0,
+    "hard_negative_fraction": 0.0,
+}
+ENDS = {
+    f"{kind} at 32 pixels": RUNGS[kind] | AT_32
+    for kind in ("unconditional", "vision-aided")
+}
+
+
+def preset_of(kind: str) -> str:
+    "The preset that the settings of a run change."
+    return "cpu-32" if kind in ENDS else "tiny"
 
 
 class MatchingOnGenerated(GigaGAN):
@@ -111,12 +127,13 @@ CLASSES = {
 
 def all_runs(seeds: list[int], steps: int) -> dict[str, dict]:
     "The settings of each run by its name; one seed after the other."
-    kinds = RUNGS | FAULTS | CONTROLS
+    kinds = RUNGS | FAULTS | CONTROLS | ENDS
     steps = {"train.max_steps": steps, "train.save_every": steps // 4}
     return {
         f"{name}, seed {seed}": COMMON | steps | changes | {"train.seed": seed}
         for seed in seeds
         for name, changes in kinds.items()
+        if name not in ENDS or seed == seeds[0]
     }
 
 
@@ -160,9 +177,10 @@ def run(
         shutil.rmtree(training, ignore_errors=True)
     going_on = (training / "checkpoints").is_dir()
     start = time.process_time()
-    cls = CLASSES.get(name.rpartition(",")[0], GigaGAN)
+    kind = name.rpartition(",")[0]
+    cls, preset = CLASSES.get(kind, GigaGAN), preset_of(kind)
     with patch.object(gigagan, "GigaGAN", cls):
-        model, history = train_gigagan("tiny", "critters", training, settings, going_on)
+        model, history = train_gigagan(preset, "critters", training, settings, going_on)
     spent, along = time.process_time() - start, {}
     saved = sorted((training / "checkpoints").iterdir())
     for checkpoint in saved[:-1]:
@@ -176,7 +194,7 @@ def run(
     record = {
         "name": name,
         "settings": {k: v for k, v in settings.items()},
-        "preset": asdict(GIGAGAN_PRESETS["tiny"]),
+        "preset": asdict(GIGAGAN_PRESETS[preset]),
         "num_images": n,
         "git_commit": git_commit(),
         "hardware": hardware_info(),

@@ -878,6 +878,9 @@ def test_compare_on_prompts_of_a_file_writes_a_folder(t2i, folder, large, own):
     assert found["prompts"] == list(OWN) and found["num_images"] == 3
     assert found["split"] is found["feature_network"] is None
     assert (found["first"], found["second"]) == (str(folder), str(large))
+    for made, model in zip(found["settings"], (folder, large)):
+        assert (made["model"], made["seed"]) == (str(model), 5)
+        assert made["num_steps"] and made["device"] == "cpu"
     rows = {d["measure"]: d for d in found["differences"]}
     assert set(rows) >= {"all stated", "species", "CLIP score (cosine)"}
     assert rows["size"]["ci_low"] is None  # one prompt states it

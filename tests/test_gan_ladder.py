@@ -6,6 +6,7 @@ spaces), and a batch of 2.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,21 @@ def model_of(kind: str) -> GigaGAN:
     changes.pop("num_images")
     torch.manual_seed(0)
     cls = gan_ladder.CLASSES.get(kind, GigaGAN)
-    return cls(gigagan_preset("tiny", changes).model_config)
+    return cls(gigagan_preset(gan_ladder.preset_of(kind), changes).model_config)
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
 
 
 def test_a_rung_keeps_what_the_ones_before_it_have():
     runs = gan_ladder.all_runs([0, 1, 2], 1200)
-    assert len(runs) == 3 * (
-        len(ABLATION_LADDER) + len(gan_ladder.FAULTS) + len(gan_ladder.CONTROLS)
-    )
+    beside = gan_ladder.FAULTS | gan_ladder.CONTROLS
+    assert len(runs) == 3 * len(ABLATION_LADDER | beside) + len(gan_ladder.ENDS)
     kinds = [runs[f"{kind}, seed 1"] for kind in ABLATION_LADDER]
     for before, after in zip(kinds, kinds[1:]):
         changed = {k for k in after if after[k] != before.get(k)}
@@ -50,6 +58,23 @@ def test_a_rung_keeps_what_the_ones_before_it_have():
     for settings in runs.values():
         assert {k: settings[k] for k in common} == {k: kinds[0][k] for k in common}
         assert settings["pretrain_steps"] == 0
+
+
+@pytest.mark.parametrize("kind", ["unconditional", "vision-aided"])
+def test_the_ends_at_32_pixels_differ_in_size_and_widths_alone(kind):
+    runs, presets = gan_ladder.all_runs([1], 1200), []
+    for name in (kind, f"{kind} at 32 pixels"):
+        settings = dict(runs[f"{name}, seed 1"])
+        assert settings.pop("train.max_steps") == 1200
+        preset = gigagan_preset(gan_ladder.preset_of(name), settings)
+        presets.append(asdict(preset))
+    small, large = (flatten(p) for p in presets)
+    different = {k for k in small if small[k] != large[k]}
+    widths = {"channels", "num_kernels", "self_attention", "cross_attention", "sizes"}
+    without_use = {"pretrain_candidates", "perceptual_decay_steps"}  # parts are off
+    allowed = widths | without_use | {"size", "attention", "max_steps"}
+    assert {k.rpartition(".")[2] for k in different} <= allowed
+    assert large["model_config.size"] == 32
 
 
 def test_matching_on_generated_images_alone_never_sees_a_mismatched_real_one(batch):

@@ -130,6 +130,7 @@ class Comparison:
     split: str | None  # None for prompts of one's own
     prompts: tuple[str, ...] = ()  # those of one's own
     notes: dict[str, str] = field(default_factory=dict)  # missing or uncertain
+    settings: tuple[dict, ...] = ()  # what made the images of each: seed, sampler, ...
 
     def save(self, path: str | os.PathLike) -> Path:
         "Write as JSON, wholly or not at all."
@@ -210,6 +211,12 @@ def _check_same_prompts(
     )
 
 
+def _names_and_settings(pair: tuple[EvaluationImages, EvaluationImages]) -> tuple:
+    "The names of two models, and what made their images."
+    settings = tuple(g.settings for g in pair)
+    return [s.get("model", "model") for s in settings], settings
+
+
 def compare_images(
     first: EvaluationImages,
     second: EvaluationImages,  # for the same prompts
@@ -247,9 +254,9 @@ def compare_images(
         values = None, None, m.value, m.ci_low, m.ci_high
         label = f"quality, {network.name}"
         differences.append(Difference(label, METRIC_LABELS[name], *values))
-    names = [g.settings.get("model", "model") for g in pair]
-    split = first.settings.get("split", "test")
-    return Comparison(*names, tuple(differences), network.name, len(first), split)
+    names, settings = _names_and_settings(pair)
+    split, found = first.settings.get("split", "test"), tuple(differences)
+    return Comparison(*names, found, network.name, len(first), split, settings=settings)
 
 # %% ../../nbs/12b_comparison.ipynb #5c1e0a71
 _ENOUGH_PROMPTS = 40  # below it the bootstrap's intervals are noted as rough
@@ -291,8 +298,9 @@ def compare_prompts(
         for g in progress_bar(pair, "comparing")
     )
     differences = tuple(_difference(section, name, a[name], b[name]) for name in a)
-    names = [g.settings.get("model", "model") for g in pair]
-    return Comparison(*names, differences, None, n, None, tuple(prompts), notes)
+    names, settings = _names_and_settings(pair)
+    found = differences, None, n, None, tuple(prompts), notes
+    return Comparison(*names, *found, settings)
 
 # %% ../../nbs/12b_comparison.ipynb #5c1e0a76
 def _name_in_title(name: str, limit: int = 26) -> str:
