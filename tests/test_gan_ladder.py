@@ -72,6 +72,8 @@ def test_the_ends_at_32_pixels_differ_in_size_and_widths_alone(kind):
     different = {k for k in small if small[k] != large[k]}
     widths = {"channels", "num_kernels", "self_attention", "cross_attention", "sizes"}
     without_use = {"pretrain_candidates", "perceptual_decay_steps"}  # parts are off
+    if not large["model_config.use_vision_aided"]:
+        without_use.add("vision_aided_model")
     allowed = widths | without_use | {"size", "attention", "max_steps"}
     assert {k.rpartition(".")[2] for k in different} <= allowed
     assert large["model_config.size"] == 32
