@@ -1430,10 +1430,22 @@ def _explain(e: Exception) -> str | None:
     return None
 
 
+def _sleep_while_waiting() -> None:
+    """Threads that wait for others sleep instead of spinning, beside busy programs.
+
+    OpenMP reads these variables when torch is imported; a choice of the user's stays.
+    No number depends on it.
+    """
+    own = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    if "torch" not in sys.modules and not any(name in os.environ for name in own):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def main(
     arguments: Sequence[str] | None = None,  # of this process if not given
 ) -> int:  # exit code: 0 if all went well, 2 after a user's mistake, 130 after Ctrl-C
     "Run the command line."
+    _sleep_while_waiting()
     with warnings.catch_warnings(), _lenient_output():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _note
