@@ -8,7 +8,7 @@ const RUNTIMES = {
   wasm: { script: "ort.wasm.bundle.min.js", binary: "ort-wasm-simd-threaded.wasm.gz" },
   webgpu: { script: "ort.jspi.bundle.min.js", binary: "ort-wasm-simd-threaded.jspi.wasm.gz" },
 };
-const RUNTIME_BYTES = 4e6; // about; only for the progress bar
+const RUNTIME_BYTES = 3.7e6; // about; only for the progress bar
 const MOST_DIFFERENT = 0.01; // of predictions by both, whose size is about 1
 const TRIAL = 6000; // milliseconds that WebGPU has to show that it is faster
 let ort; // the chosen runtime
