@@ -1,5 +1,5 @@
-"""`make test`: ruff finds nothing, export and clean leave no difference, the book is
-built by executing every chapter, pytest (with the browser checks) passes.
+"""`make test`: ruff and oxlint find nothing, export and clean leave no difference, the
+book is built by executing every chapter, pytest (with the browser checks) passes.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ CHECKED = ("nbs", "t2i_tutorial", "tests", "_ext", ".ci", "benchmarks", "setup.p
 BY_HAND = tuple(
     f"t2i_tutorial/{n}.py" for n in ("__init__", "cli", "exercises")
 )  # the rest is exported
+SCRIPTS = ("_ext/static/playground/*.js", "tests/javascript/*.mjs")  # formatted
 ENVIRONMENT = os.environ | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     "HF_HUB_OFFLINE": "1",
@@ -50,6 +51,8 @@ def sources() -> dict[str, str]:
 def main() -> None:
     run("ruff: lint", "ruff", "check", *CHECKED)
     run("ruff: format", "ruff", "format", "--check", *CHECKED, *BY_HAND)
+    run("oxlint", "oxlint", "--deny-warnings", "_ext/static", "tests/javascript")
+    run("oxfmt", "oxfmt", "--check", *SCRIPTS)
     before = sources()
     run("export", "nbdev_export")
     run("clean", "nbdev_clean")

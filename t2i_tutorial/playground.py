@@ -504,6 +504,7 @@ def show(
     scale = w.FloatSlider(2.0, min=0, max=10, step=0.5, description="guidance")
     steps = w.IntSlider(20, min=1, max=50, description="steps")
     sampler = w.Dropdown(options=list(SAMPLERS), description="sampler")
+    psi = w.FloatSlider(1.0, min=0, max=1, step=0.05, description="truncation")
     button = w.Button(description="Draw", button_style="primary")
     bar, message = w.IntProgress(0, min=0, max=1), w.HTML()
     image = w.Image(format="png", width=256, height=256)
@@ -521,6 +522,8 @@ def show(
             if isinstance(loaded[model.value], Imagen):
                 options |= {"guidance_scale": scale.value, "num_steps": steps.value}
                 options["sampler"] = sampler.value
+            else:
+                options["truncation_psi"] = psi.value
             bar.max = options.get("num_steps", 1)
             with warnings.catch_warnings(record=True) as noted:
                 warnings.simplefilter("always", UserWarning)
@@ -535,8 +538,8 @@ def show(
             button.disabled = False
 
     button.on_click(draw)
-    controls = [text, model, seed, scale, steps, sampler, w.HBox([button, bar])]
-    return w.VBox([*controls, message, image])
+    controls = [text, model, seed, scale, steps, sampler, psi]
+    return w.VBox([*controls, w.HBox([button, bar]), message, image])
 
 # %% ../nbs/41_playground.ipynb #70885ce7
 #| code-fold: true

@@ -3,6 +3,7 @@
 The real pictures, the built book, a browser, and a switch for the shape checks.
 """
 
+import contextlib
 import functools
 import http.server
 import os
@@ -81,17 +82,27 @@ def book_address(book) -> str:
         server.shutdown()
 
 
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_chromium() -> str | None:
+    "Where Chromium is."
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((p for n in names if (p := shutil.which(n))), None)
+
+
 @pytest.fixture(scope="session")
 def browser():
     "Chromium without a window and without a network."
-    path = next(
-        (
-            p
-            for n in ("chromium", "chromium-browser", "google-chrome")
-            if (p := shutil.which(n))
-        ),
-        None,
-    )
+    path = find_chromium()
     if not path:
         pytest.skip(
             "no Chromium here; install it (on Debian: apt install chromium) to run the "
@@ -99,28 +110,20 @@ def browser():
         )
     from playwright.sync_api import sync_playwright
 
-    quiet = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
     with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=path, args=quiet)
+        b = p.chromium.launch(executable_path=path, args=QUIET)
         yield b
         b.close()
 
 
-@pytest.fixture
-def page(browser, book_address):
+@contextlib.contextmanager
+def guarded_tab(browser, book_address, **options):
     """An open tab that can reach nothing but the book.
 
-    `page.problems` collects what went wrong on it.
+    `problems` of it collects what went wrong on it.
     """
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    viewport = {"width": 1280, "height": 900}
+    context = browser.new_context(viewport=viewport, **options)
     tab = context.new_page()
     tab.problems = []
 
@@ -138,3 +141,13 @@ def page(browser, book_address):
     )
     yield tab
     context.close()
+
+
+@pytest.fixture
+def page(browser, book_address):
+    """An open tab that can reach nothing but the book.
+
+    `page.problems` collects what went wrong on it.
+    """
+    with guarded_tab(browser, book_address) as tab:
+        yield tab

@@ -253,6 +253,31 @@ def test_a_whole_image_is_the_same(tiny, sampler, scale):
 
 
 @needs_onnx
+@pytest.mark.parametrize("name", ["critters-32", "critters-32-gigagan"])
+def test_the_books_networks_in_32_bits_are_the_same(
+    name, models, tmp_path, free_shapes
+):
+    model = models[name]
+    folder = export_model(model, tmp_path / "exported", name, half=False)
+    onnx, rng = ExportedModel(folder), np.random.default_rng(0)
+    text, expected = onnx.encode(ids_of(model, PROMPT)), model.encode_prompts([PROMPT])
+    assert np.abs(text["tokens"] - expected.tokens.numpy()).max() < 1e-3
+    if name == "critters-32":
+        x = rng.standard_normal((1, 3, 32, 32)).astype(np.float32)
+        found, _ = onnx.run("denoiser", xt=x, t=np.array([300]), **text)
+        with torch.no_grad():
+            args = torch.from_numpy(x), torch.tensor([300])
+            null = model.null_text.expand_as(expected)
+            both = model.unet(*args, expected), model.unet(*args, null)
+        wanted = torch.cat(both).numpy()
+    else:
+        z = randn_per_prompt(prompt_generators([PROMPT], 2), (16,)).numpy()
+        found = onnx.generate(text, z, 0.7)
+        wanted = model.sample([PROMPT], seed=2, truncation_psi=0.7)[0].numpy()
+    assert np.abs(found - wanted).max() < 1e-3
+
+
+@needs_onnx
 def test_the_books_imagen_is_the_same_by_onnxruntime(models):
     model, onnx = models["critters-32"], exported("critters-32")
     expected = model.sample([PROMPT], num_steps=8, seed=1)[0].numpy()
@@ -359,7 +384,7 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch, tmp_path
 
 def test_show_draws_and_says_what_is_wrong():
     box = playground.show()
-    prompt, model, _, _, steps, _, row, message, image = box.children
+    prompt, model, _, _, steps, _, psi, row, message, image = box.children
     draw = row.children[0]
     for wrong, words in (("", "empty"), ("x" * 1001, "1001 characters")):
         prompt.value = wrong
@@ -373,3 +398,6 @@ def test_show_draws_and_says_what_is_wrong():
     prompt.value = "a red cat"
     draw.click()
     assert message.value == "<p></p>" and row.children[1].value == 1
+    whole, psi.value = image.value, 0.0
+    draw.click()
+    assert image.value != whole

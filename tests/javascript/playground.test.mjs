@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { mapPixels, softmax, toPixels } from "../../_ext/static/playground/draw.js";
+import { Networks } from "../../_ext/static/playground/networks.js";
 import {
   MersenneTwister,
   promptGenerator,
@@ -82,7 +83,10 @@ test("captions are written and read back", () => {
   );
   assert.equal(writeCaption({ species: "owl" }), "an owl");
   assert.deepEqual(statedAttributes(writeCaption(all), python.attributes, python.parts), all);
-  assert.deepEqual(statedAttributes("constructor toString", python.attributes, python.parts), {});
+  assert.deepEqual(
+    statedAttributes("constructor toString", python.attributes, python.parts),
+    {},
+  );
   for (const { text, stated } of python.stated)
     assert.deepEqual(statedAttributes(text, python.attributes, python.parts), stated, text);
 });
@@ -111,7 +115,7 @@ test("a seed gives torch's noise", () => {
   for (const { prompt, seed, first, second, sum } of python.noise) {
     const random = promptGenerator(prompt, seed);
     const x = random.normal(3 * 64);
-    near([...x.slice(0, 20)], first);
+    near(x.slice(0, 20), first);
     near([x.reduce((a, b) => a + b, 0)], [sum], 1e-3);
     near([...random.normal(16)], second);
   }
@@ -132,7 +136,11 @@ test("sums, guidance, thresholds", () => {
 
 test("the sampler follows the table as Python's does", async () => {
   const { table, start, final } = python.sampler;
-  const settings = { samplers: { s: { 5: table } }, prediction_type: "v", thresholding: "static" };
+  const settings = {
+    samplers: { s: { 5: table } },
+    prediction_type: "v",
+    thresholding: "static",
+  };
   const denoiser = async (x, t) => ({
     cond: x.map((v) => Math.tanh(v) * (0.3 + t / 2000)),
     uncond: x.map((v) => Math.sin(v) * 0.2),
@@ -164,9 +172,63 @@ test("two texts are mixed by their weights", () => {
 test("arrays become pixels", () => {
   assert.deepEqual([...toPixels(Float32Array.of(-1, 0, 7), 1)], [0, 128, 255, 255]);
   assert.deepEqual(
-    [...mapPixels(Float32Array.of(0, 1, 2, 3, 9, 9, 9, 9), [0], 2)].filter((_, i) => i % 4 === 0),
+    [...mapPixels(Float32Array.of(0, 1, 2, 3, 9, 9, 9, 9), [0], 2)].filter(
+      (_, i) => i % 4 === 0,
+    ),
     [0, 85, 170, 255],
   );
   near(softmax([0, 0]), [0.5, 0.5]);
   assert.equal(similarity("dragon", "dragn"), 10 / 11);
+});
+
+// The choice between WebAssembly and WebGPU, with sessions and a clock that are made up.
+async function choice({ factor = 1, milliseconds = 1, fails = false }) {
+  const networks = new Networks();
+  const now = performance.now;
+  let [time, calls] = [0, 0];
+  performance.now = () => time;
+  networks.settings.m = {
+    size: 1,
+    tokenizer: { end: 0 },
+    networks: { denoiser: { digest: "d" } },
+  };
+  const cpu = { run: async () => ((time += 10), { value: 1 }) };
+  const gpu = {
+    run: async () => {
+      calls++;
+      if (fails === "lost" && calls > 2) throw new Error("the device is lost");
+      time += milliseconds;
+      return { value: factor };
+    },
+  };
+  networks.sessions.set("d", cpu);
+  networks.open = async () => {
+    if (fails === true) throw new Error("no such operation");
+    return gpu;
+  };
+  networks.encode = async () => ({});
+  networks.denoise = async () => ({
+    cond: Float32Array.of((await networks.run("m", "denoiser", {})).value),
+  });
+  try {
+    await networks.tryGpu({ model: "m", digest: "d", bytes: null });
+  } finally {
+    performance.now = now;
+  }
+  return networks;
+}
+
+test("WebGPU is used where it is faster and gives the same numbers", async () => {
+  assert.equal((await choice({})).onGpu.size, 1);
+  assert.equal((await choice({ factor: 1.1 })).onGpu.size, 0);
+  assert.equal((await choice({ factor: NaN })).onGpu.size, 0);
+  assert.equal((await choice({ milliseconds: 20 })).onGpu.size, 0);
+  assert.equal((await choice({ fails: true })).onGpu.size, 0);
+});
+
+test("a graphics processor that is lost is replaced by WebAssembly", async () => {
+  const networks = await choice({ fails: "lost" });
+  assert.equal(networks.onGpu.size, 1);
+  assert.equal((await networks.run("m", "denoiser", {})).value, 1);
+  assert.equal(networks.onGpu.size, 0);
 });

@@ -1,11 +1,25 @@
-// The exported networks in onnxruntime-web (WebAssembly, one thread). Its Python counterpart is
-// `ExportedModel` (chapter 41).
-
-import * as ort from "../vendor/ort.wasm.bundle.min.js";
+// The exported networks in onnxruntime-web: WebAssembly in one thread, and the denoiser by
+// WebGPU where that is faster. Its Python counterpart is `ExportedModel` (chapter 41).
 
 const MODELS = new URL("models/", import.meta.url);
-const RUNTIME = new URL("../vendor/ort-wasm-simd-threaded.wasm.gz", import.meta.url);
-const RUNTIME_BYTES = 3.8e6; // about; only for the progress bar
+const VENDOR = new URL("../vendor/", import.meta.url);
+const VERSION = "1.30.0";
+const RUNTIMES = {
+  wasm: { script: "ort.wasm.bundle.min.js", binary: "ort-wasm-simd-threaded.wasm.gz" },
+  webgpu: { script: "ort.jspi.bundle.min.js", binary: "ort-wasm-simd-threaded.jspi.wasm.gz" },
+};
+const RUNTIME_BYTES = 3.7e6; // about; only for the progress bar
+const MOST_DIFFERENT = 0.01; // of predictions by both, whose size is about 1
+const TRIAL = 6000; // milliseconds that WebGPU has to show that it is faster
+let ort; // the chosen runtime
+
+// "webgpu" where there is a graphics processor and a WebAssembly that can wait for it.
+// An adapter that is a program on the processor would be slower than WebAssembly.
+async function chooseRuntime() {
+  if (!("Suspending" in WebAssembly) || !navigator.gpu) return "wasm";
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  return adapter && !adapter.info?.isFallbackAdapter ? "webgpu" : "wasm";
+}
 
 // The bytes of a file; `report` is told how many came. A digest in the address lets the
 // browser keep the file for as long as it is the same.
@@ -39,11 +53,14 @@ async function unpack(bytes) {
 export class Networks {
   constructor() {
     this.sessions = new Map(); // digest of the file -> session
+    this.onGpu = new Map(); // the same, of those that WebGPU runs
     this.settings = {}; // of each model, its model.json
   }
 
   // Load everything; `report({ done, total, what })` says how far it is.
-  async load(report) {
+  async load(report, runtime = undefined) {
+    runtime ??= await chooseRuntime();
+    this.onGpu = new Map(); // a trial that comes too late writes to an old one
     const index = await fetchJson("playground.json");
     const folders = [...index.models, "classifier"];
     for (const name of folders) this.settings[name] = await fetchJson(`${name}/model.json`);
@@ -57,20 +74,64 @@ export class Networks {
     for (const f of files.values()) total += f.bytes;
     let done = 0;
     const count = (what) => (n) => report({ done: (done += n), total, what });
+    const { script, binary } = RUNTIMES[runtime];
+    ort = await import(new URL(script, VENDOR));
     ort.env.wasm.numThreads = 1; // a static host does not send what threads need
-    ort.env.wasm.wasmBinary = await unpack(await fetchBytes(RUNTIME, count("runtime"), "1.30.0"));
+    ort.env.wasm.wasmBinary = await unpack(
+      await fetchBytes(new URL(binary, VENDOR), count("runtime"), VERSION),
+    );
+    let denoiser;
     for (const { folder, file, digest } of files.values()) {
       const bytes = await fetchBytes(new URL(`${folder}/${file}`, MODELS), count(file), digest);
-      const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
-      this.sessions.set(digest, await ort.InferenceSession.create(bytes, options));
+      this.sessions.set(digest, await this.open(bytes, "wasm"));
+      if (file === "denoiser.onnx") denoiser = { model: folder, digest, bytes };
     }
     report({ done: total, total, what: "ready" });
-    return { ...index, settings: this.settings };
+    if (runtime === "webgpu") {
+      const late = new Promise((resolve) => setTimeout(resolve, TRIAL, "late"));
+      const end = await Promise.race([this.tryGpu(denoiser), late]);
+      if (end === "late") return this.load(report, "wasm"); // its files but one are cached
+    }
+    return { ...index, settings: this.settings, gpu: this.onGpu.size > 0 };
+  }
+
+  open(bytes, provider) {
+    const options = { executionProviders: [provider], logSeverityLevel: 3 };
+    return ort.InferenceSession.create(bytes, options);
+  }
+
+  // WebGPU draws if it gives the same numbers as WebAssembly in less time.
+  async tryGpu({ model, digest, bytes }) {
+    const { onGpu } = this;
+    try {
+      const gpu = await this.open(bytes, "webgpu");
+      const { end } = this.settings[model].tokenizer;
+      const text = await this.encode(model, [end, end]);
+      const x = new Float32Array(3 * this.settings[model].size ** 2).fill(0.5);
+      const measure = async () => {
+        await this.denoise(model, text, x, 500); // warms up
+        const start = performance.now();
+        const { cond } = await this.denoise(model, text, x, 500);
+        return { cond, time: performance.now() - start };
+      };
+      const expected = await measure();
+      onGpu.set(digest, gpu);
+      const found = await measure();
+      const same = found.cond.every((v, i) => Math.abs(v - expected.cond[i]) < MOST_DIFFERENT);
+      if (!same || found.time >= expected.time) onGpu.clear();
+    } catch {
+      onGpu.clear();
+    }
   }
 
   async run(model, network, inputs) {
-    const session = this.sessions.get(this.settings[model].networks[network].digest);
-    return session.run(inputs);
+    const { digest } = this.settings[model].networks[network];
+    try {
+      if (this.onGpu.has(digest)) return await this.onGpu.get(digest).run(inputs);
+    } catch {
+      this.onGpu.clear(); // the graphics processor was lost
+    }
+    return this.sessions.get(digest).run(inputs);
   }
 
   async encode(model, ids) {

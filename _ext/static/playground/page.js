@@ -21,6 +21,7 @@ const TITLES = {
   facing: "facing",
 };
 const FIRST_PROMPT = "a blue and red dragon with green eyes, breathing fire";
+const SECOND_PROMPT = "a yellow and orange duck, swimming";
 let count = 0; // playgrounds on this page, for ids
 
 // An element: el("p", { class: "x", onclick: f }, child, "text").
@@ -34,6 +35,9 @@ function el(tag, attributes = {}, ...children) {
   e.append(...children.filter((c) => c !== undefined));
   return e;
 }
+
+// A number as Python writes a float.
+const float = (v) => (Number.isInteger(v) ? `${v}.0` : String(v));
 
 // The worker as functions that return promises.
 class Studio {
@@ -102,7 +106,12 @@ class Playground {
     this.small = root.dataset.mode === "small";
     this.key = `t2i-${++count}`;
     this.frames = []; // steps of the last Imagen drawing
-    this.status = el("p", { class: "t2i-status", role: "status", "aria-live": "polite" });
+    this.status = el("p", {
+      class: "t2i-status",
+      id: `${this.key}-status`,
+      role: "status",
+      "aria-live": "polite",
+    });
     this.bar = el("progress", {
       class: "t2i-bar",
       max: 1,
@@ -146,11 +155,14 @@ class Playground {
     this.say("Loading …");
     try {
       studio ??= new Studio();
-      loading ??= studio.ask("load", {}, ({ done, total, what }) => this.loaded(done, total, what));
+      loading ??= studio.ask("load", {}, ({ done, total, what }) =>
+        this.loaded(done, total, what),
+      );
       this.found = await loading;
       this.build();
       this.progress(null);
-      this.say("Ready. Type a prompt and press Draw.");
+      const by = this.found.gpu ? ", with WebGPU" : "";
+      this.say(`Ready${by}. Type a prompt and press Draw.`);
       this.prompt.focus();
     } catch (e) {
       studio?.worker.terminate();
@@ -177,7 +189,13 @@ class Playground {
 
   label(text, control, more) {
     control.id ||= `${this.key}-${text.replace(/\W+/g, "-")}`;
-    return el("div", { class: "t2i-field" }, el("label", { for: control.id }, text), control, more);
+    return el(
+      "div",
+      { class: "t2i-field" },
+      el("label", { for: control.id }, text),
+      control,
+      more,
+    );
   }
 
   range(text, { min, max, step, value }, oninput = () => {}) {
@@ -209,6 +227,56 @@ class Playground {
     return [control, this.label(text, control)];
   }
 
+  // A field for a prompt, and below it the words that the models do not know.
+  promptField(text, value, oninput = () => {}) {
+    const words = el("div", { class: "t2i-words" });
+    const control = el("input", {
+      type: "text",
+      value,
+      autocomplete: "off",
+      spellcheck: "false",
+      class: "t2i-prompt",
+      "aria-describedby": this.status.id,
+      oninput: () => {
+        this.showWords(control, words);
+        oninput();
+      },
+    });
+    control.set = (v) => {
+      control.value = v;
+      control.dispatchEvent(new Event("input"));
+    };
+    return [control, el("div", {}, this.label(text, control), words)];
+  }
+
+  // A button that moves a slider by itself; pressed again, it stops.
+  playButton(text, slider, values, show, pause) {
+    let presses = 0; // odd while it plays
+    const button = el(
+      "button",
+      {
+        type: "button",
+        class: "t2i-small-button",
+        disabled: true,
+        onclick: async () => {
+          const turn = ++presses;
+          button.textContent = turn % 2 ? "Pause" : text;
+          if (turn % 2 === 0) return;
+          for (const v of values()) {
+            slider.show(v);
+            await show();
+            await new Promise((resolve) => setTimeout(resolve, pause));
+            if (presses !== turn) return;
+          }
+          presses++;
+          button.textContent = text;
+        },
+      },
+      text,
+    );
+    return button;
+  }
+
   build() {
     const { settings, models } = this.found;
     this.imagen = models.find((m) => settings[m].model_type === "imagen");
@@ -216,15 +284,10 @@ class Playground {
     const [a, b] = [settings[this.imagen], settings[this.gan]];
     this.words = a.tokenizer.words;
 
-    this.prompt = el("input", {
-      type: "text",
-      value: FIRST_PROMPT,
-      autocomplete: "off",
-      spellcheck: "false",
-      class: "t2i-prompt",
-      oninput: () => this.showWords(),
-    });
-    this.unknown = el("div", { class: "t2i-words" });
+    const [prompt, promptField] = this.promptField("prompt", FIRST_PROMPT, () =>
+      this.showAttributes(),
+    );
+    this.prompt = prompt;
     this.model = el("fieldset", { class: "t2i-models" }, el("legend", {}, "model"));
     for (const [value, text] of [
       [this.imagen, "Imagen"],
@@ -273,7 +336,13 @@ class Playground {
       },
       "Another seed",
     );
-    const buttons = el("div", { class: "t2i-buttons" }, this.drawButton, another, this.stopButton);
+    const buttons = el(
+      "div",
+      { class: "t2i-buttons" },
+      this.drawButton,
+      another,
+      this.stopButton,
+    );
     const details = el(
       "details",
       { class: "t2i-more" },
@@ -297,8 +366,7 @@ class Playground {
           this.draw();
         },
       },
-      this.label("prompt", this.prompt),
-      this.unknown,
+      promptField,
       this.small ? "" : this.attributes(),
       this.small ? "" : this.model,
       this.small ? "" : details,
@@ -316,28 +384,20 @@ class Playground {
     this.root.prepend(form);
     this.root.append(this.results);
     if (!this.small) this.root.append(this.stepsPanel(), this.moves());
-    this.showWords();
+    this.showAttributes();
   }
 
   attributes() {
-    this.chosen = {};
+    this.selects = {};
     const grid = el("div", { class: "t2i-grid" });
     for (const [key, values] of Object.entries(this.found.attributes)) {
       const select = el(
         "select",
-        {
-          onchange: () => {
-            this.chosen[key] = select.value;
-            this.prompt.value = writeCaption({
-              ...this.chosen,
-              species: this.chosen.species || "dragon",
-            });
-            this.showWords();
-          },
-        },
+        { onchange: () => this.writePrompt() },
         el("option", { value: "" }, "any"),
         ...values.map((v) => el("option", { value: v }, v)),
       );
+      this.selects[key] = select;
       grid.append(this.label(TITLES[key], select));
     }
     return el(
@@ -348,13 +408,28 @@ class Playground {
     );
   }
 
+  // A prompt of the chosen attributes.
+  writePrompt() {
+    const chosen = Object.entries(this.selects).map(([key, select]) => [key, select.value]);
+    const { species, ...others } = Object.fromEntries(chosen);
+    this.prompt.set(writeCaption({ species: species || "dragon", ...others }));
+  }
+
+  // The attributes of a typed prompt.
+  showAttributes() {
+    const { attributes, parts } = this.found;
+    const stated = statedAttributes(this.prompt.value, attributes, parts);
+    for (const [key, select] of Object.entries(this.selects ?? {}))
+      select.value = stated[key] ?? "";
+  }
+
   // Unknown words underlined, with known ones to press.
-  showWords() {
-    const text = this.prompt.value;
+  showWords(control, box) {
+    const text = control.value;
     const unknown = new Map(
       unknownWords(cleanText(text).slice(0, 1000), this.words).map((u) => [u.word, u.similar]),
     );
-    this.unknown.replaceChildren();
+    box.replaceChildren();
     if (!unknown.size) return;
     const line = el("p", {}, "The models do not know: ");
     let at = 0;
@@ -375,27 +450,26 @@ class Playground {
             {
               type: "button",
               class: "t2i-small-button",
-              onclick: () => this.replaceWord(word, known),
+              onclick: () => this.replaceWord(control, word, known),
             },
             `${word} → ${known}`,
           ),
         );
       }
     }
-    this.unknown.append(line, buttons);
+    box.append(line, buttons);
   }
 
-  replaceWord(word, known) {
-    const text = this.prompt.value;
+  replaceWord(control, word, known) {
+    const text = control.value;
     let [result, at] = ["", 0];
     for (const w of findWords(text)) {
       if (w.word !== word) continue;
       result += text.slice(at, w.start) + known;
       at = w.end;
     }
-    this.prompt.value = result + text.slice(at);
-    this.showWords();
-    this.prompt.focus();
+    control.set(result + text.slice(at));
+    control.focus();
   }
 
   // ---- results
@@ -466,8 +540,8 @@ class Playground {
     const text = JSON.stringify(cleanText(o.prompt));
     const options =
       model === this.gan
-        ? `seed=${o.seed}, truncation_psi=${o.psi}`
-        : `seed=${o.seed}, guidance_scale=${o.scale}, num_steps=${o.numSteps}, sampler="${o.sampler}"`;
+        ? `seed=${o.seed}, truncation_psi=${float(o.psi)}`
+        : `seed=${o.seed}, guidance_scale=${float(o.scale)}, num_steps=${o.numSteps}, sampler="${o.sampler}"`;
     const name = model === this.gan ? "GigaGAN" : "Imagen";
     return `from t2i_tutorial import ${name}\nimage = ${name}.from_pretrained("${model}").sample([${text}], ${options})[0]`;
   }
@@ -579,7 +653,7 @@ class Playground {
           { class: asked ? (found ? "t2i-right" : "t2i-wrong") : undefined },
           el("th", { scope: "row" }, TITLES[key]),
           el("td", {}, values[best]),
-          el("td", {}, `${Math.round(100 * shares[best])} %`),
+          el("td", {}, `${Math.round(100 * shares[best])}\u00a0%`),
           el("td", {}, asked ? (found ? "as asked" : `asked: ${asked}`) : ""),
         ),
       );
@@ -600,6 +674,9 @@ class Playground {
     );
     this.slider = slider;
     slider.disabled = true;
+    const play = () => this.showStep();
+    const steps = () => this.frames.map((_, i) => i + 1);
+    this.playSteps = this.playButton("Play the steps", slider, steps, play, 120);
     this.noisy = el("canvas", {
       class: "t2i-canvas",
       width: 32,
@@ -631,6 +708,7 @@ class Playground {
       { class: "t2i-more" },
       el("summary", {}, "The Imagen's steps, and where each word is used"),
       field,
+      this.playSteps,
       pair,
       el(
         "p",
@@ -645,7 +723,7 @@ class Playground {
 
   stepped() {
     const atEnd = this.slider.disabled || Number(this.slider.value) >= this.frames.length - 1;
-    this.slider.disabled = false;
+    this.slider.disabled = this.playSteps.disabled = false;
     this.slider.max = this.frames.length;
     if (atEnd || this.frames.length === 1) this.slider.show(this.frames.length);
     this.showStep();
@@ -699,20 +777,18 @@ class Playground {
       { min: 0, max: 1, step: 0.02, value: 0 },
       move,
     );
-    this.target = el("input", {
-      type: "text",
-      value: "a yellow and orange duck, swimming",
-      autocomplete: "off",
-      spellcheck: "false",
-      class: "t2i-prompt",
-    });
-    Object.assign(this, { first, second, mix });
+    const [target, targetField] = this.promptField("another prompt", SECOND_PROMPT, move);
+    const there = Array.from({ length: 26 }, (_, i) => i / 25);
+    const walk = () => [...there, ...there.toReversed()];
+    this.playWalk = this.playButton("Walk there and back", mix, walk, move, 60);
+    Object.assign(this, { first, second, mix, target });
     this.moved = el("canvas", {
       class: "t2i-canvas t2i-drag",
       width: 32,
       height: 32,
       role: "img",
-      "aria-label": "the GAN's image; drag it, or use the two sliders, to move in the latent space",
+      "aria-label":
+        "the GAN's image; drag it, or use the two sliders, to move in the latent space",
     });
     let from = null;
     this.moved.addEventListener("pointerdown", (e) => {
@@ -732,7 +808,7 @@ class Playground {
     this.movesPanel = el(
       "details",
       { class: "t2i-more" },
-      el("summary", {}, "Move in the GigaGAN's latent space"),
+      el("summary", {}, "Move in the GigaGAN's latent space, or walk between two prompts"),
       el(
         "div",
         { class: "t2i-results" },
@@ -742,8 +818,9 @@ class Playground {
           { class: "t2i-card" },
           firstField,
           secondField,
-          this.label("another prompt", this.target),
+          targetField,
           mixField,
+          this.playWalk,
         ),
       ),
     );
@@ -752,7 +829,9 @@ class Playground {
 
   latent(z, options) {
     this.origin = { z, options };
-    const random = (k) => Float32Array.from(z, (_, i) => Math.sin(12.9898 * (i + 1) * k + 4 * k)); // two fixed directions
+    this.playWalk.disabled = false;
+    const random = (k) =>
+      Float32Array.from(z, (_, i) => Math.sin(12.9898 * (i + 1) * k + 4 * k)); // two fixed directions
     this.directions = [random(1), random(2)];
     for (const control of [this.first, this.second, this.mix]) control.show(0);
     this.rate.textContent = "drag the image, or use the sliders";
