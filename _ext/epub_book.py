@@ -45,8 +45,11 @@ log = logging.getLogger(__name__)
 
 def mathml(tex: str, block: bool) -> str:
     "A formula as MathML; as its source, with a warning, if it cannot be read."
-    plain = re.sub(r"\\(big|Big|bigg|Bigg)(?![a-zA-Z])", r"\\\1l", tex)
-    plain = re.sub(r"\\dots\b", r"\\ldots", plain)  # names that docutils knows
+    # names that docutils knows: large brackets are an opening and a closing one
+    plain = re.sub(r"\\([bB]igg?)(?=[(\[]|\\{|\\lVert)", r"\\\1l", tex)
+    plain = re.sub(r"\\([bB]igg?)(?=[)\]]|\\}|\\rVert)", r"\\\1r", plain)
+    plain = re.sub(r"\\([bB]igg?|textstyle)(?![a-zA-Z])", "", plain)
+    plain = re.sub(r"\\dots(?![a-zA-Z])", r"\\ldots", plain)
     try:
         text = tex2mathml(plain, as_block=block)
     except MathError as e:
@@ -112,6 +115,7 @@ class Rewriter:
         self.drop()
         self.open_folded()
         self.mend_attributes()
+        self.mend_formulas()
         self.store_images()
         self.mend_links()
         return self.soup.decode(formatter="minimal")
@@ -123,7 +127,8 @@ class Rewriter:
     def new(self, name: str, text: str = "", **attributes):
         "An element."
         tag = self.soup.new_tag(name, attrs=attributes)
-        tag.string = text
+        if text:
+            tag.string = text
         return tag
 
     def on_the_web(self, what: str):
@@ -152,10 +157,11 @@ class Rewriter:
             image, labels = found
             caption = script.find_parent("figure")
             caption = caption and caption.figcaption
-            alt = f"{caption.get_text(' ', strip=True) if caption else ''} ({labels})"
+            alt = [caption.get_text(" ", strip=True)] if caption else []
             source = f"data:image/png;base64,{image}"
+            look = {"alt": ": ".join([*alt, labels]), "class": "pixels"}
             script.insert_before(
-                self.new("img", src=source, alt=alt, **{"class": "pixels"}),
+                self.new("img", src=source, **look),
                 self.new("p", labels),
                 self.on_the_web("On the web, this figure has sliders."),
             )
@@ -221,6 +227,17 @@ class Rewriter:
                 del tag["id"]
             else:
                 seen.add(tag["id"])
+
+    def mend_formulas(self) -> None:
+        "What docutils says in MathML, but readers take otherwise."
+        for small in self.soup.find_all("mfrac", displaystyle=True):
+            style = {k: small.attrs.pop(k) for k in ("displaystyle", "scriptlevel")}
+            small.wrap(self.new("mstyle", **style))
+        for both in self.soup.find_all("munderover"):  # a hat, and below it the index
+            base, index, hat = both.find_all(True, recursive=False)
+            if base.name != "mo" and hat.name == "mo" and hat.get("stretchy"):
+                both.name = "msub"
+                base.wrap(self.new("mover", accent="true")).append(hat.extract())
 
     def store_images(self) -> None:
         "Images that are written out in the page become files of the package."

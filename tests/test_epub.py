@@ -51,7 +51,8 @@ WORDS = """# A page
 Inline $x_t = \\sqrt{\\bar\\alpha_t} x_0, \\dots$ and
 
 $$
-\\begin{aligned} a &= \\frac{1}{2} \\\\ b & < \\sum_i \\big|x_i\\big|^2 \\end{aligned}
+\\begin{aligned} a &= \\tfrac12 \\Big(\\textstyle\\sum_i x_i\\Big) \\\\
+b & < \\big|x_i\\big|^2 \\end{aligned}
 $$ (eq-tiny)
 
 :::{exercise}
@@ -222,6 +223,8 @@ def test_what_needs_a_script_becomes_still(tiny):
     stills = [i.get("src") for i in page.iter(f"{XHTML}img")]
     assert len(stills) == 2 and all(s.startswith("../_images/") for s in stills)
     assert "colour: blue" in text, "the slider as it stood"
+    alts = [i.get("alt") for i in page.iter(f"{XHTML}img")]
+    assert alts[0] == "Dots & a line." and "Slides." in alts[1] and "blue" in alts[1]
     web = [a.get("href") for a in page.iter(f"{XHTML}a")]
     assert sum(w.endswith("/nbs/01_page.html") for w in web if w) == 2
     assert "With JavaScript" not in words(files, "nbs/index.xhtml")
@@ -234,6 +237,11 @@ def test_formulas_tables_and_folded_parts_are_there(tiny):
     text = words(files, "nbs/01_page.xhtml")
     math = list(page.iter("{http://www.w3.org/1998/Math/MathML}math"))
     assert len(math) == 2 and "alpha" in math[0].get("alttext")
+    (hat,) = (e for e in math[0].iter() if e.tag.endswith("}mover"))
+    index = [e.tag.rpartition("}")[2] for e in math[0].iter()].index("mover") - 1
+    assert hat.get("accent") and list(math[0].iter())[index].tag.endswith("}msub")
+    rows = [e for e in math[1].iter() if e.tag.endswith("}mtr")]
+    assert [len(r) for r in rows] == [2, 2], "no row within another"
     svg = "{http://www.w3.org/2000/svg}svg"
     assert [s.get("viewBox") for s in page.iter(svg)][0]
     assert "1\xa0<2" in "".join(page.itertext())
