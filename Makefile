@@ -1,4 +1,5 @@
 # make book      the environment, every chapter executed, the HTML built with warnings as errors
+# make epub      the whole book as one EPUB, for reading without a network
 # make test      all that CI checks
 # make serve     the built book on this machine only
 # make prepare   export the notebooks to the library and clean them
@@ -14,10 +15,13 @@ PORT ?= 8000
 BIN := .venv/bin
 BOOK := _build/html
 
-.PHONY: book test serve prepare notebook times wheel bench constraints clean distclean environment interpreter
+.PHONY: book epub test serve prepare notebook times wheel bench constraints clean distclean environment interpreter
 
 book: environment
 	@$(BIN)/python _ext/book.py
+
+epub: environment
+	@$(BIN)/python _ext/book.py epub
 
 test: environment
 	@$(BIN)/python .ci/check.py

@@ -1,5 +1,7 @@
 """`make book`: export the notebooks, execute what changed, export the models for the
 playground, build the HTML with warnings as errors, print the address.
+
+`make epub`: the same chapters as one EPUB.
 """
 
 import os
@@ -87,7 +89,19 @@ def execute_chapters(together: int = 2) -> None:
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def main() -> None:
+def build(*options: str) -> None:
+    "Jupyter Book, with warnings as errors."
+    if run("jupyter-book", "build", ".", *options, "-W", "-n", "--keep-going", "-q"):
+        return
+    # else the next build would not look at the faulty pages again
+    shutil.rmtree(ROOT / "_build" / ".doctrees", ignore_errors=True)
+    sys.exit(
+        "make: the book failed to build; the reasons stand above, each in a line "
+        "with WARNING or ERROR"
+    )
+
+
+def main(as_epub: bool = False) -> None:
     start = time.time()
     if not run("nbdev_export"):
         sys.exit("make: the export failed; the reason stands above")
@@ -96,16 +110,17 @@ def main() -> None:
         shutil.rmtree(UNFINISHED.parent / ".doctrees", ignore_errors=True)
     UNFINISHED.parent.mkdir(exist_ok=True)
     UNFINISHED.touch()
+    if as_epub:
+        folder = ROOT / "_build" / "epub"
+        shutil.rmtree(folder, ignore_errors=True)  # it might have pages that are gone
+        build("--builder", "custom", "--custom-builder", "epub")
+        UNFINISHED.unlink()
+        (file,) = folder.glob("*.epub")
+        print(f"the book is packed in {time.time() - start:.0f} s: {file}")
+        return
     if not run("python", "_ext/playground_files.py"):
         sys.exit("make: the playground's models could not be exported; see above")
-    if not run("jupyter-book", "build", ".", "-W", "-n", "--keep-going", "-q"):
-        shutil.rmtree(
-            ROOT / "_build" / ".doctrees", ignore_errors=True
-        )  # else the next build would not look at the faulty pages again
-        sys.exit(
-            "make: the book failed to build; the reasons stand above, each in a line "
-            "with WARNING or ERROR"
-        )
+    build()
     UNFINISHED.unlink()
     page = ROOT / "_build" / "html" / "index.html"
     if not page.exists():
@@ -123,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("epub" in sys.argv[1:])

@@ -50,10 +50,13 @@ def settings() -> dict[str, str]:
 
 
 def split_directives(source: str) -> tuple[list[tuple[str, str]], str]:
-    "The leading `#| name: value` lines of a cell as pairs, and the rest of the cell."
+    """The leading `#| name: value` lines of a cell as pairs, and the rest of the cell.
+
+    A value may stand in quotes, as YAML wants it if there is a colon in it.
+    """
     lines, found = source.splitlines(keepends=True), []
     while lines and (match := LINE.match(lines[0])):
-        found.append((match[1], match[2]))
+        found.append((match[1], re.sub(r'^"([^"]*)"$', r"\1", match[2])))
         lines.pop(0)
     return found, "".join(lines)
 

@@ -1,4 +1,5 @@
-"""Make the README's images, the playground's still one and the preview of a link.
+"""Make the README's images, the playground's still one, the preview of a link and the
+cover of the EPUB.
 
 With the bundled models.
 """
@@ -13,6 +14,7 @@ import torch
 from t2i_tutorial import GigaGAN, Imagen, show_images
 from t2i_tutorial.core import make_grid, to_pil
 
+CENTRE = {"ha": "center", "va": "center"}
 STATIC = Path(__file__).resolve().parent.parent / "_static"
 imagen = Imagen.from_pretrained("critters-32", "cpu")
 gan = GigaGAN.from_pretrained("critters-32-gigagan", "cpu")
@@ -38,3 +40,16 @@ for k, (prompt, image) in enumerate(zip(prompts[:4], images["uncurated"])):
     axis.set_frame_on(False)
     axis.set_xlabel("\n".join(wrap(prompt, 24)), fontsize=13, color="#555555")
 fig.savefig(STATIC / "preview.png", facecolor="white")
+
+fig = plt.figure(figsize=(12, 16), dpi=100, facecolor="white")
+fig.text(0.5, 0.93, "Text to Image\nfrom Scratch", size=60, weight="bold", **CENTRE)
+fig.text(
+    0.5, 0.82, "A small GigaGAN and a small Imagen, line by line", size=26, **CENTRE
+)
+for k, (prompt, image) in enumerate(zip(prompts[:6], images["uncurated"])):
+    place = (0.08 + 0.45 * (k % 2), 0.545 - 0.245 * (k // 2), 0.39, 0.19)
+    axis = fig.add_axes(place, xticks=[], yticks=[])
+    axis.imshow(to_pil(image, enlarge=8), interpolation="nearest")
+    axis.set_frame_on(False)
+    axis.set_xlabel("\n".join(wrap(prompt, 28)), fontsize=16, color="#555555")
+fig.savefig(STATIC / "cover.png", facecolor="white")

@@ -241,6 +241,14 @@ def test_api_pages_list_every_public_name(pages):
 
 # ---- in a browser
 
+CODE = """() => {
+  for (const d of document.querySelectorAll('details')) d.open = true;
+  for (const b of document.querySelectorAll('.toggle-hidden'))
+    b.classList.remove('toggle-hidden');
+  return [...document.querySelectorAll('article div.cell_input pre')].map(e => [
+    parseFloat(getComputedStyle(e).fontSize), e.clientWidth, e.scrollWidth,
+    e.innerText.slice(0, 60)]) }"""
+
 SHOWN = """() => [...document.querySelectorAll('.widget-image')]
   .filter(i => i.getClientRects().length).map(i => i.src)"""
 
@@ -371,6 +379,16 @@ def test_both_modes_are_readable(page, book_address, mode):
         )
         == "rgba(0, 0, 0, 0)"
     )
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_no_code_is_cut_and_none_is_small(page, book_address, name):
+    "At 1280 pixels, with all that is folded opened."
+    open_page(page, book_address, name)
+    blocks = page.evaluate(CODE)
+    assert blocks or name == "nbs/95_cards"
+    assert not [b for b in blocks if b[0] < 13], "letters of at least 13 pixels"
+    assert not [b for b in blocks if b[2] > b[1] + 1], "no line is wider than its block"
 
 
 @pytest.mark.parametrize("name", PAGES)

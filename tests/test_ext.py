@@ -57,6 +57,19 @@ def test_figure_directives_become_metadata():
     assert c["source"] == "plot()"
 
 
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('"Two: a and b."', "Two: a and b."),
+        ('"a dragon" and "a cat"', '"a dragon" and "a cat"'),
+        ('"A dragon", twice.', '"A dragon", twice.'),
+    ],
+)
+def test_quotes_around_a_caption_are_not_part_of_it(line, said):
+    c = cell(f"#| fig-cap: {line}\nplot()")
+    assert c["metadata"]["mystnb"]["figure"]["caption"] == said
+
+
 def test_tags_that_stood_there_are_kept():
     c = {
         "cell_type": "code",

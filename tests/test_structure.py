@@ -187,6 +187,15 @@ def test_every_configuration_field_is_explained():
     assert not missing
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_code_and_formulas_in_a_hint_are_not_shown_as_signs(path):
+    "A line that begins with a tag is HTML up to the next empty line, not Markdown."
+    for text in cells(path, "markdown"):
+        for line in text.splitlines():
+            if line.startswith("<details>"):
+                assert not re.search(r"[`$*]", line), line
+
+
 @pytest.mark.parametrize("path", EXPORTED, ids=dotted)
 def test_no_line_of_code_is_wider_than_a_page(path):
     "nbdev writes `__all__` and the first line; every other line stands in a chapter."
