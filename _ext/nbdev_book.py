@@ -6,6 +6,7 @@
   NB knows (see `DIRECTIVES`).
 - `uncaption_text` (event `doctree-read`) gives a cell's caption to its picture alone,
   once, whatever else the cell says.
+- `own_nodes` (event `doctree-read`) keeps what Sphinx stores of a page small.
 - `describe_page` (event `html-page-context`) says in the head of each page what it is
   about, for search engines and previews of links.
 - `use_settings` (event `config-inited`) takes title, version, addresses and branch from
@@ -308,12 +309,23 @@ def uncaption_text(app, doctree) -> None:
                 figure.replace_self(content)
 
 
+def own_nodes(app, doctree) -> None:
+    """Every node of a page belongs to the page.
+
+    reStructuredText within Markdown (the API pages) is read as a document of its own,
+    whose settings hold the whole environment; its nodes would be stored with that.
+    """
+    for node in doctree.findall():
+        node.document = doctree
+
+
 def setup(app):
     app.add_js_file("accessible.js", loading_method="defer")
     app.connect("config-inited", use_settings, priority=1)
     app.connect("source-read", read_notebook, priority=1)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", uncaption_text, priority=1)
+    app.connect("doctree-read", own_nodes, priority=999)
     app.connect("html-page-context", trim_scripts, priority=999)
     app.connect("html-page-context", describe_page)
     return {"version": "1", "parallel_read_safe": True}

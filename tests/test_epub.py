@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
-from test_book import PAGES
+from test_book import CHAPTERS, PAGES
 
 from t2i_tutorial.core import Diagram, interactive_figure, slider_grid
 
@@ -256,7 +256,8 @@ def test_the_whole_book_is_a_strict_package():
         pytest.skip("the EPUB is not built; run make epub first")
     files = package(ROOT / "_build" / "epub")
     order = [n.removesuffix(".xhtml") for n in check_package(files)]
-    assert [n for n in order if n in PAGES] == PAGES
+    assert sorted(n for n in order if n in PAGES) == sorted(PAGES)
+    assert [n for n in order if n in CHAPTERS] == CHAPTERS
     for name in PAGES:
         assert len(words(files, f"{name}.xhtml")) > 200, name
         assert "Traceback (most recent call last)" not in words(files, f"{name}.xhtml")

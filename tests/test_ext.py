@@ -302,6 +302,18 @@ def test_a_cell_has_one_caption_and_its_picture_has_it(said, kept):
             assert nbdev_book.is_picture(f)
 
 
+def test_a_page_is_stored_without_the_documents_that_it_was_read_from():
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    page, inner = new_document("page"), new_document("inner")
+    inner += nodes.paragraph("", "", nodes.literal("", "x"))
+    page += inner[0]  # as MyST's directive does
+    page[0][0].document = inner
+    nbdev_book.own_nodes(None, page)
+    assert all(node.document is page for node in page.findall())
+
+
 def test_figures_of_the_prose_are_left_alone():
     from docutils import nodes
 
