@@ -126,7 +126,7 @@ def smallest_letters(source: str) -> float:
         return float("inf")
     sizes = re.findall(r"(?:font|label|title)size=([\d.]+)", source)
     points = min([9.0, *map(float, sizes)])  # 9 are set by `set_plot_style`
-    shrunk = min(1, 760 / (110 * max(map(float, widths))))
+    shrunk = min(1, 690 / (110 * max(map(float, widths))))
     return points * 110 / 72 * shrunk
 
 
