@@ -50,8 +50,16 @@ _SAMPLING = {  # model_type -> options of its `sample`, with their defaults here
         "sampler": "dpmpp-2m",
         "aug_level": None,
     },
+    "gan-cascade": {
+        "guidance_scale": None,
+        "num_steps": None,
+        "sampler": "dpmpp-2m",
+        "aug_level": None,
+    },
     "super-resolution": {},  # it enlarges images, and generates none
+    "gan-upsampler": {},  # the same
 }
+_CASCADES = {"super-resolution": "cascade", "gan-upsampler": "gan-cascade"}
 _TRAININGS = {  # name -> module, its presets, its function, the default preset
     "imagen": ("diffusion.imagen", "IMAGEN_PRESETS", "train_imagen", "cpu-32"),
     "gigagan": ("gan.gigagan", "GIGAGAN_PRESETS", "train_gigagan", "cpu-32"),
@@ -59,6 +67,12 @@ _TRAININGS = {  # name -> module, its presets, its function, the default preset
         "diffusion.cascade",
         "SUPER_RESOLUTION_PRESETS",
         "train_super_resolution",
+        "cpu-32-64",
+    ),
+    "gan-upsampler": (
+        "gan.upsampler",
+        "GAN_UPSAMPLER_PRESETS",
+        "train_gan_upsampler",
         "cpu-32-64",
     ),
     "clip": ("clip", "CLIP_PRESETS", "train_clip", "critters-clip"),
@@ -144,7 +158,8 @@ class UpscaleOptions:
     guidance_scale: _Number = None
     "weight of the prompt; 1 is no guidance; the model's own if not given"
     num_steps: _Whole = None
-    "steps of the sampler; 10 if not given, or all of fewer timesteps"
+    """steps of the sampler; 10 if not given, or all of fewer timesteps; a GAN has one
+    pass"""
     sampler: _Text = None
     "dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
     aug_level: _Number = None
@@ -267,8 +282,8 @@ class TrainOptions(DataOptions):
     "Train a model and write it to a folder."
 
     name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
-    """imagen, gigagan, super-resolution, clip or classifier; t2i train NAME --help lists
-    every setting"""
+    """imagen, gigagan, super-resolution, gan-upsampler, clip or classifier; t2i train
+    NAME --help lists every setting"""
     preset: _Text = None
     """a named set of settings; the recorded model's if not given, or that for a warm
     start with --init-from MODEL"""
@@ -463,7 +478,7 @@ def _sampling_options(options: SamplingOptions, model_type: str) -> dict:
     "Arguments for `sample`; raises `UserError` for an option of another kind of model."
     from t2i_tutorial.core import UserError
 
-    if model_type == "super-resolution":
+    if model_type in _CASCADES:
         raise UserError(
             "this model is a super-resolution stage, which enlarges images: use "
             "t2i upscale, or join it to its base with t2i cascade"
@@ -745,7 +760,15 @@ def _upscale(options: UpscaleOptions) -> None:
     stage = _load_stage(options.model, options.device)
     names = ("guidance_scale", "num_steps", "sampler", "aug_level", "seed")
     given = {k: v for k in names if (v := getattr(options, k)) is not None}
-    given = {"sampler": "dpmpp-2m"} | given
+    if stage.model_type == "gan-upsampler":
+        names = ("aug_level", "seed")
+        for name in set(given) - set(names):
+            raise UserError(
+                f"--{name.replace('_', '-')} does not apply to a GAN, which enlarges in "
+                "one pass without guidance; leave it out"
+            )
+    else:
+        given = {"sampler": "dpmpp-2m"} | given
     enlarged = stage.upscale(image, prompts, **given, show_progress=True)[0].cpu()
     if not enlarged.isfinite().all():
         raise UserError("the model gave values that are not finite; train it again")
@@ -787,9 +810,9 @@ def _load_stage(name: str, device: str | None):
     from t2i_tutorial.core import UserError
 
     model = _load(name, device)
-    if model.model_type == "cascade":
+    if model.model_type in _CASCADES.values():
         return model.super_resolution
-    if model.model_type != "super-resolution":
+    if model.model_type not in _CASCADES:
         raise UserError(
             f"model {name!r} is of type {model.model_type} and enlarges nothing; name a "
             "cascade or a super-resolution stage"
@@ -801,7 +824,7 @@ def _cascade(options: CascadeOptions) -> None:
     "`t2i cascade`: a folder with both stages."
     from t2i_tutorial.checkpoints import atomic_directory
     from t2i_tutorial.core import UserError, save_json
-    from t2i_tutorial.diffusion.cascade import Cascade
+    from t2i_tutorial.hub import MODEL_CLASSES
 
     names = {"base": options.base, "super_resolution": options.stage}
     for word, name in zip(("BASE", "STAGE"), names.values()):
@@ -814,9 +837,10 @@ def _cascade(options: CascadeOptions) -> None:
         raise UserError(f"the output {output!r} exists; choose a new folder")
     base = _load(options.base, "cpu")
     stage = _load(options.stage, "cpu")
-    if stage.model_type == "cascade":
+    if stage.model_type in _CASCADES.values():
         stage = stage.super_resolution
-    cascade = Cascade.from_stages(base, stage)
+    module, kind = MODEL_CLASSES[_CASCADES.get(stage.model_type, "cascade")]
+    cascade = getattr(import_module(module), kind).from_stages(base, stage)
     path.resolve().parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(path.resolve()) as folder:
         cascade.save_pretrained(folder)
@@ -1363,7 +1387,7 @@ def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     train(preset, data, folder, settings, options.resume)
     model = Path(folder) / "model"
     _print_path(model)
-    if name == "super-resolution":
+    if name in _CASCADES:
         print(f"enlarge with it: t2i upscale IMAGE --model {_readable(model)}")
     else:
         print(f"generate with it: t2i generate PROMPT --model {_readable(model)}")
@@ -1538,6 +1562,7 @@ def _example(name: str) -> str:
         "imagen": "unet.heads=8 train.lr=1e-4",
         "super-resolution": "max_aug_level=0.3 train.lr=1e-4",
         "gigagan": "generator.heads=8 train.lr=1e-4",
+        "gan-upsampler": "perceptual_weight=1 train.lr=1e-4",
     }.get(name, "max_steps=200 lr=1e-4")
 
 

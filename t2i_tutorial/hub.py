@@ -327,6 +327,8 @@ MODEL_CLASSES = {  # model_type -> where its class is
     "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN"),
     "cascade": ("t2i_tutorial.diffusion.cascade", "Cascade"),
     "super-resolution": ("t2i_tutorial.diffusion.cascade", "SuperResolution"),
+    "gan-cascade": ("t2i_tutorial.gan.upsampler", "GANCascade"),
+    "gan-upsampler": ("t2i_tutorial.gan.upsampler", "GANUpsampler"),
 }
 
 

@@ -436,7 +436,7 @@ def test_the_noise_of_the_stages_differs(cascade):
     "Equal seeds, yet the second stage does not begin with the noise of the first."
     words = ["a cat"]
     base = C.randn_per_prompt(C.prompt_generators(words, 3), (3, 16, 16)).flatten()
-    own = C.randn_per_prompt(C.prompt_generators(words, C._stage_seed(3)), (3, 32, 32))
+    own = C.randn_per_prompt(C.prompt_generators(words, C.stage_seed(3)), (3, 32, 32))
     both = torch.stack([base, own.flatten()[: len(base)]])
     assert torch.corrcoef(both)[0, 1].abs() < 0.1
 

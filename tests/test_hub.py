@@ -854,6 +854,7 @@ def test_a_folder_of_format_1_is_refused_in_one_line(folder, tmp_path, kind):
 
 def test_one_function_loads_every_type(imagen, folder, tmp_path):
     types = ["imagen", "gigagan", "cascade", "super-resolution"]
+    types += ["gan-cascade", "gan-upsampler"]
     assert list(M.MODEL_CLASSES) == types
     loaded = M.load_model(imagen.save_pretrained(tmp_path / "imagen"), "cpu")
     assert isinstance(loaded, Imagen) and loaded.config == imagen.config

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_LOW_RES_SIZE', 'SUPER_RESOLUTION_PRESETS', 'area_downsample', 'enlarge', 'regenerate', 'prepare_low_res',
-           'SuperResolutionUNet', 'SuperResolutionConfig', 'check_low_res_size', 'SuperResolution',
-           'super_resolution_preset', 'train_super_resolution', 'CascadeConfig', 'Cascade']
+           'SuperResolutionUNet', 'SuperResolutionConfig', 'check_low_res_size', 'SuperResolution', 'check_low_res',
+           'stage_seed', 'super_resolution_preset', 'keep_low_res_samples', 'train_super_resolution', 'CascadeConfig',
+           'Cascade']
 
 # %% ../../nbs/37_super_resolution.ipynb #c487d17b
 #| code-fold: true
@@ -264,7 +265,7 @@ class SuperResolution(TextToImage):
     ) -> Float[Tensor, "b 3 h2 w2"]:  # in [-1, 1], larger by the stage's factor
         "Enlarge images; raises `UserError` for bad values."
         config, factor = self.config, self.config.factor
-        images = _check_low_res(images)
+        images = check_low_res(images)
         check_whole_number("batch_size", batch_size, 1)
         words = [""] * len(images) if prompts is None else prompts
         if prompts is not None:
@@ -278,7 +279,7 @@ class SuperResolution(TextToImage):
         guidance = config.guidance(**guidance)
         if prompts is None:  # nothing to follow more closely
             guidance = replace(guidance, guidance_scale=1.0)
-        generators = prompt_generators(words, _stage_seed(seed), share_noise)
+        generators = prompt_generators(words, stage_seed(seed), share_noise)
         (h, w), images = images.shape[-2:], self._pad(images).to(self.device)
         shape = (3, *(factor * side for side in images.shape[-2:]))
         steps = config.num_steps if num_steps is None else num_steps
@@ -343,7 +344,7 @@ class SuperResolution(TextToImage):
         return self.upscale(self.sample_images, prompts), prompts
 
 
-def _check_low_res(images) -> Float[Tensor, "b 3 h w"]:
+def check_low_res(images) -> Float[Tensor, "b 3 h w"]:
     "Images that can be enlarged; raises `UserError`."
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4 or shape[1] != 3 or not min(shape):
@@ -360,7 +361,7 @@ def _check_low_res(images) -> Float[Tensor, "b 3 h w"]:
     return images
 
 
-def _stage_seed(seed: int) -> int:
+def stage_seed(seed: int) -> int:
     "A seed for the noise of the second stage, other noise than that of the first."
     seed = check_whole_number("seed", seed, 0, 2**32 - 1)
     return seeded_generator(seed, "super-resolution").initial_seed() % 2**32
@@ -459,7 +460,13 @@ def super_resolution_preset(
     return get_preset(SUPER_RESOLUTION_PRESETS, preset, overrides)
 
 
-def _keep_samples(model: SuperResolution, preset, data, are_critters, is_new) -> None:
+def keep_low_res_samples(
+    model: TextToImage,  # a stage, with `sample_images`
+    preset: Preset,
+    data,  # that it is trained on
+    are_critters: bool,
+    is_new: bool,  # no checkpoint is gone on from
+) -> None:
     "Small images for the sample grid: of the first eight of the data."
     n = min(8, preset.train_config.batch_size)
     batch = next(data.batches(n, seed=0, epoch=0, start=0, drop_last=True))
@@ -484,7 +491,7 @@ def train_super_resolution(
         folder,
         resume,
         command=cli_command("super-resolution", preset, overrides, data),
-        prepare=_keep_samples,
+        prepare=keep_low_res_samples,
         validation=256,
     )
 
@@ -542,12 +549,15 @@ class Cascade(TextToImage):
 
     model_type = "cascade"
     config_class = CascadeConfig
+    stage_class = SuperResolution  # the kind of its second stage
 
-    def __init__(self, config: CascadeConfig = CascadeConfig(), encoder=None):
+    def __init__(self, config: CascadeConfig | None = None, encoder=None):
+        config = config or self.config_class()
         super().__init__(config, encoder)
         self.base = Imagen(config.base, self.encoder)
-        self.super_resolution = SuperResolution(config.super_resolution, self.encoder)
-        self.config = CascadeConfig(self.base.config, self.super_resolution.config)
+        self.super_resolution = self.stage_class(config.super_resolution, self.encoder)
+        stages = self.base.config, self.super_resolution.config
+        self.config = self.config_class(*stages)
 
     @classmethod
     def from_stages(
@@ -556,14 +566,14 @@ class Cascade(TextToImage):
         super_resolution: TextToImage,  # a SuperResolution for images of its size
     ) -> "Cascade":
         "Join two trained stages; raises `UserError` if they do not fit each other."
-        for stage, kind in ((base, Imagen), (super_resolution, SuperResolution)):
+        for stage, kind in ((base, Imagen), (super_resolution, cls.stage_class)):
             if not isinstance(stage, kind):
                 found = getattr(stage, "model_type", type(stage).__name__)
                 raise UserError(
                     "a cascade has an imagen as its base and a super-resolution stage; "
                     f"{found} is no {kind.model_type}"
                 )
-        config = CascadeConfig(base.config, super_resolution.config)
+        config = cls.config_class(base.config, super_resolution.config)
         model = cls(config, base.encoder)
         model.base.load_state_dict(base.state_dict())
         model.super_resolution.load_state_dict(super_resolution.state_dict())
