@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/super_resolution.py ablation sweep sheets
         [--cascade critters-64-cascade] [--split val] [--output FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/super_resolution.py gan --gan GAN
 
 `ablation` trains two stages that differ in nothing but the augmentation: one on clean
 small images, one on small images with noise. `sweep` enlarges three kinds of small
@@ -9,8 +10,10 @@ images with interpolation and with each stage at each level and measures the res
 `drawn` by the renderer at 32 pixels, `regenerated` by the base from those, with its
 errors (the true 64-pixel image is known for both), and `generated` from prompts, beside
 the model that was trained on 64 pixels directly. `larger` goes from 64 to 128. `sheets`
-writes images of all. What a file already holds is not made again. LPIPS is left out
-where its weights are not at hand (TORCH_HOME).
+writes images of all. `gan` adds rows of a GAN that enlarges in one pass (a stage or a
+cascade: a name, the folder of a model or of a training) to the same file, beside those
+of `sweep`, and writes sheets of both. What a file already holds is not made again.
+LPIPS is left out where its weights are not at hand (TORCH_HOME).
 """
 
 import argparse
@@ -40,6 +43,7 @@ from t2i_tutorial.core import (
 from t2i_tutorial.diffusion.cascade import (
     Cascade,
     SuperResolution,
+    area_downsample,
     enlarge,
     regenerate,
     train_super_resolution,
@@ -49,6 +53,7 @@ from t2i_tutorial.evaluation.metrics import lpips_distance, sharpness
 from t2i_tutorial.evaluation.quality import load_feature_network, measure_quality
 from t2i_tutorial.evaluation.report import prompt_accuracy
 from t2i_tutorial.experiments import load_or_init_results, save_annotated_png
+from t2i_tutorial.gan.upsampler import GANUpsampler
 from t2i_tutorial.hub import load_model
 from t2i_tutorial.text import full_caption
 
@@ -58,7 +63,8 @@ ABLATION = {  # what each short training changes
     "augmented": [],
 }
 SEED, T = 7, 300  # of the creatures; timestep to regenerate from
-PARTS = ("ablation", "sweep", "larger", "sheets")
+PARTS = ("ablation", "sweep", "larger", "sheets", "gan")
+GAN_LEVELS = (0.0, 0.1, 0.2)
 
 
 def lanczos(images: Tensor, factor: int = 2) -> Tensor:
@@ -86,7 +92,11 @@ class Bench:
     def direct(self):
         return load_model(self.options.direct, "cpu")
 
-    def stage(self, name: str) -> SuperResolution:
+    def stage(self, name: str) -> SuperResolution | GANUpsampler:
+        if name == "gan":
+            folder = Path(self.options.gan) / "model"
+            model = load_model(folder if folder.is_dir() else self.options.gan, "cpu")
+            return getattr(model, "super_resolution", model)
         if name == "recorded":
             return self.cascade().super_resolution
         return SuperResolution.from_pretrained(self.options.work / name / "model")
@@ -141,6 +151,10 @@ class Bench:
         psnr = 10 * (4 / mse).log10()
         found = {"psnr": psnr.mean().item(), "psnr_std": psnr.std().item()}
         found |= {"sharpness": asdict(sharpness(images, true)["sharpness"])}
+        small = area_downsample(true, 2)
+        found["rms_to_small"] = (
+            (area_downsample(images, 2) - small).square().mean().sqrt().item()
+        )
         try:
             side = images.shape[-1]
             found["lpips"] = lpips_distance(images, true, size=side).mean().item()
@@ -191,6 +205,8 @@ def ablation(options: argparse.Namespace) -> None:
 
 def rows_of(source: str, names: list[str]) -> list[tuple[str, float | None]]:
     "Interpolation, then every stage at every level that it knows."
+    if names == ["gan"]:
+        return [("gan", level) for level in GAN_LEVELS]
     rows = [("bilinear", None), ("bicubic", None), ("lanczos", None)]
     if source == "generated":
         rows += [("base", None), ("direct", None)]
@@ -199,7 +215,9 @@ def rows_of(source: str, names: list[str]) -> list[tuple[str, float | None]]:
     return rows
 
 
-def sheets(bench: Bench, folder: Path, names: list[str], level: float) -> None:
+def sheets(
+    bench: Bench, folder: Path, names: list[str], level: float, suffix: str = ""
+) -> None:
     "Eight creatures a column, a method a row."
     for source in ("drawn", "regenerated", "generated"):
         methods = {"small": None, "bilinear": None, "lanczos": None}
@@ -216,7 +234,7 @@ def sheets(bench: Bench, folder: Path, names: list[str], level: float) -> None:
             rows.append(images[:8])
         grid = make_grid(torch.cat(rows), columns=8)
         texts = {"methods": ", ".join(methods), "aug_level": f"{level:g}"}
-        save_annotated_png(folder / f"{source}.png", grid, **texts)
+        save_annotated_png(folder / f"{source}{suffix}.png", grid, **texts)
 
 
 def part_of_training(options: argparse.Namespace) -> list[str]:
@@ -230,6 +248,7 @@ def main(make: Callable = Bench) -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--cascade", default="critters-64-cascade")
     parser.add_argument("--direct", default="critters-64")
+    parser.add_argument("--gan", default="critters-64-gan-cascade")
     parser.add_argument("--split", default="val", choices=("val", "test"))
     parser.add_argument("--num-images", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1000, help="of the ablation")
@@ -248,6 +267,10 @@ def main(make: Callable = Bench) -> None:
         bench = make(options)
         for source in ("drawn", "regenerated", "generated"):
             bench.run(path, source, rows_of(source, names))
+    if "gan" in options.parts:
+        bench = make(options)
+        for source in ("drawn", "regenerated", "generated"):
+            bench.run(path, source, rows_of(source, ["gan"]))
     if "larger" in options.parts:
         options.num_images = min(64, options.num_images)
         larger = options.output / f"larger-{options.split}.json"
@@ -256,6 +279,10 @@ def main(make: Callable = Bench) -> None:
     if "sheets" in options.parts:
         options.num_images = 8
         sheets(make(options), options.output, names, options.level)
+    if "gan" in options.parts:
+        options.num_images = 8
+        both = ["recorded", "gan"]
+        sheets(make(options), options.output, both, options.level, "-gan")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
 from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
 from t2i_tutorial.gan.gigagan import GIGAGAN_PRESETS, GigaGAN, gigagan_preset
+from t2i_tutorial.gan.upsampler import GAN_UPSAMPLER_PRESETS
 from t2i_tutorial.hub import captions_digest
 from t2i_tutorial.training import apply_overrides, setting_names
 
@@ -1145,6 +1146,7 @@ def test_a_recorded_command_names_settings_that_exist(path):
 
 HELP = {"imagen": IMAGEN_PRESETS, "gigagan": GIGAGAN_PRESETS}
 HELP |= {"super-resolution": SUPER_RESOLUTION_PRESETS}
+HELP |= {"gan-upsampler": GAN_UPSAMPLER_PRESETS}
 SAMPLING = tuple(HELP)  # the trainings with a model and its training apart
 HELP |= {"clip": CLIP_PRESETS, "classifier": CLASSIFIER_PRESETS}
 
