@@ -64,7 +64,7 @@ ABLATION = {  # what each short training changes
 }
 SEED, T = 7, 300  # of the creatures; timestep to regenerate from
 PARTS = ("ablation", "sweep", "larger", "sheets", "gan")
-GAN_LEVELS = (0.0, 0.1, 0.2)
+GAN_LEVELS = (0.0, 0.05, 0.1, 0.2)
 
 
 def lanczos(images: Tensor, factor: int = 2) -> Tensor:

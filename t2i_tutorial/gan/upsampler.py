@@ -76,7 +76,12 @@ from t2i_tutorial.gan.losses import (
     score_pairs,
     zero_centered_gradient_penalty,
 )
-from .modulation import EqualConv2d, ToRGB, scaled_leaky_relu
+from t2i_tutorial.gan.modulation import (
+    EqualConv2d,
+    ModulatedConv2d,
+    ToRGB,
+    scaled_leaky_relu,
+)
 from ..hub import TextToImage, prompt_generators, randn_per_prompt
 from ..text import NullTextEmbedding, TextEmbedding
 from ..training import parse_overrides
@@ -197,6 +202,14 @@ class UpsamplerGenerator(nn.Module):
         for layer in (*self.to_rgb, self.gain):  # at the start: bilinear interpolation
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.gain.bias)
+        for layer in self.modulated_layers():  # and every modulation is 1
+            nn.init.zeros_(layer.style.weight)
+            if getattr(layer, "kernel_selector", None) is not None:
+                nn.init.zeros_(layer.kernel_selector.weight)
+
+    def modulated_layers(self) -> list[ModulatedConv2d]:
+        "All layers that a style reaches."
+        return [m for m in self.modules() if isinstance(m, ModulatedConv2d)]
 
     def forward(
         self,
@@ -268,8 +281,8 @@ class GANUpsamplerConfig:
         )
     )
     text_encoder: str = DEFAULT_TEXT_ENCODER  # a bundled name, a folder or a hub id
-    max_aug_level: float = 0.5  # in training each image has a level from 0 to this
-    aug_level: float = 0.1  # in sampling, where none is given
+    max_aug_level: float = 0.2  # in training each image has a level from 0 to this
+    aug_level: float = 0.05  # in sampling, where none is given
     cond_drop_prob: float = 0.1  # share of captions that the generator is not given
     adversarial_loss: str = "relativistic"  # or "logistic", the paper's
     matching_weight: float = 0.2  # share of mismatched captions in the D loss
@@ -596,11 +609,12 @@ GAN_UPSAMPLER_PRESETS = {
             ),
             text_encoder="critters-clip",
             pretrain_steps=250,
-            discriminator_only_steps=30,
+            pretrain_lr=4e-3,
+            discriminator_only_steps=20,
         ),
         replace(
             GAN_CPU_TRAIN_CONFIG,
-            max_steps=500,
+            max_steps=420,
             batch_size=16,
             lr=1e-3,
             warmup_steps=20,
