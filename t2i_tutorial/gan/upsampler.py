@@ -452,13 +452,16 @@ class GANUpsampler(TextToImage):
     def generator_loss(self, real, fake, small, text, rng) -> dict[str, Tensor]:
         "{eq}`eq-gan-upsampler-loss`; without a text the first term is left out."
         c, D = self.config, self.discriminator
-        distance = self.reconstruction(fake[-1], real[-1], rng)
-        shrunken = area_downsample(fake[-1], c.factor)
-        consistency = (shrunken - small).abs().mean()
-        terms = {"perceptual_loss": distance.detach(), "consistency": consistency.detach()}
+        weight = 1.0 if text is None else self.perceptual_weight
+        consistency = (area_downsample(fake[-1], c.factor) - small).abs().mean()
+        terms = {"consistency": consistency.detach(), "perceptual_loss": small.new_zeros(())}
         loss = c.consistency_weight * consistency
+        if weight:
+            distance = self.reconstruction(fake[-1], real[-1], rng)
+            terms["perceptual_loss"] = distance.detach()
+            loss = loss + weight * distance
         if text is None:
-            return {"loss": loss + distance, **terms}
+            return {"loss": loss, **terms}
 
         style = D.text_to_style(text)
         fake_logits = D.score(D.features(fake), style).logits()
@@ -469,8 +472,7 @@ class GANUpsampler(TextToImage):
                 real_logits = D.score(D.features(real), style).logits()
             adversarial = relativistic_g_loss(real_logits, fake_logits)
         terms["adversarial_loss"] = adversarial.detach()
-        loss = loss + adversarial + self.perceptual_weight * distance
-        return {"loss": loss, **terms}
+        return {"loss": loss + adversarial, **terms}
 
     def reconstruction(
         self,
@@ -590,7 +592,7 @@ class GANUpsampler(TextToImage):
         lr = lr_at_step(step - n, lr, steps, t.warmup_steps, t.lr_schedule)
         return {"lr": lr}
 
-# %% ../../nbs/37b_gan_upsampler.ipynb #u37b0031
+# %% ../../nbs/37b_gan_upsampler.ipynb #u37b0039
 #| code-fold: true
 GAN_UPSAMPLER_PRESETS = {
     "tiny": Preset(
@@ -687,7 +689,7 @@ def train_gan_upsampler(
         validation=256,
     )
 
-# %% ../../nbs/37b_gan_upsampler.ipynb #u37b0040
+# %% ../../nbs/37b_gan_upsampler.ipynb #u37b0041
 @dataclass(frozen=True)
 class GANCascadeConfig(CascadeConfig):
     "A base and the GAN that enlarges its images; raises `UserError` for misfits."
