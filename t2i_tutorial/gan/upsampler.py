@@ -130,7 +130,7 @@ class UpsamplerGeneratorConfig:
     mapping_layers: int = 2  # fully connected, of the mapping network
     mapping_lr_mul: float = 0.1  # learning rate multiplier of the mapping network
     text_layers: int = 1  # trainable attention layers over the text encoder
-    down_channels: Sequence[int] = (32, 48, 64)  # of the small image's size, then halved
+    down_channels: Sequence[int] = (32, 48, 64)  # of the small size, then halved
     up_channels: Sequence[int] = (64, 48, 24)  # of each block up
     num_kernels: Sequence[int] = (1, 2, 4)  # size of the bank of each block up
     heads: int = 4  # of the attention at the smallest size
@@ -146,7 +146,9 @@ class UpsamplerGeneratorConfig:
                 "up_channels and num_kernels need one value for each block up, not "
                 f"{len(self.up_channels)} and {len(self.num_kernels)}"
             )
-        if len(self.down_channels) < 2 or len(self.up_channels) < len(self.down_channels):
+        if len(self.down_channels) < 2 or len(self.up_channels) < len(
+            self.down_channels
+        ):
             raise UserError(
                 "an upsampler has at least one block down and more blocks up: "
                 f"{len(self.down_channels) - 1} and {len(self.up_channels)} do not fit"
@@ -271,7 +273,9 @@ class GANUpsamplerConfig:
 
     size: int = 64  # pixels of a side of the result
     low_res_size: int = 32  # pixels of a side of the small image
-    generator: UpsamplerGeneratorConfig = field(default_factory=UpsamplerGeneratorConfig)
+    generator: UpsamplerGeneratorConfig = field(
+        default_factory=UpsamplerGeneratorConfig
+    )
     discriminator: DiscriminatorConfig = field(
         default_factory=lambda: DiscriminatorConfig(
             sizes=(16, 32, 64),
@@ -454,7 +458,10 @@ class GANUpsampler(TextToImage):
         c, D = self.config, self.discriminator
         weight = 1.0 if text is None else self.perceptual_weight
         consistency = (area_downsample(fake[-1], c.factor) - small).abs().mean()
-        terms = {"consistency": consistency.detach(), "perceptual_loss": small.new_zeros(())}
+        terms = {
+            "consistency": consistency.detach(),
+            "perceptual_loss": small.new_zeros(()),
+        }
         loss = c.consistency_weight * consistency
         if weight:
             distance = self.reconstruction(fake[-1], real[-1], rng)
