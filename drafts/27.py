@@ -35,7 +35,8 @@
 # :class: tip
 # - A ladder of trainings, each with one part more than the one before.
 # - For every claim a verdict with its uncertainty: over prompts by paired tests, over trainings by three seeds.
-# - The same ladder for four mistakes: what each costs.
+# - Four mistakes, one at a time: what each costs.
+# - Two controls that have the networks of a GAN with text and are given no text.
 # - A reading of the table that the project trusted, LPIPS to "the" real image.
 #
 # **You need:** [the GigaGAN](25_gigagan.ipynb) and its [losses](24_gan_losses.ipynb), [paired tests](12b_comparison.ipynb). **Time:** as recorded on the first page. **Module:** none; everything is imported from earlier chapters.
@@ -43,6 +44,8 @@
 
 # %%
 #| code-fold: true
+from statistics import mean
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -66,21 +69,24 @@ set_plot_style()
 # %% [markdown]
 # ## The runs
 #
-# Each rung of `ABLATION_LADDER` keeps what the rungs before it have. All begin with random weights, without the pre-training of [chapter 24d](24d_imle.ipynb), so that nothing but the losses of the rung teaches the text. Images of 16 pixels, so that three seeds of each rung fit into hours.
+# Each rung of `ABLATION_LADDER` keeps what the rungs before it have. The mistakes are those of the project. Two controls have the networks of the rung *text*, while their captions are all replaced by "a creature": for both networks, or for the discriminator alone. All begin with random weights, without the pre-training of [chapter 24d](24d_imle.ipynb), so that nothing but the losses of the rung teaches the text. Images of 16 pixels, so that three seeds of each rung fit into hours.
 
 # %%
 FOLDER = RESULTS_DIR / "ladder"
 runs = {r["name"]: r for r in map(load_json, sorted(FOLDER.glob("*.json")))}
 seeds = sorted({int(name.rpartition(" ")[2]) for name in runs})
 rungs = list(ABLATION_LADDER)
-faults = list(dict.fromkeys(n.rpartition(",")[0] for n in runs))
-faults = sorted(set(faults) - set(rungs), key=len)
-assert len(seeds) == 3 and len(runs) == 3 * len(rungs + faults)
+others = sorted({n.rpartition(",")[0] for n in runs} - set(rungs), key=len)
+controls = [kind for kind in others if kind.startswith("one caption")]
+ends = [kind for kind in others if kind.endswith("at 32 pixels")]
+faults = [kind for kind in others if kind not in controls + ends]
+kinds = rungs + controls + faults
+assert len(seeds) == 3 and len(runs) == 3 * len(kinds) + len(ends)
 
 
 def of(kind: str) -> list[dict]:
-    "The runs of one rung or mistake, one a seed."
-    return [runs[f"{kind}, seed {seed}"] for seed in seeds]
+    "The runs of one kind, one a seed."
+    return [runs[name] for s in seeds if (name := f"{kind}, seed {s}") in runs]
 
 
 some = of("text")[0]
@@ -95,27 +101,30 @@ print(
 show_table(
     [
         {
-            "rung": kind,
+            "kind": kind,
             "parameters, thousands": of(kind)[0]["parameters"] / 1e3,
-            "minutes a run": sum(r["cpu_seconds"] for r in of(kind)) / 180,
+            "minutes a run": mean([r["cpu_seconds"] / 60 for r in of(kind)]),
         }
-        for kind in rungs + faults
+        for kind in kinds + ends
     ]
 )
 
 # %% [markdown]
-# `python benchmarks/gan_ladder.py` makes all of them; one run alone with `--only text --seeds 0`. First, look. The same eight prompts and the same latents, one row a rung, then the mistakes:
+# `python benchmarks/gan_ladder.py` makes all of them; one run alone with `--only text --seeds 0`. First, look. The same eight prompts, one row a rung, then the controls and the mistakes. All images have the same latent, so that a row shows what the *prompt* changes; a model that does not read prompts repeats one image:
 
 # %%
-#| fig-alt: Rows of eight tiny creatures, one row a rung of the ladder and a row for each mistake, the name of the row below its first image.
-#| fig-cap: Eight prompts, the same latents in every row, seed 0 of each run.
-rows = [
-    load_tensors(FOLDER / f"{kind.replace(' ', '-')}-seed-0.safetensors")[0]["images"]
-    for kind in rungs + faults
-]
-labels = [k if i == 0 else "" for k in rungs + faults for i in range(8)]
-show_images(from_uint8(torch.cat(rows)), labels, columns=8, scale=3)
-"; ".join(SAMPLE_PROMPTS)
+#| fig-alt: Rows of eight tiny creatures, one row a rung of the ladder and a row for each control and mistake, the name of the row below its first image.
+#| fig-cap: Eight prompts, one latent for all, seed 0 of each run.
+def sheet(kinds: list[str], scale: int):
+    "A row of eight images for each kind."
+    files = [FOLDER / f"{k.replace(' ', '-')}-seed-0.safetensors" for k in kinds]
+    images = torch.cat([load_tensors(f)[0]["images"] for f in files])
+    labels = [k if i == 0 else "" for k in kinds for i in range(8)]
+    return show_images(from_uint8(images), labels, columns=8, scale=scale)
+
+
+print("; ".join(SAMPLE_PROMPTS))
+sheet(kinds, scale=3)
 
 # %% [markdown]
 # ## Is the text used?
@@ -150,14 +159,16 @@ for ax in axes:
 # ## Claim 1: text makes the images worse
 #
 # If that is so, the rung *text* must be worse than the rung *unconditional* in a measure of quality alone. MMD, precision and coverage are such measures: they compare a set of generated images with a set of real ones and know nothing of captions ([chapter 11b](11b_quality.ipynb)).
+#
+# One trap first. The two rungs differ in more than the text. Without text the last layer of each discriminator head is one linear convolution; with text it is a stack of modulated convolutions with nonlinearities between them ([chapter 23](23_discriminator.ipynb)). Whoever compares the two compares two networks as well. The control *one caption* has the networks of the rung *text* and is told nothing: against it, only the information differs.
 
 # %%
 #| code-fold: true
-#| fig-alt: Three panels over the updates of the training, MMD, precision and coverage, three thin lines for each of three kinds of runs: unconditional, with text, and with text for the generator alone.
+#| fig-alt: Three panels over the updates of the training, MMD, precision and coverage, three thin lines for each of three kinds of runs: unconditional, the networks of the rung text with one caption for all, and with text.
 #| fig-cap: Quality along the training on prompts of the validation split, a line for each seed.
 quality = {"mmd": "MMD (small is good)", "precision": "precision"}
 quality["coverage"] = "coverage"
-compared = ("unconditional", "text", "discriminator without text")
+compared = ("unconditional", "one caption", "text")
 figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for ax, (key, label) in zip(axes, quality.items()):
     for colour, kind in zip(PALETTE, compared):
@@ -178,14 +189,14 @@ def final(kind: str, key: str) -> list[float]:
 
 def mean_and_range(values: list[float]) -> str:
     "Mean, smallest and largest of three."
-    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 show_table(
     [
         {"test split": kind}
         | {label: mean_and_range(final(kind, key)) for key, label in quality.items()}
-        for kind in compared
+        for kind in (*compared, *controls[1:], "discriminator without text")
     ]
 )
 
@@ -198,16 +209,15 @@ show_table(
 
 # %%
 #| code-fold: true
-#| fig-alt: Five panels, one an attribute, dots for each seed by rung and mistake, with a dotted line at the level of guessing.
+#| fig-alt: Five panels, one an attribute, dots for each seed by rung, control and mistake, with a dotted line at the level of guessing.
 #| fig-cap: Prompt accuracy on the test split at the end of each run; a dot is a training.
 attributes = ["species", "body_colour", "second_colour", "action", "size"]
-kinds = rungs + faults
 figure, axes = plt.subplots(
     1, len(attributes), figsize=(9.5, 3.2), layout="constrained", sharey=True
 )
 for ax, key in zip(axes, attributes):
     for i, kind in enumerate(kinds):
-        colour = PALETTE[0] if kind in rungs else PALETTE[3]
+        colour = PALETTE[0] if kind in rungs else PALETTE[3 if kind in faults else 2]
         ax.plot(final(kind, key), [i] * len(seeds), "o", ms=4, color=colour, alpha=0.7)
     ax.axvline(some["final"][key]["chance"], ls=":", lw=1, color="grey")
     ax.set(xlabel=METRIC_LABELS[key])
@@ -242,6 +252,7 @@ pairs_table(
     [
         ("matching", "text"),
         ("matching", "matching loss on generated images only"),
+        ("text", "one caption for the discriminator"),
         ("text", "discriminator without text"),
     ],
     ["body_colour", "second_colour", "species"],
@@ -351,6 +362,29 @@ show_table(predictions)
 # %% [markdown]
 # VERDICT4
 #
+# ## Both ends at 32 pixels
+#
+# Sixteen pixels are few. The first and the last rung once more, with twice the pixels a side, wider networks and one seed each:
+
+# %%
+#| fig-alt: Two rows of eight creatures of 32 pixels, the first and the last rung of the ladder.
+#| fig-cap: Both ends of the ladder at 32 pixels, one latent for all images.
+sheet(ends, scale=3)
+
+# %%
+shown = ("species", "body_colour", "action", "clip_score", "mmd", "precision", "recall")
+show_table(
+    [
+        {"test split": kind}
+        | {METRIC_LABELS[k]: mean(final(kind, k)) for k in shown}
+        for end in ends
+        for kind in (end.removesuffix(" at 32 pixels"), end)
+    ]
+)
+
+# %% [markdown]
+# VERDICT10
+#
 # ## The table that the project trusted
 #
 # The project ranked its variants by LPIPS between a generated image and *the* image of the same caption in its data. What does such a number say? Beside the distance to the real image of the own prompt we put the distance to that of another prompt:
@@ -381,7 +415,7 @@ mistakes = {
     "CLIP loss of two models": "CLIP",
     "batch of 2": "matching",
 }
-shown = ("body_colour", "species", "clip_score", "mmd")
+costly = ("body_colour", "species", "clip_score", "mmd")
 
 
 def cost(kind: str, right: str, key: str) -> str:
@@ -393,7 +427,7 @@ def cost(kind: str, right: str, key: str) -> str:
 show_table(
     [
         {"mistake": kind, "compared with": right}
-        | {METRIC_LABELS[k]: cost(kind, right, k) for k in shown}
+        | {METRIC_LABELS[k]: cost(kind, right, k) for k in costly}
         for kind, right in mistakes.items()
     ]
 )
