@@ -221,7 +221,8 @@ def sheets(
     "Eight creatures a column, a method a row."
     for source in ("drawn", "regenerated", "generated"):
         methods = {"small": None, "bilinear": None, "lanczos": None}
-        methods |= {name: 0.0 if name == "clean" else level for name in names}
+        own = {"clean": 0.0, "gan": None}  # None: the level of its configuration
+        methods |= {name: own.get(name, level) for name in names}
         methods |= {"direct": None} if source == "generated" else {"true": None}
         rows = []
         for method, value in methods.items():
