@@ -14,6 +14,7 @@ import torch
 from t2i_tutorial import GigaGAN, Imagen, show_images
 from t2i_tutorial.core import make_grid, to_pil
 
+SUBTITLE = "A small GigaGAN and a small Imagen, line by line"
 CENTRE = {"ha": "center", "va": "center"}
 STATIC = Path(__file__).resolve().parent.parent / "_static"
 imagen = Imagen.from_pretrained("critters-32", "cpu")
@@ -31,25 +32,27 @@ for name, batch in images.items():
 both = make_grid(torch.cat([*images.values()]), columns=8)
 to_pil(both).save(STATIC.parent / "_ext" / "static" / "playground" / "still.png")
 
-fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white")
-fig.text(0.06, 0.8, "Text to Image from Scratch", fontsize=44, weight="bold")
-fig.text(0.06, 0.7, "A small GigaGAN and a small Imagen, line by line", fontsize=24)
-for k, (prompt, image) in enumerate(zip(prompts[:4], images["uncurated"])):
-    axis = fig.add_axes((0.06 + 0.225 * k, 0.19, 0.205, 0.39), xticks=[], yticks=[])
+
+def add_captioned(fig, place: tuple, image, prompt: str, width: int, size: int):
+    "An image with its prompt below, in lines of so many characters."
+    axis = fig.add_axes(place, xticks=[], yticks=[])
     axis.imshow(to_pil(image, enlarge=8), interpolation="nearest")
     axis.set_frame_on(False)
-    axis.set_xlabel("\n".join(wrap(prompt, 24)), fontsize=13, color="#555555")
+    axis.set_xlabel("\n".join(wrap(prompt, width)), fontsize=size, color="#555555")
+
+
+fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+fig.text(0.06, 0.8, "Text to Image from Scratch", fontsize=44, weight="bold")
+fig.text(0.06, 0.7, SUBTITLE, fontsize=24)
+for k, (prompt, image) in enumerate(zip(prompts[:4], images["uncurated"])):
+    place = (0.06 + 0.225 * k, 0.19, 0.205, 0.39)
+    add_captioned(fig, place, image, prompt, width=24, size=13)
 fig.savefig(STATIC / "preview.png", facecolor="white")
 
 fig = plt.figure(figsize=(12, 16), dpi=100, facecolor="white")
 fig.text(0.5, 0.93, "Text to Image\nfrom Scratch", size=60, weight="bold", **CENTRE)
-fig.text(
-    0.5, 0.82, "A small GigaGAN and a small Imagen, line by line", size=26, **CENTRE
-)
+fig.text(0.5, 0.82, SUBTITLE, size=26, **CENTRE)
 for k, (prompt, image) in enumerate(zip(prompts[:6], images["uncurated"])):
     place = (0.08 + 0.45 * (k % 2), 0.545 - 0.245 * (k // 2), 0.39, 0.19)
-    axis = fig.add_axes(place, xticks=[], yticks=[])
-    axis.imshow(to_pil(image, enlarge=8), interpolation="nearest")
-    axis.set_frame_on(False)
-    axis.set_xlabel("\n".join(wrap(prompt, 28)), fontsize=16, color="#555555")
+    add_captioned(fig, place, image, prompt, width=28, size=16)
 fig.savefig(STATIC / "cover.png", facecolor="white")

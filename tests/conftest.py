@@ -5,6 +5,7 @@ The real pictures, the built book, a browser, and a switch for the shape checks.
 
 import contextlib
 import functools
+import gzip
 import http.server
 import os
 import shutil
@@ -71,15 +72,28 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def book_address(book) -> str:
-    "The built book, served on the loopback interface."
+@contextlib.contextmanager
+def serve(folder: Path, handler: type = _Quiet):
+    "The address of a folder that is served on the loopback interface."
     with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(book))
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
     ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def book_address(book) -> str:
+    "The built book, served on the loopback interface."
+    with serve(book) as address:
+        yield address
+
+
+def axe_core() -> str:
+    "The source of axe-core; test_accessibility.py says where it is from."
+    packed = ROOT / "tests" / "javascript" / "axe.min.js.gz"
+    return gzip.decompress(packed.read_bytes()).decode()
 
 
 QUIET = [

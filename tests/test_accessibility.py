@@ -5,14 +5,12 @@ and reference page.
 under the Mozilla Public License 2.0.
 """
 
-import gzip
 import json
-from pathlib import Path
 
 import pytest
+from conftest import axe_core
 from test_book import PAGES, open_page
 
-AXE = Path(__file__).parent / "javascript" / "axe.min.js.gz"
 TOGETHER = 3  # pages that are looked at in parallel
 API = [p for p in PAGES if p.startswith("nbs/api/")]  # made by one function: the first
 LOOKED_AT = [p for p in PAGES if p not in API[2:]]
@@ -61,7 +59,7 @@ def tabs(browser, book_address):
     ids=" ".join,
 )
 def test_axe_finds_nothing_critical_and_nothing_serious(tabs, book_address, names):
-    axe = gzip.decompress(AXE.read_bytes()).decode()
+    axe = axe_core()
     for tab, name in zip(tabs, names):
         open_page(tab, book_address, name)
     for tab, _ in zip(tabs, names):

@@ -1,16 +1,13 @@
 """The playground as a reader meets it: in Chromium, from the built book, no network."""
 
-import functools
-import gzip
 import http.server
 import io
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUIET, find_chromium, guarded_tab
+from conftest import QUIET, axe_core, find_chromium, guarded_tab, serve
 from PIL import Image
 
 from t2i_tutorial.core import to_pil
@@ -19,7 +16,6 @@ from t2i_tutorial.hub import load_model
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "_ext" / "static" / "playground"
-AXE = ROOT / "tests" / "javascript" / "axe.min.js.gz"
 PAGE = "nbs/41_playground"
 PROMPT = "a blue and red dragon with green eyes"
 PATIENCE = 300_000  # milliseconds: a busy machine needs longer than Playwright waits
@@ -118,20 +114,17 @@ def test_the_second_visit_loads_no_model_again(browser, book, tmp_path):
             asked.append(self.path)
 
     # a profile on the disk, and nothing that looks at every request: else no cache
-    handler = functools.partial(Counting, directory=str(book))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serve(book, Counting) as address:
         context = browser.browser_type.launch_persistent_context(
             tmp_path / "profile", executable_path=find_chromium(), args=QUIET
         )
         tab = context.new_page()
         tab.set_default_timeout(PATIENCE)
         for _ in range(2):
-            tab.goto(f"http://127.0.0.1:{server.server_port}/{PAGE}.html")
+            tab.goto(f"{address}/{PAGE}.html")
             tab.click("text=Start the playground")
             said(tab, "Ready")
         context.close()
-        server.shutdown()
     files = [path for path in asked if re.search(r"\.(onnx|gz)", path)]
     assert len(files) == len(set(files)) == 5
 
@@ -508,9 +501,7 @@ def test_axe_finds_nothing_serious_after_drawing(started):
     said(started, "Drawn")
     opened = "document.querySelectorAll('.t2i-playground details')"
     started.evaluate(f"() => {opened}.forEach(d => d.open = true)")
-    started.evaluate(
-        "axe => (0, eval)(axe)", gzip.decompress(AXE.read_bytes()).decode()
-    )
+    started.evaluate("axe => (0, eval)(axe)", axe_core())
     for mode in ("light", "dark"):
         found = started.evaluate(
             """async (mode) => {

@@ -9,18 +9,16 @@ whose MMD is at most 5 % above the model's best. Our model is also sampled by 10
 ancestral steps, the sampler of the original Imagen, for the ratio within one model.
 """
 
-from adapters import NAMES, NUM_IMAGES, TINY
+from adapters import NUM_IMAGES, TINY
 from harness import (
     WORK,
     Rows,
     Worker,
     alternate,
-    choose_adapters,
-    found_peers,
     head,
     parser,
     record_path,
-    start_workers,
+    usable_workers,
 )
 from same_minutes import COMPARED, PARAMETERS
 
@@ -81,8 +79,6 @@ def main() -> None:
         "within": WITHIN,
     }
     rows = Rows(record_path(options), settings, head())
-    needs = {name: peer for name, (_, _, peer) in NAMES.items()}
-    usable, left_out = choose_adapters(options.adapters, needs, found_peers())
     work = WORK / ("short" if options.short else "same-minutes")
 
     def start(name: str) -> Worker:
@@ -96,8 +92,7 @@ def main() -> None:
         worker.ask("load", path=str(snapshot))
         return worker
 
-    workers, failed = start_workers(usable, start)
-    rows.note("left_out", left_out | failed)
+    workers = usable_workers(options.adapters, start, rows)
     queues = {name: queue(w, rows, name, options) for name, w in workers.items()}
     for _, turn in alternate(queues):
         turn()

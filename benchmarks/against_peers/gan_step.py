@@ -11,17 +11,15 @@ are trained and every term of the loss is on.
 
 from statistics import median
 
-from adapters import NAMES, TINY
+from adapters import TINY
 from harness import (
     Rows,
     Worker,
     alternate,
-    choose_adapters,
-    found_peers,
     head,
     parser,
     record_path,
-    start_workers,
+    usable_workers,
 )
 
 COMPARED = ["ours-gigagan", "gigagan-pytorch"]
@@ -39,13 +37,11 @@ def main() -> None:
         parameters, images, options.rounds, options.seconds = TINY, 512, 2, 2
     settings = {"parameters": parameters, "seconds": options.seconds}
     rows = Rows(record_path(options), settings, head())
-    needs = {name: peer for name, (_, _, peer) in NAMES.items()}
-    usable, left_out = choose_adapters(options.adapters, needs, found_peers())
-    workers, failed = start_workers(
-        usable,
+    workers = usable_workers(
+        options.adapters,
         lambda n: Worker(n, "--parameters", parameters, "--num-images", images, *more),
+        rows,
     )
-    rows.note("left_out", left_out | failed)
 
     def queue(worker, name: str):
         for k in range(options.rounds):
@@ -68,7 +64,7 @@ def main() -> None:
     for worker in workers.values():
         worker.close()
     found = {}
-    for name in usable:
+    for name in workers:
         rates = [
             r["images_a_second"]
             for r in rows.record["rows"].values()

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from adapters import NAMES
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WORK = ROOT / "_build" / "peers"  # texts, snapshots: what can be made again
@@ -167,6 +169,19 @@ def start_workers(
             left_out[name] = str(e)[:400]
             print(f"left out: {e}", file=sys.stderr, flush=True)
     return workers, left_out
+
+
+def usable_workers(
+    names: Sequence[str],  # of adapters, as asked for
+    start: Callable[[str], Worker],
+    rows: Rows,
+) -> dict[str, Worker]:
+    "Workers of all adapters that can be used; `rows` says which cannot, and why."
+    needs = {name: peer for name, (_, _, peer) in NAMES.items()}
+    usable, left_out = choose_adapters(names, needs, found_peers())
+    workers, failed = start_workers(usable, start)
+    rows.note("left_out", left_out | failed)
+    return workers
 
 
 def head() -> dict:

@@ -7,6 +7,7 @@ A task that was stopped goes on where it was; its rows are in
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -39,18 +40,12 @@ def main() -> None:
         command = [sys.executable, str(HERE / f"{task}.py")]
         command += ["--short"] * options.short
         print(f"== {task}", flush=True)
-        if subprocess.run(command, env=_environment()).returncode:
+        if subprocess.run(command, env=os.environ | QUIET).returncode:
             failed.append(task)
         print(f"== {task}: {time.perf_counter() - start:.0f} s", flush=True)
     print(write_report(options.short))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; what they measured is kept")
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | QUIET
 
 
 if __name__ == "__main__":

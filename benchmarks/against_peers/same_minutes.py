@@ -26,12 +26,10 @@ from harness import (
     Rows,
     Worker,
     alternate,
-    choose_adapters,
-    found_peers,
     head,
     parser,
     record_path,
-    start_workers,
+    usable_workers,
 )
 
 COMPARED = [n for n in NAMES if "gigagan" not in n]
@@ -141,8 +139,6 @@ def main() -> None:
     }
     rows = Rows(record_path(options), settings, head())
     work = WORK / ("short" if options.short else "same-minutes")
-    needs = {name: peer for name, (_, _, peer) in NAMES.items()}
-    usable, left_out = choose_adapters(options.adapters, needs, found_peers())
     workers, queues, about = {}, {}, {}
 
     def start(name: str, budget: float | None = None) -> Worker:
@@ -150,8 +146,7 @@ def main() -> None:
         arguments += ["--budget", budget] if budget else []
         return Worker(name, *arguments)
 
-    started, failed = start_workers(usable, start)
-    for name, worker in started.items():
+    for name, worker in usable_workers(options.adapters, start, rows).items():
         about[name] = worker.about
         if worker.about["needs_budget"]:  # a worker for each of its trainings
             worker.close()
@@ -163,7 +158,6 @@ def main() -> None:
             workers[run] = worker
             training = Training(worker, rows, run, options, work)
             queues[run] = training.turns(marks)
-    rows.note("left_out", left_out | failed)
     rows.note("adapters", about)
     for run, turn in alternate(queues):
         try:

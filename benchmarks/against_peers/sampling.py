@@ -34,11 +34,11 @@ def by_onnxruntime(name: str, n: int):
     from t2i_tutorial.hub import load_model, prompt_generators, randn_per_prompt
     from t2i_tutorial.playground import ExportedModel, export_model
 
-    folder = WORK / "onnx" / name
+    folder, original = WORK / "onnx" / name, load_model(name, "cpu")
     if not (folder / "model.json").exists() and not list(folder.glob("*.onnx")):
         shutil.rmtree(folder, ignore_errors=True)
-        export_model(load_model(name, "cpu"), folder)
-    model, encoder = ExportedModel(folder), load_model(name, "cpu").encoder
+        export_model(original, folder)
+    model, encoder = ExportedModel(folder), original.encoder
     prompts, s = ([*SAMPLE_PROMPTS] * 2)[:n], model.settings
 
     def draw(prompt: str):

@@ -27,14 +27,13 @@ class Step:
 
     def __init__(self, data, texts, batch_size: int, tiny: bool, change: str = "none"):
         import torch
-        from adapters import TINY, Stream
+        from adapters import Stream
         from adapters.ours import SMALL_UNET
 
         from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
         from t2i_tutorial.training import EMA, MetricLogger
 
         preset = imagen_preset("cpu-32", SMALL_UNET if tiny else {})
-        assert TINY
         torch.manual_seed(0)
         self.config = preset.train_config
         self.stream, self.texts = Stream(data, batch_size), texts

@@ -94,7 +94,7 @@ class Commands:
     def load(self, path: str) -> dict:
         import torch
 
-        self.adapter.load_state(torch.load(path, weights_only=False))  # our own file
+        self.adapter.load_state(torch.load(path, weights_only=True))
         return {"core_seconds": self.adapter.core_seconds}
 
 
