@@ -5,6 +5,7 @@
 # make notebook  Jupyter Lab on nbs/
 # make times     record how long each chapter takes (the first page shows it)
 # make wheel     build the wheel and use it in fresh environments elsewhere, with the oldest and newest versions allowed
+# make bench     this library beside its peers from PyPI, in an environment of its own (benchmarks/against_peers)
 # make constraints  write constraints/oldest.txt and newest.txt anew, from the ranges in settings.ini
 # make clean     remove what was built; .venv stays (make distclean removes it too)
 
@@ -13,7 +14,7 @@ PORT ?= 8000
 BIN := .venv/bin
 BOOK := _build/html
 
-.PHONY: book test serve prepare notebook times wheel constraints clean distclean environment interpreter
+.PHONY: book test serve prepare notebook times wheel bench constraints clean distclean environment interpreter
 
 book: environment
 	@$(BIN)/python _ext/book.py
@@ -36,6 +37,11 @@ notebook: environment
 # parts of it: make wheel WHICH=oldest PYTHONS="python3.10 python3.12" PARTS="plain train"
 wheel: interpreter
 	@$(PYTHON) .ci/wheel.py $(addprefix --which ,$(WHICH)) $(addprefix --pythons ,$(PYTHONS)) $(addprefix --parts ,$(PARTS))
+
+# parts of it: make bench TASKS="gan_step sampling"; SHORT=1 proves the code in minutes
+bench: interpreter
+	@$(PYTHON) benchmarks/against_peers/environment.py
+	@_build/bench-env/bin/python benchmarks/against_peers/run.py $(TASKS) $(if $(SHORT),--short)
 
 constraints: interpreter
 	@$(PYTHON) .ci/constraints.py $(WHICH)

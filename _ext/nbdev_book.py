@@ -305,10 +305,24 @@ def uncaption_text(app, doctree) -> None:
                 figure.replace_self(content)
 
 
+def leave_theme_out(app) -> None:
+    "An EPUB has its own theme; the book theme's buttons would look for theirs in it."
+    if app.builder.name == "epub":
+        listeners = app.events.listeners["html-page-context"]
+        listeners[:] = [
+            one
+            for one in listeners
+            if not one.handler.__module__.startswith(
+                ("sphinx_book_theme", "pydata_sphinx_theme", "sphinx_thebe")
+            )
+        ]
+
+
 def setup(app):
     app.add_js_file("accessible.js", loading_method="defer")
     app.connect("config-inited", use_settings, priority=1)
     app.connect("source-read", read_notebook, priority=1)
+    app.connect("builder-inited", leave_theme_out)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", uncaption_text, priority=1)
     app.connect("html-page-context", trim_scripts, priority=999)
