@@ -18,6 +18,7 @@ _PUBLIC = {
     "ImageTextDataset": "data",
     "open_dataset": "data",
     "Imagen": "diffusion.imagen",
+    "Cascade": "diffusion.cascade",
     "GigaGAN": "gan.gigagan",
     "load_model": "hub",
 }

@@ -1,4 +1,4 @@
-"""The command line `t2i`: generate, caption-check, train, evaluate and others.
+"""The command line `t2i`: generate, upscale, caption-check, train, evaluate and others.
 
 The options of each command are the fields of a dataclass, and those of a training are
 the fields of its configuration. Tyro turns both into options and help. A user's mistake
@@ -40,13 +40,41 @@ _ABOUT = (
     "Text to Image from Scratch: small text-to-image models that you can read in full."
 )
 _DEFAULT_MODEL = "critters-64"
+_DEFAULT_CASCADE = "critters-64-cascade"
 _SAMPLING = {  # model_type -> options of its `sample`, with their defaults here
     "imagen": {"guidance_scale": None, "num_steps": None, "sampler": "dpmpp-2m"},
     "gigagan": {"truncation_psi": None},
+    "cascade": {
+        "guidance_scale": None,
+        "num_steps": None,
+        "sampler": "dpmpp-2m",
+        "aug_level": None,
+    },
+    "gan-cascade": {
+        "guidance_scale": None,
+        "num_steps": None,
+        "sampler": "dpmpp-2m",
+        "aug_level": None,
+    },
+    "super-resolution": {},  # it enlarges images, and generates none
+    "gan-upsampler": {},  # the same
 }
+_CASCADES = {"super-resolution": "cascade", "gan-upsampler": "gan-cascade"}
 _TRAININGS = {  # name -> module, its presets, its function, the default preset
     "imagen": ("diffusion.imagen", "IMAGEN_PRESETS", "train_imagen", "cpu-32"),
     "gigagan": ("gan.gigagan", "GIGAGAN_PRESETS", "train_gigagan", "cpu-32"),
+    "super-resolution": (
+        "diffusion.cascade",
+        "SUPER_RESOLUTION_PRESETS",
+        "train_super_resolution",
+        "cpu-32-64",
+    ),
+    "gan-upsampler": (
+        "gan.upsampler",
+        "GAN_UPSAMPLER_PRESETS",
+        "train_gan_upsampler",
+        "cpu-32-64",
+    ),
     "clip": ("clip", "CLIP_PRESETS", "train_clip", "critters-clip"),
     "classifier": (
         "evaluation.classifier",
@@ -79,11 +107,16 @@ class SamplingOptions:
     "How images are sampled; an option that is not given is the model's own."
 
     guidance_scale: _Number = None
-    "Imagen: weight of the text; 1 is no guidance; the model's own if not given"
+    """Imagen, cascade: weight of the text; 1 is no guidance; the model's own if not
+    given"""
     num_steps: _Whole = None
-    "Imagen: steps of the sampler; 20 if not given, or all of fewer timesteps"
+    """Imagen, cascade: steps of the sampler; 20 if not given (10 in the second stage of a
+    cascade), or all of fewer timesteps"""
     sampler: _Text = None
-    "Imagen: dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
+    "Imagen, cascade: dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
+    aug_level: _Number = None
+    """cascade: noise in the small image before it is enlarged, from 0; the model's own if
+    not given"""
     truncation_psi: _Number = None
     "GigaGAN: 1 is full variety, towards 0 less; the model's own if not given"
     seed: int = 0
@@ -110,6 +143,48 @@ class GenerateOptions(SamplingOptions):
     "replace the file if it exists"
     image_width: int = 256
     "width of each image in the file, in pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleOptions:
+    "Enlarge an image with a super-resolution stage and write it to a PNG."
+
+    image: Annotated[_Word, tyro.conf.arg(metavar="IMAGE")] = tyro.MISSING
+    "a file with an image of up to 128 pixels a side"
+    model: str = _DEFAULT_CASCADE
+    "a cascade or a super-resolution stage: a folder of a model or a training, a name"
+    prompt: _Text = None
+    "what the image shows; it may help"
+    guidance_scale: _Number = None
+    "weight of the prompt; 1 is no guidance; the model's own if not given"
+    num_steps: _Whole = None
+    """steps of the sampler; 10 if not given, or all of fewer timesteps; a GAN has one
+    pass"""
+    sampler: _Text = None
+    "dpmpp-2m, ddim or ddpm; dpmpp-2m if not given"
+    aug_level: _Number = None
+    """noise in the image before it is enlarged, from 0: the more, the more is invented; the
+    model's own if not given"""
+    seed: int = 0
+    "the same seed gives the same details"
+    device: _Text = None
+    "cpu, cuda or mps; the best available if not given"
+    output: _Text = None
+    "PNG to write; named after the image if not given"
+    overwrite: bool = False
+    "replace the file if it exists"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeOptions:
+    "Join a base model and a super-resolution stage to one model."
+
+    base: Annotated[_Word, tyro.conf.arg(metavar="BASE")] = tyro.MISSING
+    "a model that generates small images, for instance critters-32"
+    stage: Annotated[_Word, tyro.conf.arg(metavar="STAGE")] = tyro.MISSING
+    "a super-resolution stage: a folder of a model or a training"
+    output: str = "runs/cascade"
+    "folder to write to, new or empty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +282,11 @@ class TrainOptions(DataOptions):
     "Train a model and write it to a folder."
 
     name: Annotated[_Word, tyro.conf.arg(metavar="NAME")] = tyro.MISSING
-    "imagen, gigagan, clip or classifier; t2i train NAME --help lists every setting"
+    """imagen, gigagan, super-resolution, gan-upsampler, clip or classifier; t2i train
+    NAME --help lists every setting"""
     preset: _Text = None
-    "a named set of settings; the recorded model's if not given"
+    """a named set of settings; the recorded model's if not given, or that for a warm
+    start with --init-from MODEL"""
     data: str = "critters"
     "critters, a folder with a metadata.jsonl or .txt captions, or a hub data set"
     output: _Text = None
@@ -229,6 +306,22 @@ class ExportOptions:
     "folder to write to, new or empty; MODEL-onnx if not given"
     full_precision: bool = False
     "store weights in 32 bits instead of 16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareOptions:
+    "Upload a trained model with a card to the hub."
+
+    model: Annotated[_Word, tyro.conf.arg(metavar="MODEL")] = tyro.MISSING
+    "a folder of a model or of a training"
+    repository: Annotated[_Word, tyro.conf.arg(metavar="OWNER/NAME")] = tyro.MISSING
+    "where on the hub; it is made if it does not exist"
+    license: _Text = None
+    "of the model, for instance cc-by-4.0; only who owns the images can say"
+    private: bool = False
+    "for nobody else to see"
+    card_only: bool = False
+    "write the card beside the model and upload nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +382,12 @@ def _one_line(box: str) -> str:
 
 _POSITIONAL = {  # command -> its fields without a name, what they are called, an example
     GenerateOptions: (("prompt",), "PROMPT", "t2i generate 'a blue and red dragon'"),
+    UpscaleOptions: (("image",), "IMAGE", "t2i upscale small.png"),
+    CascadeOptions: (
+        ("base", "stage"),
+        "BASE and STAGE",
+        "t2i cascade critters-32 runs/super-resolution-cpu-32-64",
+    ),
     EvaluateOptions: (("model",), "MODEL", "t2i evaluate critters-32"),
     CompareOptions: (
         ("first", "second"),
@@ -298,6 +397,11 @@ _POSITIONAL = {  # command -> its fields without a name, what they are called, a
     CaptionCheckOptions: (("data",), "DATA", "t2i caption-check my-images"),
     TrainOptions: (("name",), "NAME", "t2i train imagen"),
     ExportOptions: (("model",), "MODEL", "t2i export critters-32"),
+    ShareOptions: (
+        ("model", "repository"),
+        "MODEL and OWNER/NAME",
+        "t2i share runs/imagen-warm-32 your-name/robots --license cc-by-4.0",
+    ),
     ModelsOptions: ((), "", "t2i models"),
 }
 
@@ -374,6 +478,11 @@ def _sampling_options(options: SamplingOptions, model_type: str) -> dict:
     "Arguments for `sample`; raises `UserError` for an option of another kind of model."
     from t2i_tutorial.core import UserError
 
+    if model_type in _CASCADES:
+        raise UserError(
+            "this model is a super-resolution stage, which enlarges images: use "
+            "t2i upscale, or join it to its base with t2i cascade"
+        )
     known = _SAMPLING[model_type]
     for name in {n for own in _SAMPLING.values() for n in own} - set(known):
         if getattr(options, name) is not None:
@@ -631,6 +740,128 @@ def _generate(options: GenerateOptions) -> None:
         save_annotated_png(path, grid, enlarge, **texts, software=software)
 
     _print_path(_write_new(Path(output), write, options.overwrite))
+
+
+def _upscale(options: UpscaleOptions) -> None:
+    "`t2i upscale`: one PNG, larger by the factor of the stage."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.experiments import save_annotated_png
+    from t2i_tutorial.hub import check_prompts
+
+    if not options.image:
+        raise UserError("IMAGE is empty; name a file")
+    prompts = None if options.prompt is None else check_prompts([options.prompt])
+    _check_range("seed", options.seed, 0, 2**32 - 1)
+    output, path = options.output, Path(options.image).expanduser()
+    if output is None:
+        output = f"{path.stem}-upscaled.png"
+    _check_output(output, ".png", options.overwrite)
+    image = _read_small_image(path)
+    stage = _load_stage(options.model, options.device)
+    names = ("guidance_scale", "num_steps", "sampler", "aug_level", "seed")
+    given = {k: v for k in names if (v := getattr(options, k)) is not None}
+    if stage.model_type == "gan-upsampler":
+        names = ("aug_level", "seed")
+        for name in set(given) - set(names):
+            raise UserError(
+                f"--{name.replace('_', '-')} does not apply to a GAN, which enlarges in "
+                "one pass without guidance; leave it out"
+            )
+    else:
+        given = {"sampler": "dpmpp-2m"} | given
+    enlarged = stage.upscale(image, prompts, **given, show_progress=True)[0].cpu()
+    if not enlarged.isfinite().all():
+        raise UserError("the model gave values that are not finite; train it again")
+    used = {"source": path.name, "model": options.model, "prompt": options.prompt or ""}
+    used |= {k: given.get(k, getattr(stage.config, k, None)) for k in names}
+    texts = {k: _readable(v) for k, v in used.items()}
+    software = f"t2i-tutorial {__version__}"
+
+    def write(path: Path) -> None:
+        save_annotated_png(path, enlarged, **texts, software=software)
+
+    _print_path(_write_new(Path(output), write, options.overwrite))
+
+
+def _read_small_image(path: Path):
+    "An image to enlarge, (1, 3, h, w) in [-1, 1]; notes what is changed in it."
+    from t2i_tutorial.core import from_pil
+    from t2i_tutorial.data import _flatten, read_image
+    from t2i_tutorial.diffusion.cascade import check_low_res_size
+
+    def read(image):
+        check_low_res_size(*image.size)  # before it is decoded
+        transparent = "A" in image.getbands() or "transparency" in image.info
+        return image.mode, transparent, from_pil(_flatten(image))
+
+    mode, transparent, image = read_image(path, read)
+    name = repr(_readable(path))
+    if transparent:
+        message = f"image {name} is transparent in parts; they are laid over white"
+        warnings.warn(message, stacklevel=2)
+    if mode in ("1", "L", "LA") or mode[0] == "I":
+        message = f"image {name} is grey; what is added to it may have colours"
+        warnings.warn(message, stacklevel=2)
+    return image[None]
+
+
+def _load_stage(name: str, device: str | None):
+    "A super-resolution stage, alone or of a cascade; raises `UserError`."
+    from t2i_tutorial.core import UserError
+
+    model = _load(name, device)
+    if model.model_type in _CASCADES.values():
+        return model.super_resolution
+    if model.model_type not in _CASCADES:
+        raise UserError(
+            f"model {name!r} is of type {model.model_type} and enlarges nothing; name a "
+            "cascade or a super-resolution stage"
+        )
+    return model
+
+
+def _cascade(options: CascadeOptions) -> None:
+    "`t2i cascade`: a folder with both stages."
+    from t2i_tutorial.checkpoints import atomic_directory
+    from t2i_tutorial.core import UserError, save_json
+    from t2i_tutorial.hub import MODEL_CLASSES
+
+    names = {"base": options.base, "super_resolution": options.stage}
+    for word, name in zip(("BASE", "STAGE"), names.values()):
+        if not name:
+            raise UserError(f"{word} is empty; name a model")
+    output, path = options.output, Path(options.output)
+    if not output:
+        raise UserError("--output is empty; name a folder, or leave it out")
+    if path.is_file() or path.is_dir() and any(path.iterdir()):
+        raise UserError(f"the output {output!r} exists; choose a new folder")
+    base = _load(options.base, "cpu")
+    stage = _load(options.stage, "cpu")
+    if stage.model_type in _CASCADES.values():
+        stage = stage.super_resolution
+    module, kind = MODEL_CLASSES[_CASCADES.get(stage.model_type, "cascade")]
+    cascade = getattr(import_module(module), kind).from_stages(base, stage)
+    path.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(path.resolve()) as folder:
+        cascade.save_pretrained(folder)
+        run = _run_record(options.stage) | {"stages": names}
+        save_json(folder / "run.json", run)
+    _print_path(path)
+    print(f"generate with it: t2i generate PROMPT --model {_readable(path)}")
+
+
+def _run_record(name: str) -> dict:
+    "The run.json of a model; empty where there is none."
+    from t2i_tutorial.core import UserError, load_json
+    from t2i_tutorial.hub import resolve_model
+
+    folder = Path(name).expanduser()
+    try:
+        inner = folder / "model"
+        folder = inner if (inner / "run.json").is_file() else resolve_model(name)
+        return load_json(folder / "run.json")
+    except UserError:
+        return {}
 
 
 def _evaluate(options: EvaluateOptions) -> None:
@@ -1095,7 +1326,8 @@ def _models(options: ModelsOptions) -> None:
     for name, folder in found.items():
         config = load_json(folder / "config.json")
         size = (folder / "model.safetensors").stat().st_size / 1e6
-        pixels = f"{config['size']} x {config['size']} pixels"
+        side = (config.get("super_resolution") or config)["size"]
+        pixels = f"{side} x {side} pixels"
         print(f"{name}  {config['model_type']}, {pixels}, {size:.1f} MB")
     if not found:
         print("no text-to-image model is bundled; train one: t2i train imagen")
@@ -1142,7 +1374,7 @@ def _caption_check(options: CaptionCheckOptions) -> None:
 
 def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     "`t2i train`: read the settings, train, say where the model is."
-    name, preset, presets, train = _find_training(options)
+    name, preset, presets, train = _find_training(options, settings)
     if name not in _SAMPLING:
         changes = _changes(presets[preset], settings)
         folder = _training_folder(options, f"runs/{name}-{preset}")
@@ -1155,7 +1387,10 @@ def _train(options: TrainOptions, settings: Sequence[str]) -> None:
     train(preset, data, folder, settings, options.resume)
     model = Path(folder) / "model"
     _print_path(model)
-    print(f"generate with it: t2i generate PROMPT --model {_readable(model)}")
+    if name in _CASCADES:
+        print(f"enlarge with it: t2i upscale IMAGE --model {_readable(model)}")
+    else:
+        print(f"generate with it: t2i generate PROMPT --model {_readable(model)}")
 
 
 def _check_training_packages(
@@ -1216,7 +1451,9 @@ def _train_aside(train: Callable, folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
+def _find_training(
+    options: TrainOptions, settings: Sequence[str] = ()
+) -> tuple[str, str, dict, Callable]:
     "Name and preset, checked, the training's presets, and the function that trains."
     from t2i_tutorial.core import check_choice
 
@@ -1224,9 +1461,24 @@ def _find_training(options: TrainOptions) -> tuple[str, str, dict, Callable]:
     module, presets, function, default = _TRAININGS[name]
     module = import_module(f"t2i_tutorial.{module}")
     presets = getattr(module, presets)
-    preset = default if options.preset is None else options.preset
+    preset = options.preset
+    if preset is None:
+        preset = _warm_preset(name, presets, settings) or default
     preset = check_choice("preset", preset, presets)
     return name, preset, presets, getattr(module, function)
+
+
+def _warm_preset(name: str, presets: dict, settings: Sequence[str]) -> str | None:
+    "The preset for a start from the model that a setting names; None without one."
+    from t2i_tutorial.experiments import warm_start_preset
+    from t2i_tutorial.hub import MODEL_CLASSES
+    from t2i_tutorial.training import parse_overrides
+
+    start = parse_overrides(settings).get("init_from", "none")
+    if name not in _SAMPLING or start.lower() == "none":
+        return None
+    module, cls = MODEL_CLASSES[name]
+    return warm_start_preset(getattr(import_module(module), cls), presets, start)
 
 
 def _training_folder(options: TrainOptions, default: str) -> str:
@@ -1280,9 +1532,11 @@ def _training_help(options: TrainOptions, prog: str) -> None:
         model, train = preset.model_config, preset.train_config
         images = tyro.conf.arg(help="critters to render, if the data are critters")
         start = tyro.conf.arg(help="a trained model whose weights to begin with")
+        share = tyro.conf.arg(help="share of images of one's own kept for validation")
         parts["model"] = (type(model), model, bare, no_flags)
         parts["num_images"] = (int, preset.num_images, images, no_flags)
         parts["init_from"] = (str | None, preset.init_from, start, no_flags)
+        parts["val_fraction"] = (float, preset.val_fraction, share, no_flags)
         parts["train"] = (type(train), train, tyro.conf.arg(), no_flags)
     else:
         parts["config"] = (type(preset), preset, bare, no_flags)
@@ -1306,19 +1560,44 @@ def _training_help(options: TrainOptions, prog: str) -> None:
 def _example(name: str) -> str:
     return {
         "imagen": "unet.heads=8 train.lr=1e-4",
+        "super-resolution": "max_aug_level=0.3 train.lr=1e-4",
         "gigagan": "generator.heads=8 train.lr=1e-4",
+        "gan-upsampler": "perceptual_weight=1 train.lr=1e-4",
     }.get(name, "max_steps=200 lr=1e-4")
+
+
+# ---- share
+
+
+def _share(options: ShareOptions) -> None:
+    "`t2i share`: a card from the record, then the upload."
+    from t2i_tutorial.core import UserError
+    from t2i_tutorial.experiments import share_model, write_model_card
+
+    if not options.license:
+        raise UserError(
+            "--license is missing: name the licence of the model, for instance "
+            "cc-by-4.0; only who owns the images can say"
+        )
+    if options.card_only:
+        return _print_path(write_model_card(options.model, options.license))
+    print(
+        share_model(options.model, options.repository, options.license, options.private)
+    )
 
 
 # ---- the program
 
 _COMMANDS = {
     "generate": (GenerateOptions, _generate),
+    "upscale": (UpscaleOptions, _upscale),
+    "cascade": (CascadeOptions, _cascade),
     "caption-check": (CaptionCheckOptions, _caption_check),
     "train": (TrainOptions, _train),
     "evaluate": (EvaluateOptions, _evaluate),
     "compare": (CompareOptions, _compare),
     "export": (ExportOptions, _export),
+    "share": (ShareOptions, _share),
     "models": (ModelsOptions, _models),
 }
 

@@ -381,11 +381,10 @@ class CLIPTextEncoder(nn.Module):
         "Stays in evaluation mode, whatever `mode` is: the encoder is frozen."
         return super().train(False)
 
-    @torch.no_grad()
-    def embed(
+    def forward(
         self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
     ) -> TextEmbedding:
-        "Token ids to vectors."
+        "Token ids to vectors, with gradients where they are switched on."
         device = self.text_transformer.position_embedding.device
         ids, mask = ids.to(device), mask.to(device)
         output = self.text_transformer(ids, mask)
@@ -399,6 +398,13 @@ class CLIPTextEncoder(nn.Module):
         pooled = [F.layer_norm(x, d) for x in (output.pooled, mean_pool(plain, mask))]
         tokens = torch.cat([output.tokens, plain], dim=-1)
         return TextEmbedding(tokens, mask, torch.cat(pooled, dim=-1))
+
+    @torch.no_grad()
+    def embed(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+    ) -> TextEmbedding:
+        "Token ids to vectors, without gradients."
+        return self(ids, mask)
 
     def encode(self, texts: Sequence[str]) -> TextEmbedding:
         "Texts to vectors, without gradients."

@@ -353,8 +353,8 @@ def _draw_grid(
     title, *texts = _drawable([title or "", *captions])
     h, w = (scale * side for side in images[0].shape[-2:])
     gap, dpi, head = 8, 100, 22 if title else 0
-    # a page is some 760 pixels wide: what is shrunk to it gets larger letters
-    larger = max(1.0, columns * (w + gap) / 760)
+    # the text of a page is 690 pixels wide: what is shrunk to it gets larger letters
+    larger = max(1.0, columns * (w + gap) / 690)
     line = round(13 * larger)
     texts = [_wrap(t, max(6, int(w / (5.6 * larger))), 20) for t in texts]
     plain = {"color": TEXT_COLOUR, "parse_math": False, "usetex": False}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_ASPECT_RATIO', 'MAX_CAPTION', 'METADATA_FILES', 'letterbox', 'center_crop', 'load_image',
-           'clean_caption', 'MetadataRow', 'read_metadata', 'Batch', 'flip_caption', 'Augmentation',
+           'read_image', 'clean_caption', 'MetadataRow', 'read_metadata', 'Batch', 'flip_caption', 'Augmentation',
            'sample_augmentation', 'collate', 'describe_data_change', 'ImageTextDataset', 'shuffle_buffer',
            'StreamingImageTextDataset', 'open_dataset']
 
@@ -181,10 +181,19 @@ def load_image(
 ) -> UInt8[Tensor, "3 {size} {size}"]:  # bytes
     "Open and `letterbox` an image; raises `UserError` with its name if that fails."
     check_image_size(size)
-    name = name or ("in memory" if isinstance(source, bytes) else str(source))
     fit = center_crop if crop else letterbox
+    return read_image(source, lambda image: fit(image, size), name)
+
+
+def read_image(
+    source: str | os.PathLike | bytes,  # a file, or the content of one
+    use: Callable[[Image.Image], object],  # what to make of it
+    name: str | None = None,  # for error messages, the path if not given
+):  # what `use` returns
+    "Open an image and use it; raises `UserError` with its name if that fails."
+    name = name or ("in memory" if isinstance(source, bytes) else str(source))
     try:
-        return _with_image(source, lambda image: fit(image, size))
+        return _with_image(source, use)
     except UserError as e:
         raise UserError(f"image {name!r}: {e}") from e
     except FileNotFoundError as e:
@@ -1431,9 +1440,31 @@ class ImageTextDataset(Dataset):
             return _read_images(self.read, indices.tolist())
         return self.cache[indices]
 
+    def subset(self, indices: Sequence[int]) -> "ImageTextDataset":
+        "These images alone, in this order, as a data set."
+        places, content = torch.as_tensor(indices), self.content or self._pixel_bytes
+        return ImageTextDataset(
+            lambda i: self.read(int(places[i])),
+            [self.captions[i] for i in places.tolist()],
+            self.size,
+            self.attributes and {k: v[places] for k, v in self.attributes.items()},
+            cache=None if self.cache is None else self.cache[places],
+            cache_bytes=0,  # what was not kept in memory is not kept now
+            check=False,
+            max_skipped=self.max_skipped,
+            source=f"{len(places)} of {self.source}",
+            fit=self.fit,
+            content=lambda i: content(int(places[i])),
+            critters_split=self.critters_split,
+        )
+
+    def _pixel_bytes(self, i: int) -> bytes:
+        "The pixels of image i, for a digest."
+        return self.read(i).numpy().tobytes()
+
     def summary(self) -> dict:
         "Size, source and short digests of images and captions, and a digest of all."
-        content = self.content or (lambda i: self.read(i).numpy().tobytes())
+        content = self.content or self._pixel_bytes
         if self.contents is None:
             self.contents = _digests(content, len(self))
         captions = (json.dumps(list(c)).encode() for c in self.captions)

@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'critters_dataset', 'cache_text_embeddings',
-           'DataConfig', 'cli_command', 'save_run_record', 'run_training', 'sample_history_grid', 'save_annotated_png',
+           'DataConfig', 'cli_command', 'save_run_record', 'run_training', 'load_start', 'warm_start_preset',
+           'hold_out', 'model_card', 'write_model_card', 'share_model', 'sample_history_grid', 'save_annotated_png',
            'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
 import json
 import os
+import re
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from io import BytesIO
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
@@ -35,21 +39,36 @@ from t2i_tutorial.core import (
     UserError,
     atomic_write,
     check_choice,
+    check_number,
     check_whole_number,
+    first_line,
     from_pil,
     get_device,
     load_json,
+    load_model_config,
     make_grid,
     save_json,
     seed_everything,
     seeded_generator,
     to_pil,
 )
-from .data import MAX_CAPTION, ImageTextDataset, open_dataset
+from t2i_tutorial.data import (
+    MAX_CAPTION,
+    ImageTextDataset,
+    flip_caption,
+    open_dataset,
+)
 from .evaluation.classifier import AttributeClassifier
 from .evaluation.quality import load_feature_network, measure_quality
 from .evaluation.report import prompt_accuracy
-from .hub import TextToImage, captions_digest
+from t2i_tutorial.hub import (
+    MODEL_FILES,
+    TextToImage,
+    captions_digest,
+    check_shared_encoder,
+    load_model,
+    resolve_model,
+)
 from .text import CachedTextEncoder, detailed_caption, full_caption
 from t2i_tutorial.training import (
     TrainConfig,
@@ -87,9 +106,11 @@ class Preset:
     train_config: TrainConfig
     num_images: int = 40_000  # critters to render, where the data are critters
     init_from: str | None = None  # a trained model whose weights to begin with
+    val_fraction: float = 0.0  # of images of one's own, kept aside for validation
 
     def __post_init__(self):
         check_whole_number("num_images", self.num_images, 1)
+        check_number("val_fraction", self.val_fraction, 0, 0.9)
 
 
 def get_preset(
@@ -103,7 +124,8 @@ def get_preset(
     """
     if not isinstance(preset, Preset):
         preset = presets[check_choice("preset", preset, presets)]
-    words, own = parse_overrides(overrides), ("init_from", "num_images")
+    words = parse_overrides(overrides)
+    own = ("init_from", "num_images", "val_fraction")
     model_names = setting_names(preset.model_config)
     train_names = setting_names(preset.train_config, "train.")
     for name in words:
@@ -140,10 +162,17 @@ def critters_dataset(
     return data
 
 # %% ../nbs/16_experiments.ipynb #24070013
-def cache_text_embeddings(model: TextToImage, data, folder: Path) -> None:
-    "Encode all captions once and keep them in `folder`; streamed ones as they come."
+def cache_text_embeddings(
+    model: TextToImage,
+    data,
+    folder: Path,  # of the file that keeps them
+    flip: bool = False,  # also the captions of mirrored images
+) -> None:
+    "Encode all captions once and keep them; streamed ones as they come."
     model.set_text_encoder(CachedTextEncoder(model.encoder, folder))
     captions = [c for group in getattr(data, "captions", ()) for c in group]
+    if flip:
+        captions += [c for c in map(flip_caption, list(captions)) if c]
     if captions:
         model.encode_prompts(list(dict.fromkeys(captions)))
 
@@ -215,6 +244,8 @@ def save_run_record(
     seconds: float,  # of this session
     start_step: int = 0,  # where this session resumed, 0 if it began the training
     data=None,  # what the model was trained on
+    num_aside: int = 0,  # images that were kept aside for validation
+    prompts: Sequence[str] = (),  # of the sample images
 ) -> Path:
     "Write run.json beside the weights: how they were made."
     rounded = [
@@ -228,10 +259,16 @@ def save_run_record(
         "hardware": hardware_info(),
         "seconds": round(seconds, 1),
         "start_step": start_step,
+        "sample_prompts": list(prompts),
         "history": rounded,
     }
     if hasattr(data, "captions"):
         record["captions_digest"] = captions_digest(data)
+        record["data"] = {
+            "images": len(data.captions),
+            "captions": sum(map(len, data.captions)),
+            "images_kept_aside": num_aside,
+        }
     return save_json(folder / "run.json", record)
 
 # %% ../nbs/16_experiments.ipynb #96746467
@@ -260,22 +297,26 @@ def run_training(
         if found:  # before anything is drawn, downloaded or written
             check_resume(found, config, settings)
         seed_everything(config.seed)
+        model = cls(preset.model_config)
+        if preset.init_from and upscale and found is None:
+            upscale(load_start(cls, preset.init_from), model)
         data, val_data, are_critters = _open_data(data, preset, validation)
         record = None if folder is None else describe_data(data)
         if found:  # before anything is encoded
             check_resume(found, config, settings, record)
-        model = cls(preset.model_config)
+        every = data  # also what is kept aside
+        if not are_critters and preset.val_fraction:
+            data, val_data = hold_out(data, preset.val_fraction)
         if not are_critters:
             first = getattr(data, "captions", ())[:8]
             captions = [c[0][:MAX_CAPTION] for c in first]
             model.sample_prompts = captions or SAMPLE_PROMPTS
         trainer = Trainer(model, data, config, folder, val_data, settings)
         trainer.data_record = record
-        if preset.init_from and upscale and found is None:
-            upscale(cls.from_pretrained(preset.init_from, "cpu"), model)
         model.to(get_device(config.device))
         if folder is not None:
-            cache_text_embeddings(model, data, Path(folder) / ".texts")
+            cache = Path(folder) / ".texts"
+            cache_text_embeddings(model, every, cache, config.flip)
         if prepare is not None:
             prepare(model, preset, data, are_critters, found is None)
         history = trainer.fit(resume)
@@ -286,8 +327,62 @@ def run_training(
             step = int(found.name[5:]) if found else 0
             seconds = time.perf_counter() - start
             trained = replace(preset, model_config=model.config)
-            save_run_record(saved, command, trained, history, seconds, step, data)
+            aside = 0 if are_critters or not val_data else len(val_data)
+            prompts = model.sample_prompts
+            save_run_record(
+                saved, command, trained, history, seconds, step, data, aside, prompts
+            )
         return model.eval(), history
+
+
+def load_start(
+    cls: type[TextToImage],
+    name_or_folder: str,  # as for `resolve_model`, or the folder of a training
+) -> TextToImage:  # on the CPU
+    "The trained model that a training begins with; raises `UserError`."
+    return cls.from_pretrained(_start_folder(name_or_folder), "cpu")
+
+
+def _start_folder(name_or_folder: str | os.PathLike) -> Path:
+    "The folder of a model, which is `model` inside that of a training."
+    finished = Path(name_or_folder).expanduser() / "model"
+    is_model = (finished.parent / "model.safetensors").is_file()
+    if (finished / "model.safetensors").is_file() and not is_model:
+        return finished
+    return resolve_model(name_or_folder)
+
+
+def warm_start_preset(
+    cls: type[TextToImage],
+    presets: Mapping[str, Preset],  # of the family
+    name_or_folder: str,  # of a trained model
+) -> str:  # a name
+    "The preset for a training that begins with this model; raises `UserError`."
+    folder = _start_folder(name_or_folder)
+    size = load_model_config(folder, cls.model_type, cls.config_class).size
+    for name, preset in presets.items():
+        if name.startswith("warm-") and preset.model_config.size == size:
+            return name
+    raise UserError(
+        f"{name_or_folder!r} makes images of {size} pixels, and no preset is for a "
+        "start from such a model; name one with --preset"
+    )
+
+
+def hold_out(
+    data,  # an `ImageTextDataset`
+    fraction: float,  # of the images, more than 0
+) -> tuple[ImageTextDataset, ImageTextDataset]:  # to train on, to validate on
+    "Keep some images aside, the same ones each time; raises `UserError` for a stream."
+    if not hasattr(data, "subset"):
+        raise UserError(
+            "no images can be kept aside of data that have no `subset`, such as a "
+            "stream; set val_fraction=0"
+        )
+    n = len(data)
+    order = torch.randperm(n, generator=seeded_generator(0, "held out")).tolist()
+    k = max(1, round(fraction * n))
+    return data.subset(sorted(order[k:])), data.subset(sorted(order[:k]))
 
 
 def _check_trained_split(data) -> None:
@@ -308,7 +403,8 @@ def _is_first_process() -> bool:
 
 def _other_settings(preset: Preset, data, found: Path | None) -> dict:
     "What must be the same on resume, beside the training's own configuration."
-    settings = flat_settings(preset.model_config) | {"init_from": preset.init_from}
+    own = {"init_from": preset.init_from, "val_fraction": preset.val_fraction}
+    settings = flat_settings(preset.model_config) | own
     if isinstance(data, (str, os.PathLike)):
         data = DataConfig(os.fspath(data))
     if not isinstance(data, DataConfig):
@@ -335,6 +431,172 @@ def _open_data(data, preset: Preset, validation: int):
         return opened, None, False
     val_data = critters_dataset(validation, size, split="val") if validation else None
     return critters_dataset(preset.num_images, size), val_data, True
+
+# %% ../nbs/16_experiments.ipynb #a2213f7c
+_LICENCE_EXAMPLE = "for instance cc0-1.0, cc-by-4.0, mit or other"
+
+
+def model_card(
+    folder: str | os.PathLike,  # of a model with its run.json
+    licence: str,  # an identifier of the hub, such as "cc-by-4.0"
+    measures: Mapping[str, object] | None = None,  # what was measured, by name
+    notes: str = "",  # what else a user should know, in Markdown
+) -> str:  # Markdown with a head in YAML
+    "Data, settings, measures, limits and licence; raises `UserError`."
+    from huggingface_hub import ModelCardData
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence or ""):
+        raise UserError(
+            f"a model is shared under a licence, {_LICENCE_EXAMPLE}, not {licence!r}; "
+            "ask whoever owns the images"
+        )
+    folder = _start_folder(folder)
+    config, run = load_json(folder / "config.json"), load_json(folder / "run.json")
+    try:
+        preset, history, data = run["preset"], run["history"], run.get("data") or {}
+        train, start = preset["train_config"], preset.get("init_from")
+        rows = {
+            "model": f"{config['model_type']}, {config['size']} pixels",
+            "text encoder": f"`{config['text_encoder']}`, frozen",
+            "began with": f"`{_base_name(start)}`" if start else "nothing",
+            "trained on": _data_in_words(run, data),
+            "steps, batch": f"{train['max_steps']:,}, {train['batch_size']}",
+            "learning rate": train["lr"],
+            "minutes": round(run["seconds"] / 60, 1),
+            "hardware": run["hardware"].get("cpu", "unknown"),
+        }
+    except (TypeError, KeyError, AttributeError) as e:
+        raise UserError(
+            f"the run.json in {str(folder)!r} is no record of a training ({e})"
+        ) from e
+    losses = [(h["step"], h["val_loss"]) for h in history if "val_loss" in h]
+    if losses:
+        rows["validation loss"] = ", ".join(
+            f"{v:.4f} at step {s:,}" for s, v in (losses[0], losses[-1])
+        )
+    head = ModelCardData(
+        license=licence,
+        library_name="t2i-tutorial",
+        pipeline_tag="text-to-image",
+        base_model=start if start and re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None,
+    )
+    return (
+        "\n".join(
+            [
+                f"---\n{head.to_yaml()}\n---",
+                f"# {_model_name(folder)}",
+                "A small text-to-image model, trained with "
+                "[Text to Image from Scratch](https://github.com/"
+                "text-to-image-from-scratch/t2i_tutorial).",
+                "![Images of eight prompts, none chosen](samples.png)",
+                _markdown_table(rows),
+                "## Measures",
+                _markdown_table(measures) if measures else "None were taken.",
+                "## Limits",
+                "It draws what its training images show, at their size. Words in few "
+                "captions, or in none, mean little to it. A small set of images can "
+                "be memorised: look for copies before you share what it draws.",
+                *[notes] * bool(notes),
+                "## Use",
+                "```\nt2i generate PROMPT --model OWNER/NAME\n```",
+            ]
+        ).replace("\n#", "\n\n#")
+        + "\n"
+    )
+
+# %% ../nbs/16_experiments.ipynb #66220cdf
+#| code-fold: true
+def _base_name(start: str) -> str:
+    "The name of a model to begin with, without the folders that it is in."
+    return Path(start).name if Path(start).expanduser().is_dir() else start
+
+
+def _model_name(folder: Path) -> str:
+    "The name of a model's folder, or of the training's that it is in."
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _data_in_words(run: Mapping, data: Mapping) -> str:
+    "What a model was trained on, by its record, without places on this machine."
+    words = shlex.split(run["command"] or "")
+    source = "critters"
+    if "--data" in words:
+        source = _base_name(words[words.index("--data") + 1])
+    if not data:
+        return source
+    text = f"{source}: {data['images']:,} images with {data['captions']:,} captions"
+    aside = data["images_kept_aside"]
+    return text + (f", and {aside:,} kept aside for validation" if aside else "")
+
+
+def _markdown_table(rows: Mapping[str, object]) -> str:
+    return "\n".join(
+        ["", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
+    )
+
+
+def write_model_card(
+    folder: str | os.PathLike,  # of a model with its run.json
+    licence: str,
+    measures: Mapping[str, object] | None = None,
+    notes: str = "",  # in Markdown
+    prompts: Sequence[str] = (),  # of the sheet, those of the training if not given
+) -> Path:  # README.md
+    "Write `model_card` and a sheet of eight images beside a model; raises `UserError`."
+    text = model_card(folder, licence, measures, notes)
+    folder = _start_folder(folder)
+    model = load_model(folder, "cpu")
+    known = load_json(folder / "run.json").get("sample_prompts") or model.sample_prompts
+    images = model.sample(list(prompts or known)[:8])
+    save_annotated_png(folder / "samples.png", make_grid(images, columns=4), 2)
+    with atomic_write(folder / "README.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    return folder / "README.md"
+
+
+def share_model(
+    folder: str | os.PathLike,  # of a model with its run.json
+    repo_id: str,  # "owner/name"
+    licence: str,
+    private: bool = False,
+    **card,  # other arguments of `write_model_card`
+) -> str:  # the address of the commit
+    "Upload a model with its card and its record to the hub; raises `UserError`."
+    from huggingface_hub import HfApi
+
+    folder = _start_folder(folder)
+    check_shared_encoder(load_json(folder / "config.json")["text_encoder"])
+    write_model_card(folder, licence, **card)
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as aside:
+            for name in (*MODEL_FILES, "README.md", "samples.png"):
+                shutil.copy(folder / name, aside)
+            run = _public_record(load_json(folder / "run.json"))
+            save_json(Path(aside) / "run.json", run)
+            done = api.upload_folder(repo_id=repo_id, folder_path=aside)
+        return str(getattr(done, "commit_url", done))
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(
+            f"cannot share {repo_id!r} ({first_line(e)}); check the name and the "
+            "network, and log in with: hf auth login"
+        ) from e
+
+
+def _public_record(run: Mapping) -> dict:
+    "A run.json without places on this machine."
+    start = run["preset"].get("init_from")
+    preset = run["preset"] | {"init_from": start and _base_name(start)}
+    words = shlex.split(run["command"] or "")
+    public = [
+        f"init_from={_base_name(w[10:])}" if w.startswith("init_from=") else w
+        for w in (_base_name(w) for w in words)
+    ]
+    return run | {"preset": preset, "command": shlex.join(public) or None}
 
 # %% ../nbs/16_experiments.ipynb #5feddfd5
 def sample_history_grid(

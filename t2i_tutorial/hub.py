@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'prompt_generators', 'randn_per_prompt',
-           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'captions_digest',
-           'recorded_training_images', 'load_model']
+           'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'check_shared_encoder',
+           'captions_digest', 'recorded_training_images', 'load_model']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
 import hashlib
@@ -290,7 +290,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
 
     def push_to_hub(self, repo_id: str, **options) -> str:  # the address of the commit
         'Upload what `save_pretrained` writes to "owner/name"; raises `UserError`.'
-        _check_shared(self.config.text_encoder)
+        check_shared_encoder(self.config.text_encoder)
         try:
             return super().push_to_hub(repo_id, **options)
         except Exception as e:
@@ -312,7 +312,7 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
         return load_module(folder / "model.safetensors", build).to(get_device(device))
 
 # %% ../nbs/15_models.ipynb #f213c953
-def _check_shared(encoder: str) -> None:
+def check_shared_encoder(encoder: str) -> None:
     "Raise `UserError` if others cannot load this text encoder."
     name = encoder.removesuffix("+token-embeddings")
     if name not in BUNDLED_CLIPS and Path(name).expanduser().is_dir():
@@ -325,6 +325,10 @@ def _check_shared(encoder: str) -> None:
 MODEL_CLASSES = {  # model_type -> where its class is
     "imagen": ("t2i_tutorial.diffusion.imagen", "Imagen"),
     "gigagan": ("t2i_tutorial.gan.gigagan", "GigaGAN"),
+    "cascade": ("t2i_tutorial.diffusion.cascade", "Cascade"),
+    "super-resolution": ("t2i_tutorial.diffusion.cascade", "SuperResolution"),
+    "gan-cascade": ("t2i_tutorial.gan.upsampler", "GANCascade"),
+    "gan-upsampler": ("t2i_tutorial.gan.upsampler", "GANUpsampler"),
 }
 
 
@@ -372,7 +376,7 @@ def recorded_training_images(
 def load_model(
     name_or_folder: str | os.PathLike,  # as for `resolve_model`
     device: str | None = None,  # the best available if not given
-) -> TextToImage:  # an Imagen or a GigaGAN, in eval mode
+) -> TextToImage:  # of one of `MODEL_CLASSES`, in eval mode
     "Load a model of whichever type its config.json names; raises `UserError`."
     folder = resolve_model(name_or_folder)
     saved = load_json(folder / "config.json", max_bytes=2**20)

@@ -294,6 +294,10 @@ def _settings(model: TextToImage) -> dict:
 
 def _check_exportable(model: TextToImage) -> None:
     "Raise `UserError` for a model that no page could run."
+    if not isinstance(model, (Imagen, GigaGAN)):
+        raise UserError(
+            f"only an Imagen or a GigaGAN can be exported, not a {model.model_type}"
+        )
     if not isinstance(getattr(model, "encoder", None), CLIPTextEncoder):
         raise UserError(
             f"the text encoder {model.config.text_encoder!r} cannot be exported; only "

@@ -231,6 +231,7 @@ class InfiniteBatches:
         seed: int = 0,  # of the order
         epoch: int = 0,
         batch: int = 0,  # where to begin
+        flip: bool = False,  # mirror images at random, where the caption allows
     ):
         if hasattr(data, "__len__") and batch_size > len(data):
             raise UserError(
@@ -242,11 +243,12 @@ class InfiniteBatches:
         self.seed = seed
         self.epoch = epoch
         self.batch = batch
+        self.options = {"drop_last": True} | ({"flip": True} if flip else {})
 
     def __iter__(self) -> Iterator:
         while True:
             where = {"seed": self.seed, "epoch": self.epoch, "start": self.batch}
-            for batch in self.data.batches(self.batch_size, **where, drop_last=True):
+            for batch in self.data.batches(self.batch_size, **where, **self.options):
                 self.batch += 1
                 yield batch
             if self.batch == 0:
@@ -274,6 +276,7 @@ class TrainConfig:
     mixed_precision: str = "no"  # "no" or "bf16"
     gradient_accumulation_steps: int = 1  # micro-batches of a batch
     seed: int = 0  # of everything random
+    flip: bool = False  # mirror images at random, where the caption allows
     save_every: int = 500  # updates between checkpoints, the last is always saved
     max_checkpoints: int = 2  # checkpoints to keep, beside the best one
     sample_every: int = 0  # updates between sample images, 0 for none
@@ -936,7 +939,9 @@ class Trainer:
         self.settings = dict(settings or {})
         self.data_record: dict | None = None  # from `describe_data`, when it is needed
         self.phases = tuple(getattr(model, "phases", ("model",)))
-        self.batches = InfiniteBatches(data, config.batch_size, config.seed)
+        self.batches = InfiniteBatches(
+            data, config.batch_size, config.seed, flip=config.flip
+        )
         self.checkpointer = Checkpointer(folder, config.max_checkpoints)
         self.folder = self.checkpointer.folder
         self.logger = MetricLogger(self.folder)

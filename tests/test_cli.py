@@ -21,10 +21,12 @@ from t2i_tutorial.checkpoints import load_weights
 from t2i_tutorial.clip import CLIP_PRESETS
 from t2i_tutorial.core import UserError, load_json, save_json, to_pil
 from t2i_tutorial.data import ImageTextDataset
+from t2i_tutorial.diffusion.cascade import SUPER_RESOLUTION_PRESETS
 from t2i_tutorial.diffusion.imagen import IMAGEN_PRESETS, Imagen, imagen_preset
 from t2i_tutorial.evaluation.classifier import CLASSIFIER_PRESETS
 from t2i_tutorial.experiments import DataConfig, cli_command, get_preset
 from t2i_tutorial.gan.gigagan import GIGAGAN_PRESETS, GigaGAN, gigagan_preset
+from t2i_tutorial.gan.upsampler import GAN_UPSAMPLER_PRESETS
 from t2i_tutorial.hub import captions_digest
 from t2i_tutorial.training import apply_overrides, setting_names
 
@@ -463,6 +465,20 @@ def test_train_resumes_and_its_model_generates(t2i, tmp_path):
             ],
             ["'nowhere'"],
         ),
+        (["imagen", "--init-from", "nowhere"], ["unknown model 'nowhere'"]),
+        (["imagen", "--init-from"], ["--init-from needs a value"]),
+        (["imagen", "--init-from", "critters-32-gigagan"], ["gigagan", "imagen"]),
+        (["gigagan", "--init-from", "critters-32"], ["gigagan", "imagen"]),
+        (
+            ["imagen", "--preset", "cpu-32", "--init-from", "critters-64"],
+            ["cannot start from 64 pixels"],
+        ),
+        (
+            ["imagen", "--init-from", "critters-32", "unet.heads=8"],
+            ["cannot start from 32 pixels"],
+        ),
+        (["clip", "--init-from", "critters-clip"], ["unknown setting 'init_from'"]),
+        (["imagen", "val_fraction=2"], ["val_fraction must be from 0 to 0.9"]),
         (["gigagan", "size=64"], ["size is 64"]),
         (["imagin"], ["unknown training 'imagin'", "did you mean 'imagen'"]),
         (["imagin", "--help"], ["did you mean 'imagen'"]),
@@ -507,6 +523,28 @@ def test_train_on_a_folder_of_ones_own(t2i, tmp_path):
         "run",
     )
     assert code == 0 and load_json("run/model/config.json")["size"] == 16
+
+
+def test_init_from_alone_chooses_the_preset_for_a_warm_start(t2i, walls, monkeypatch):
+    "By the size of that model; the preset that is named wins."
+    seen = []
+    for module, name in (("diffusion.imagen", "imagen"), ("gan.gigagan", "gigagan")):
+        monkeypatch.setattr(
+            f"t2i_tutorial.{module}.train_{name}",
+            lambda preset, data, folder, settings, resume: seen.append(
+                (preset, Path(folder).name, settings)
+            ),
+        )
+    start = ("--data", walls, "--init-from")
+    assert t2i("train", "imagen", *start, "critters-32")[0] == 0
+    assert t2i("train", "imagen", *start, "critters-64")[0] == 0
+    assert t2i("train", "gigagan", *start, "critters-32-gigagan")[0] == 0
+    named = ("--preset", "cpu-64")
+    assert t2i("train", "imagen", *start, "critters-32", *named)[0] == 0
+    assert t2i("train", "imagen", *start, "none")[0] == 0
+    names = ["warm-32", "warm-64", "warm-32", "cpu-64", "cpu-32"]
+    assert [preset for preset, *_ in seen] == names
+    assert seen[0][1:] == ("imagen-warm-32", ["init-from=critters-32"])
 
 
 # ---- how one's own images are read (bug reports, "missing")
@@ -1103,13 +1141,16 @@ def test_a_recorded_command_names_settings_that_exist(path):
             continue  # of another program, such as chapter 4's
         _, train, name, flag, preset, *settings = shlex.split(command)
         assert (train, flag) == ("train", "--preset")
-        if name in ("imagen", "gigagan"):
+        if name in SAMPLING:
             get_preset(HELP[name], preset, settings)
         else:
             apply_overrides(HELP[name][preset], settings)
 
 
 HELP = {"imagen": IMAGEN_PRESETS, "gigagan": GIGAGAN_PRESETS}
+HELP |= {"super-resolution": SUPER_RESOLUTION_PRESETS}
+HELP |= {"gan-upsampler": GAN_UPSAMPLER_PRESETS}
+SAMPLING = tuple(HELP)  # the trainings with a model and its training apart
 HELP |= {"clip": CLIP_PRESETS, "classifier": CLASSIFIER_PRESETS}
 
 
@@ -1122,10 +1163,11 @@ def help_of(t2i, *arguments) -> str:
 def shown_settings(name: str, preset: str) -> list[str]:
     "The dotted paths that `t2i train NAME` accepts."
     chosen = HELP[name][preset]
-    if name not in ("imagen", "gigagan"):
+    if name not in SAMPLING:
         return setting_names(chosen)
     train = setting_names(chosen.train_config, "train.")
-    return [*setting_names(chosen.model_config), *train, "num_images", "init_from"]
+    own = ["num_images", "init_from", "val_fraction"]
+    return [*setting_names(chosen.model_config), *train, *own]
 
 
 @pytest.mark.parametrize("name", HELP)

@@ -277,7 +277,7 @@ def _known(name: str) -> list[str]:
     if name in ("clip", "classifier"):
         return setting_names((CLIP_PRESETS | CLASSIFIER_PRESETS)[f"critters-{name}"])
     preset = {"imagen": imagen_preset, "gigagan": gigagan_preset}[name]("tiny")
-    own = ["num_images", "init_from"]
+    own = ["num_images", "init_from", "val_fraction"]
     return (
         setting_names(preset.model_config)
         + setting_names(preset.train_config, "train.")

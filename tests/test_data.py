@@ -2003,3 +2003,24 @@ def test_looking_at_all_files_has_a_bar_f9(eleven, monkeypatch, cache_bytes):
     monkeypatch.setattr("t2i_tutorial.data.progress_bar", bar)
     ImageTextDataset.from_folder(eleven, size=16, cache_bytes=cache_bytes)
     assert len(shown) == 2 and all(n == 11 for _, n in shown)
+
+
+def test_a_subset_reads_and_describes_its_own_images(tmp_path):
+    "In memory or from files; the same images and captions give the same digest."
+    for i in range(6):
+        Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"wall {i}")
+    for cache_bytes in (2**20, 0):
+        data = ImageTextDataset.from_folder(tmp_path, 16, cache_bytes=cache_bytes)
+        part = data.subset([4, 1])
+        assert part.captions == [("wall 4",), ("wall 1",)]
+        assert torch.equal(
+            part.pixels(torch.tensor([0]))[0], data.pixels(torch.tensor([4]))[0]
+        )
+        assert (part.cache is None) == (data.cache is None)
+        assert part.summary()["images"] == 2
+        assert part.fingerprint() == data.subset([4, 1]).fingerprint()
+        assert part.fingerprint() != data.subset([4, 2]).fingerprint()
+    critters_part = ImageTextDataset.from_critters(8, 16).subset([3, 5])
+    batch = next(critters_part.batches(2, shuffle=False, flip=True))
+    assert len(batch.attributes["facing"]) == 2

@@ -849,3 +849,96 @@ def test_captions_that_are_cut_are_said_once_before_the_first_step(tmp_path):
 
         run_training(Blot, TINY, data, tmp_path / "run", prepare=prepare)
     assert len([n for n in notes if n.category is TextCutWarning]) == 1
+
+
+# ---- a start from a trained model, images kept aside
+
+
+def copy_weights(old, new):
+    "What `upscale` is for a `Blot`."
+    if old.config.size != new.config.size:
+        raise UserError(f"cannot start from {old.config.size} pixels")
+    new.load_state_dict(old.state_dict())
+
+
+@pytest.fixture
+def finished(tmp_path):
+    "The folder of a finished training."
+    run_training(Blot, TINY, folder=tmp_path / "old")
+    return tmp_path / "old"
+
+
+def own_images(n=24):
+    return ImageTextDataset.from_critters(n, 16, seed=5)
+
+
+def test_a_training_begins_with_the_weights_of_a_model_or_a_training(finished):
+    "Both folders are the same start; a learning rate of nearly 0 leaves it."
+    words = ["train.max_steps=1", "train.lr=1e-12", "train.weight_decay=0"]
+    for start in (finished, finished / "model"):
+        preset = get_preset(PRESETS, "tiny", [f"init_from={start}", *words])
+        model, _ = run_training(Blot, preset, own_images(), upscale=copy_weights)
+        old = Blot.from_pretrained(finished / "model", "cpu").state_dict()
+        for key, tensor in model.state_dict().items():
+            assert torch.allclose(tensor, old[key].to(tensor), atol=1e-6)
+
+
+def test_a_start_that_does_not_fit_is_refused_before_data_are_opened(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(R, "_open_data", lambda *a: pytest.fail("opened"))
+    for words, message in (
+        (["init_from=nowhere"], "unknown model 'nowhere'"),
+        ([f"init_from={finished}", "size=8"], "cannot start from 16 pixels"),
+    ):
+        preset = get_preset(PRESETS, "tiny", words)
+        with pytest.raises(UserError, match=message):
+            run_training(Blot, preset, folder=tmp_path / "new", upscale=copy_weights)
+        assert {p.name for p in (tmp_path / "new").glob("*")} <= {LOCK_FILE}
+
+
+def test_resume_goes_on_and_does_not_begin_with_the_other_model_again(
+    finished, tmp_path
+):
+    words = [f"init_from={finished}", "val_fraction=0.25", "train.flip=true"]
+    preset = get_preset(PRESETS, "tiny", words)
+    calls = []
+
+    def upscale(old, new):
+        calls.append(1)
+        copy_weights(old, new)
+
+    whole, _ = run_training(Blot, preset, own_images(), tmp_path / "a", upscale=upscale)
+    assert calls == [1]
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "step-000004")
+    again, log = run_training(
+        Blot, preset, own_images(), tmp_path / "a", resume=True, upscale=upscale
+    )
+    assert calls == [1] and same(whole, again) and "val_loss" in log[-1]
+    run = json.loads((tmp_path / "a" / "model" / "run.json").read_text())
+    assert run["preset"]["init_from"] == str(finished)
+    assert run["preset"]["val_fraction"] == 0.25
+    other = get_preset(PRESETS, "tiny", [*words, "val_fraction=0.5"])
+    with pytest.raises(UserError, match="with val_fraction=0.25, not 0.5"):
+        run_training(
+            Blot, other, own_images(), tmp_path / "a", resume=True, upscale=upscale
+        )
+
+
+def test_images_kept_aside_are_always_the_same_and_never_trained_on():
+    data = own_images(20)
+    train, val = R.hold_out(data, 0.2)
+    again = R.hold_out(own_images(20), 0.2)[1]
+    assert (len(train), len(val)) == (16, 4) and val.captions == again.captions
+    pixels = {p.numpy().tobytes() for part in (train, val) for p in part.cache}
+    assert len(pixels) == 20
+    assert len(R.hold_out(data, 0.001)[1]) == 1
+    with pytest.raises(UserError, match="set val_fraction=0"):
+        R.hold_out(object(), 0.1)
+
+
+def test_the_preset_for_a_warm_start_is_that_of_the_size(finished):
+    presets = {"tiny": TINY, "warm-16": TINY}
+    assert R.warm_start_preset(Blot, presets, str(finished)) == "warm-16"
+    with pytest.raises(UserError, match="of 16 pixels, and no preset"):
+        R.warm_start_preset(Blot, {"tiny": TINY}, str(finished))

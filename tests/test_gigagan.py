@@ -927,6 +927,15 @@ def test_a_loss_that_is_not_finite_stops_the_training():
         Trainer(model, data, TINY.train_config).fit()
 
 
+def test_the_warm_preset_fits_the_model_that_it_starts_from():
+    preset = g.gigagan_preset("warm-32")
+    old = g.GigaGAN.from_pretrained(preset.init_from, "cpu")
+    new = g.init_gigagan_from_smaller(old, g.GigaGAN(preset.model_config)).eval()
+    assert preset.model_config.diff_augment and not preset.model_config.pretrain_steps
+    pair = [m.sample(["a red and blue cat"]) for m in (old, new)]
+    assert torch.equal(*pair)
+
+
 def test_settings_by_name():
     changed = g.gigagan_preset(
         "cpu-32",

@@ -853,10 +853,14 @@ def test_a_folder_of_format_1_is_refused_in_one_line(folder, tmp_path, kind):
 
 
 def test_one_function_loads_every_type(imagen, folder, tmp_path):
-    assert set(M.MODEL_CLASSES) == {"imagen", "gigagan"}
+    types = ["imagen", "gigagan", "cascade", "super-resolution"]
+    types += ["gan-cascade", "gan-upsampler"]
+    assert list(M.MODEL_CLASSES) == types
     loaded = M.load_model(imagen.save_pretrained(tmp_path / "imagen"), "cpu")
     assert isinstance(loaded, Imagen) and loaded.config == imagen.config
-    with pytest.raises(UserError, match="holds no imagen or gigagan model .*'toy'"):
+    with pytest.raises(
+        UserError, match="holds no imagen or gigagan or .* model .*'toy'"
+    ):
         M.load_model(folder)
     for name in ("critters-32-gigagan", "critters-32"):
         model = M.load_model(name, "cpu")

@@ -802,15 +802,12 @@ def test_token_embeddings_change_little_at_first():
 
 
 def test_the_presets_that_start_from_another_fit():
-    for p in IMAGEN_PRESETS.values():
+    factors = {}
+    for name, p in IMAGEN_PRESETS.items():
         if p.init_from:
-            assert (
-                p.init_from == "critters-32"
-                and I._patch_factor(
-                    IMAGEN_PRESETS["cpu-32"].model_config, p.model_config
-                )
-                == 2
-            )
+            start = I.Imagen.from_pretrained(p.init_from, "cpu").config
+            factors[name] = I._patch_factor(start, p.model_config)
+    assert factors == {"cpu-64": 2, "warm-32": 1, "warm-64": 1}
     assert (
         I._patch_factor(
             IMAGEN_PRESETS["cpu-32-no-token-embeddings"].model_config,
@@ -818,6 +815,17 @@ def test_the_presets_that_start_from_another_fit():
         )
         == 1
     )
+
+
+def test_a_warm_start_of_equal_size_is_the_model_itself():
+    "The same weights, so the same images before the first step."
+    old = I.Imagen.from_pretrained("critters-32", "cpu")
+    new = I.init_imagen_from_smaller(
+        old, I.Imagen(IMAGEN_PRESETS["warm-32"].model_config)
+    )
+    prompt = ["a red and blue cat"]
+    pair = [m.eval().sample(prompt, num_steps=2) for m in (old, new)]
+    assert torch.equal(*pair)
 
 
 @torch.no_grad()

@@ -606,7 +606,7 @@ def test_comparison_sheet_shows_at_most_so_many_prompts():
         width, height = (round(100 * x) for x in figure.get_size_inches())
         w = 32 * max(3, math.ceil(480 / (32 * columns)))
         assert width == columns * (w + 8)
-        line = round(13 * max(1, width / 760))  # letters grow with a wide grid
+        line = round(13 * max(1, width / 690))  # letters grow with a wide grid
         assert height == 22 + rows * (w * 66 // 32 + line + 8)
 
 

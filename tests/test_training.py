@@ -1637,3 +1637,19 @@ def test_pieces_must_be_shared_out_evenly(monkeypatch):
 
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])
+
+
+def test_flip_reaches_the_batches_and_left_and_right_are_swapped():
+    data = ImageTextDataset.from_critters(16, 16)
+    plain = next(iter(InfiniteBatches(data, 16)))
+    mirrored = next(iter(InfiniteBatches(data, 16, flip=True)))
+    changed = [
+        i for i in range(16) if not torch.equal(plain.images[i], mirrored.images[i])
+    ]
+    assert 0 < len(changed) < 16
+    for i in changed:
+        assert torch.equal(mirrored.images[i], plain.images[i].flip(-1))
+    told = [i for i in changed if "facing left" in plain.captions[i]]
+    assert all("facing right" in mirrored.captions[i] for i in told)
+    trainer = Trainer(TinyDenoiser(), data, TrainConfig(batch_size=8, flip=True))
+    assert trainer.batches.options == {"drop_last": True, "flip": True}

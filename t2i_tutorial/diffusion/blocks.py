@@ -51,7 +51,10 @@ class TimestepEmbedding(nn.Module):
             nn.Linear(num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
         )
 
-    def forward(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def forward(
+        self,
+        t: Int[Tensor, " b"] | Float[Tensor, " b"],  # timesteps
+    ) -> Float[Tensor, "b d"]:
         "Timesteps to vectors."
         return self.mlp(timestep_embedding(t, self.num_frequencies))
 

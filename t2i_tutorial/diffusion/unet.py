@@ -160,16 +160,26 @@ class UNet(nn.Module):
         t: Int[Tensor, " b"],  # timesteps
         text: TextEmbedding,  # one text for each image
     ) -> Float[Tensor, "b 3 s s"]:
+        "The prediction for each image."
+        cond = self.time_embedding(t) + self.text_proj(text.pooled)
+        return self.predict(xt, cond, text)
+
+    def predict(
+        self,
+        x: Float[Tensor, "b c h w"],  # noisy images; further channels come after them
+        cond: Float[Tensor, "b d"],  # timestep and text, summed
+        text: TextEmbedding,
+    ) -> Float[Tensor, "b 3 h w"]:
         "Down, middle, up; skip connections are concatenated, times 1 / sqrt(2)."
         divisor = self.config.size_divisor
-        if xt.shape[-1] % divisor or xt.shape[-2] % divisor:
+        if x.shape[-1] % divisor or x.shape[-2] % divisor:
             raise UserError(
                 f"the sides of an image must be multiples of {divisor}, "
-                f"not {tuple(xt.shape[-2:])}"
+                f"not {tuple(x.shape[-2:])}"
             )
-        cond = F.silu(self.time_embedding(t) + self.text_proj(text.pooled))
-        x = pixel_unshuffle(xt, self.config.patch_size)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        cond = F.silu(cond)
+        patches = pixel_unshuffle(x, self.config.patch_size)
+        h = self.conv_in(patches.contiguous(memory_format=torch.channels_last))
 
         skips = []
         for i, blocks in enumerate(self.down):
@@ -188,7 +198,7 @@ class UNet(nn.Module):
                 h = self.upsample[i - 1](h)
         y = pixel_shuffle(self.conv_out(h), self.config.patch_size)
         if self.refine is not None:
-            y = y + self.refine(torch.cat([y, xt], dim=1))
+            y = y + self.refine(torch.cat([y, x[:, :3]], dim=1))
         return y
 
 # %% ../../nbs/32_unet.ipynb #54a64937

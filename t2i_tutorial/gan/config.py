@@ -226,6 +226,25 @@ GIGAGAN_PRESETS = {
 }
 
 
+GIGAGAN_PRESETS["warm-32"] = replace(  # for images of one's own, no pre-training
+    GIGAGAN_PRESETS["cpu-32"],
+    model_config=replace(
+        GIGAGAN_PRESETS["cpu-32"].model_config,
+        diff_augment=True,
+        pretrain_steps=0,
+        discriminator_only_steps=0,
+        perceptual_decay_steps=0,
+    ),
+    train_config=replace(
+        GIGAGAN_PRESETS["cpu-32"].train_config,
+        max_steps=500,
+        warmup_steps=50,
+        flip=True,
+    ),
+    init_from="critters-32-gigagan",
+)
+
+
 def gigagan_preset(
     preset: str | Preset,
     overrides: "Mapping | Iterable[str]" = (),  # like ["train.lr=1e-3"]
