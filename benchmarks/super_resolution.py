@@ -252,7 +252,7 @@ def main(make: Callable = Bench) -> None:
     parser.add_argument("--gan", default="critters-64-gan-cascade")
     parser.add_argument("--split", default="val", choices=("val", "test"))
     parser.add_argument("--num-images", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=1000, help="of the ablation")
+    parser.add_argument("--steps", type=int, default=500, help="of the ablation")
     parser.add_argument("--level", type=float, default=0.1, help="of the sheets")
     parser.add_argument("--feature-network", default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/super-resolution"))
