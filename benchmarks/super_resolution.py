@@ -1,19 +1,23 @@
-"""What a super-resolution stage makes of small images, by augmentation level.
+"""What a super-resolution stage makes of low-resolution images, by augmentation level.
 
-    OMP_NUM_THREADS=1 python benchmarks/super_resolution.py ablation sweep sheets
-        [--cascade critters-64-cascade] [--split val] [--output FOLDER]
-    OMP_NUM_THREADS=1 python benchmarks/super_resolution.py gan --gan GAN
+    python benchmarks/super_resolution.py ablation sweep guidance larger sheets gan
+        [--cascade critters-64-cascade] [--gan GAN] [--output FOLDER]
+    python benchmarks/super_resolution.py sweep larger gan --split test
 
 `ablation` trains two stages that differ in nothing but the augmentation: one on clean
-small images, one on small images with noise. `sweep` enlarges three kinds of small
-images with interpolation and with each stage at each level and measures the results:
-`drawn` by the renderer at 32 pixels, `regenerated` by the base from those, with its
-errors (the true 64-pixel image is known for both), and `generated` from prompts, beside
-the model that was trained on 64 pixels directly. `larger` goes from 64 to 128. `sheets`
-writes images of all. `gan` adds rows of a GAN that enlarges in one pass (a stage or a
-cascade: a name, the folder of a model or of a training) to the same file, beside those
-of `sweep`, and writes sheets of both. What a file already holds is not made again.
-LPIPS is left out where its weights are not at hand (TORCH_HOME).
+low-resolution images, one on images with noise. `sweep` enlarges three kinds of images
+with interpolation and with each stage at each level and measures the results: `drawn`
+by the renderer at 64 pixels and averaged to 32, `regenerated` by the base from those,
+with its errors (the drawn 64-pixel image is known for both), and `generated` from
+prompts, beside the model that was trained on 64 pixels directly. `guidance` does the
+same with guidance and thresholding. `larger` goes from 64 to 128. `sheets` writes
+images of all. `gan` adds rows of a GAN that enlarges in one pass (a stage or a cascade:
+a name, the folder of a model or of a training), and sheets of both. Seconds are those
+of the stage alone, without the base. Levels are chosen with `--split val`; with
+`--split test` other creatures are enlarged, at the levels of the configurations only.
+What a file already holds is not made again. The recorded seconds are those of one
+thread (OMP_NUM_THREADS=1). LPIPS is left out where its weights are not at hand
+(TORCH_HOME).
 """
 
 import argparse
@@ -62,9 +66,12 @@ ABLATION = {  # what each short training changes
     "clean": ["max_aug_level=0", "aug_level=0"],
     "augmented": [],
 }
-SEED, T = 7, 300  # of the creatures; timestep to regenerate from
-PARTS = ("ablation", "sweep", "larger", "sheets", "gan")
+SEEDS = {"val": 7, "test": 70}  # of the creatures and of the noise
+T = 300  # timestep to regenerate from
+PARTS = ("ablation", "sweep", "guidance", "larger", "sheets", "gan")
 GAN_LEVELS = (0.0, 0.05, 0.1, 0.2)
+GUIDANCE = [(s, t) for s in (1.0, 2.0, 4.0) for t in ("static", "dynamic")]
+Row = tuple[str, float | None, dict]  # method, level, guidance
 
 
 def lanczos(images: Tensor, factor: int = 2) -> Tensor:
@@ -81,6 +88,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.n = options, options.num_images
+        self.seed = SEEDS[options.split]
         self.classifier = AttributeClassifier.from_pretrained()
         self.network = load_feature_network(options.feature_network)
         for name in ("cascade", "direct", "stage", "drawn", "prompts", "small"):
@@ -104,43 +112,45 @@ class Bench:
     def drawn(self, size: int) -> critters.CritterBatch:
         "The same creatures at any size."
         return critters.sample_critters(
-            self.n, size, seed=SEED, split=self.options.split
+            self.n, size, seed=self.seed, split=self.options.split
         )
 
     def prompts(self) -> list[str]:
         return [full_caption(c) for c in self.drawn(32).critters]
 
     def small(self, source: str) -> Tensor:
-        if source == "drawn":
-            return self.drawn(32).images
+        if source == "drawn":  # as in training
+            return area_downsample(self.drawn(64).images, 2)
         if source == "regenerated":
             return regenerate(
                 self.cascade().base, self.small("drawn"), self.prompts(), T
             )
         if source == "larger":
             return self.drawn(64).images
-        return self.cascade().base.sample(self.prompts(), seed=SEED)
+        return self.cascade().base.sample(self.prompts(), seed=self.seed)
 
-    def large(self, source: str, method: str, level: float | None) -> Tensor:
+    def large(
+        self, source: str, method: str, level: float | None, guidance: dict
+    ) -> Tensor:
         "What a method makes of a source."
         if method == "direct":
-            return self.direct().sample(self.prompts(), seed=SEED)
+            return self.direct().sample(self.prompts(), seed=self.seed)
         if method == "base":
-            return self.cascade().base.sample(self.prompts(), seed=SEED)  # timed
+            return self.cascade().base.sample(self.prompts(), seed=self.seed)  # timed
         small = self.small(source)
         if method in ("bilinear", "bicubic"):
             return enlarge(small, 2, method).clamp(-1, 1)
         if method == "lanczos":
             return lanczos(small)
-        stage = self.stage(method)
-        return stage.upscale(small, self.prompts(), seed=SEED, aug_level=level)
+        options = {"seed": self.seed, "aug_level": level} | guidance
+        return self.stage(method).upscale(small, self.prompts(), **options)
 
     def measure(self, source: str, images: Tensor) -> dict:
         "Against the true images where there are such, else against renders."
         if source == "generated":
             drawn, real = self.drawn(64), self.drawn(64).images
             others = critters.sample_critters(
-                self.n, 64, seed=SEED + 1, split=self.options.split
+                self.n, 64, seed=self.seed + 1, split=self.options.split
             ).images
             found = prompt_accuracy(self.classifier, images, drawn.critters, real)
             found |= measure_quality(self.network, images, others, real)
@@ -151,10 +161,9 @@ class Bench:
         psnr = 10 * (4 / mse).log10()
         found = {"psnr": psnr.mean().item(), "psnr_std": psnr.std().item()}
         found |= {"sharpness": asdict(sharpness(images, true)["sharpness"])}
-        small = area_downsample(true, 2)
-        found["rms_to_small"] = (
-            (area_downsample(images, 2) - small).square().mean().sqrt().item()
-        )
+        shrunk = area_downsample(images, 2)
+        rms = (shrunk - self.small(source)).square().mean().sqrt()
+        found["rms_to_small"] = rms.item()
         try:
             side = images.shape[-1]
             found["lpips"] = lpips_distance(images, true, size=side).mean().item()
@@ -162,28 +171,29 @@ class Bench:
             pass  # its weights are not here
         return found
 
-    def run(
-        self, path: Path, source: str, rows: list[tuple[str, float | None]]
-    ) -> None:
+    def run(self, path: Path, source: str, rows: list[Row]) -> None:
         "Measure each row that the file does not hold."
         settings = {
             "num_images": self.n,
             "split": self.options.split,
-            "seed": SEED,
+            "seed": self.seed,
             "timestep": T,
             "feature_network": self.network.name,
             "cascade": self.options.cascade,
             "direct": self.options.direct,
         }
         results = load_or_init_results(path, settings)
-        for method, level in progress_bar(rows, source):
+        for method, level, guidance in progress_bar(rows, source):
             key = f"{source}/{method}" + ("" if level is None else f"/{level:g}")
+            key += "".join(f"/{value}" for value in guidance.values())
             if key in results["runs"]:
                 continue
-            if method not in ("direct", "base"):
-                self.small(source)  # not to be counted below
+            if method == "direct":
+                self.direct()  # read before the clock runs
+            elif method != "base":
+                self.small(source)
             start = perf_counter()
-            images = self.large(source, method, level)
+            images = self.large(source, method, level, guidance)
             seconds = (perf_counter() - start) / self.n
             run = {"seconds_an_image": round(seconds, 5)}
             results["runs"][key] = run | self.measure(source, images)
@@ -203,37 +213,40 @@ def ablation(options: argparse.Namespace) -> None:
         )
 
 
-def rows_of(source: str, names: list[str]) -> list[tuple[str, float | None]]:
-    "Interpolation, then every stage at every level that it knows."
-    if names == ["gan"]:
-        return [("gan", level) for level in GAN_LEVELS]
+def rows_of(source: str, names: list[str], chosen: float | None) -> list[Row]:
+    "Interpolation, then every stage at every level that it knows, or at the chosen."
+    levels = LEVELS if chosen is None else (chosen,)
     rows = [("bilinear", None), ("bicubic", None), ("lanczos", None)]
     if source == "generated":
         rows += [("base", None), ("direct", None)]
     for name in names:
-        rows += [(name, x) for x in ((0.0,) if name == "clean" else LEVELS)]
-    return rows
+        rows += [(name, x) for x in ((0.0,) if name == "clean" else levels)]
+    return [(*row, {}) for row in rows]
 
 
 def sheets(
     bench: Bench, folder: Path, names: list[str], level: float, suffix: str = ""
 ) -> None:
     "Eight creatures a column, a method a row."
-    for source in ("drawn", "regenerated", "generated"):
+    sources = {"drawn": 64, "regenerated": 64, "generated": 64}
+    if not suffix:
+        sources["larger"] = 128
+    for source, side in sources.items():
         methods = {"small": None, "bilinear": None, "lanczos": None}
         own = {"clean": 0.0, "gan": None}  # None: the level of its configuration
-        methods |= {name: own.get(name, level) for name in names}
+        stages = names[-1:] if source == "larger" else names
+        methods |= {name: own.get(name, level) for name in stages}
         methods |= {"direct": None} if source == "generated" else {"true": None}
         rows = []
         for method, value in methods.items():
             if method == "true":
-                images = bench.drawn(64).images
+                images = bench.drawn(side).images
             elif method == "small":
                 images = enlarge(bench.small(source), 2, "nearest")
             else:
-                images = bench.large(source, method, value)
-            rows.append(images[:8])
-        grid = make_grid(torch.cat(rows), columns=8)
+                images = bench.large(source, method, value, {})
+            rows.append(images[: 512 // side])
+        grid = make_grid(torch.cat(rows), columns=512 // side)
         texts = {"methods": ", ".join(methods), "aug_level": f"{level:g}"}
         save_annotated_png(folder / f"{source}{suffix}.png", grid, **texts)
 
@@ -253,7 +266,8 @@ def main(make: Callable = Bench) -> None:
     parser.add_argument("--split", default="val", choices=("val", "test"))
     parser.add_argument("--num-images", type=int, default=256)
     parser.add_argument("--steps", type=int, default=500, help="of the ablation")
-    parser.add_argument("--level", type=float, default=0.1, help="of the sheets")
+    parser.add_argument("--level", type=float, default=0.1, help="the chosen one")
+    parser.add_argument("--gan-level", type=float, default=0.05, help="the GAN's")
     parser.add_argument("--feature-network", default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/super-resolution"))
     output = RESULTS_DIR / "critters-64-cascade"
@@ -263,27 +277,31 @@ def main(make: Callable = Bench) -> None:
     if "ablation" in options.parts:
         ablation(options)
     names = part_of_training(options)
+    on_test = options.split == "test"
     path = options.output / f"super-resolution-{options.split}.json"
+    sources, bench = ("drawn", "regenerated", "generated"), make(options)
     if "sweep" in options.parts:
-        bench = make(options)
-        for source in ("drawn", "regenerated", "generated"):
-            bench.run(path, source, rows_of(source, names))
+        for source in sources:
+            rows = rows_of(source, names, options.level if on_test else None)
+            bench.run(path, source, rows)
+    if "guidance" in options.parts:
+        keys = ("guidance_scale", "thresholding")
+        rows = [("recorded", options.level, dict(zip(keys, g))) for g in GUIDANCE]
+        bench.run(path, "generated", rows)
     if "gan" in options.parts:
-        bench = make(options)
-        for source in ("drawn", "regenerated", "generated"):
-            bench.run(path, source, rows_of(source, ["gan"]))
+        levels = (options.gan_level,) if on_test else GAN_LEVELS
+        for source in sources:
+            bench.run(path, source, [("gan", level, {}) for level in levels])
     if "larger" in options.parts:
-        options.num_images = min(64, options.num_images)
-        larger = options.output / f"larger-{options.split}.json"
+        few = make(argparse.Namespace(**vars(options) | {"num_images": 64}))
         rows = [("bilinear", None), ("lanczos", None), ("recorded", 0.0)]
-        make(options).run(larger, "larger", [*rows, ("recorded", options.level)])
+        rows = [(*row, {}) for row in [*rows, ("recorded", options.level)]]
+        few.run(options.output / f"larger-{options.split}.json", "larger", rows)
+    few = make(argparse.Namespace(**vars(options) | {"num_images": 8}))
     if "sheets" in options.parts:
-        options.num_images = 8
-        sheets(make(options), options.output, names, options.level)
-    if "gan" in options.parts:
-        options.num_images = 8
-        both = ["recorded", "gan"]
-        sheets(make(options), options.output, both, options.level, "-gan")
+        sheets(few, options.output, names, options.level)
+    if "gan" in options.parts and not on_test:
+        sheets(few, options.output, ["recorded", "gan"], options.level, "-gan")
 
 
 if __name__ == "__main__":

@@ -81,11 +81,15 @@ def regenerate(
     model: Imagen,
     images: Float[Tensor, "b 3 s s"],  # of the model's size, in [-1, 1]
     prompts: Sequence[str],  # what they show
-    t: int = 300,  # timestep, 0 <= t < T: the later, the more is invented
+    t: int = 300,  # timestep, 0 <= t < T: the later, the more changes
     num_steps: int = 6,  # of the sampler
     seed: int = 0,  # with the prompts it determines the noise
 ) -> Float[Tensor, "b 3 s s"]:
-    "Add noise up to timestep `t`, then denoise: the images with the model's errors."
+    """Add noise up to timestep `t`, then denoise: the images with the model's errors.
+
+    SDEdit (Meng et al. 2022). Raises `UserError` for a timestep that there is not.
+    """
+    check_whole_number("t", t, 0, len(model.schedule) - 1)
     generators = prompt_generators(prompts, seed)
     eps = randn_per_prompt(generators, images.shape[1:], model.device)
     times = torch.full((len(images),), t, device=model.device)
@@ -125,7 +129,7 @@ class SuperResolutionUNet(UNet):
         pixels = 3 * config.patch_size**2
         self.conv_in = nn.Conv2d(2 * pixels, config.channels[0], 3, padding=1)
         self.aug_embedding = TimestepEmbedding(config.cond_dim)
-        self.shortcut = nn.Linear(config.cond_dim, 2)  # weights of both images
+        self.shortcut = nn.Linear(config.cond_dim, 2)  # a and b: weights of both images
         nn.init.zeros_(self.shortcut.weight)
         nn.init.zeros_(self.shortcut.bias)
         self.to(memory_format=torch.channels_last)
@@ -139,10 +143,14 @@ class SuperResolutionUNet(UNet):
         t: Int[Tensor, " b"],  # timesteps
         text: TextEmbedding,  # one text for each image
         low_res: Float[Tensor, "b 3 h w"],  # from `prepare_low_res`
-        aug_level: Float[Tensor, " b"],  # the levels that it was prepared with
+        aug_level: Float[Tensor, " b"],  # it was prepared with these, in [0, 1]
     ) -> Float[Tensor, "b 3 h w"]:
-        "A weighted sum of both images, and what the U-Net adds to it."
-        cond = self.time_embedding(t) + self.aug_embedding(1000 * aug_level)
+        """A weighted sum of both images, and what the U-Net adds to it.
+
+        Raises `UserError` for sides that are no multiples of `config.size_divisor`.
+        """
+        cond = self.time_embedding(t)  # made for numbers from 0 to 1,000
+        cond = cond + self.aug_embedding(1000 * aug_level)
         a, b = rearrange(self.shortcut(F.silu(cond)), "b two -> two b 1 1 1")
         cond = cond + self.text_proj(text.pooled)
         y = self.predict(torch.cat([xt, low_res], dim=1), cond, text)
@@ -154,8 +162,8 @@ class SuperResolutionConfig(ImagenConfig):
     "All settings of a super-resolution stage; raises `UserError` if they do not fit."
 
     size: int = 64  # pixels of a side of the result
-    shift_snr: bool = False  # the small image says the rest, whatever the size
-    guidance_scale: float = 1.0  # the image counts more than the text
+    shift_snr: bool = False  # the layout is in the condition
+    guidance_scale: float = 1.0  # in sampling, 1: no guidance
     low_res_size: int = 32  # pixels of a side of the small image
     max_aug_level: float = 0.5  # in training each image has a level from 0 to this
     aug_level: float = 0.1  # in sampling, where none is given
@@ -230,7 +238,7 @@ class SuperResolution(TextToImage):
         rng: torch.Generator,  # on the CPU, the only source of randomness
         phase: str = "model",  # there is only this one
     ) -> dict[str, Float[Tensor, ""]]:  # "loss" to minimise, "mse" unweighted
-        "As for `Imagen`, with the shrunken images, spoilt by noise, as a condition."
+        "As for `Imagen`, with the shrunken images with noise as the condition."
         config, b = self.config, len(batch.captions)
         x0 = batch.images.to(self.device)
         t = stratified_timesteps(b, config.num_timesteps, rng).to(x0.device)
@@ -267,11 +275,14 @@ class SuperResolution(TextToImage):
         config, factor = self.config, self.config.factor
         images = check_low_res(images)
         check_whole_number("batch_size", batch_size, 1)
-        words = [""] * len(images) if prompts is None else prompts
+        words = [""] * len(images)
         if prompts is not None:
             words = self.validate_prompts(prompts, batch_size)
         if len(words) != len(images):
-            raise UserError(f"{len(images)} images need as many prompts, not {words}")
+            raise UserError(
+                f"{len(images)} images need as many prompts, not {len(words)}; give "
+                "one for each, or None"
+            )
         level = config.aug_level if aug_level is None else aug_level
         level = config.check_aug_level(level)
         if guidance_scale is not None:
@@ -280,7 +291,8 @@ class SuperResolution(TextToImage):
         if prompts is None:  # nothing to follow more closely
             guidance = replace(guidance, guidance_scale=1.0)
         generators = prompt_generators(words, stage_seed(seed), share_noise)
-        (h, w), images = images.shape[-2:], self._pad(images).to(self.device)
+        h, w = images.shape[-2:]
+        images = self._pad(images).to(self.device)
         shape = (3, *(factor * side for side in images.shape[-2:]))
         steps = config.num_steps if num_steps is None else num_steps
         enlarged = []
@@ -339,7 +351,7 @@ class SuperResolution(TextToImage):
     ) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:  # images, their prompts
         "For the Trainer's log: always the same images, enlarged with the same noise."
         if self.sample_images is None:
-            raise UserError("no sample_images to enlarge")
+            raise UserError("no sample_images to enlarge; set them, and sample_prompts")
         prompts = list(self.sample_prompts)
         return self.upscale(self.sample_images, prompts), prompts
 
@@ -347,16 +359,24 @@ class SuperResolution(TextToImage):
 def check_low_res(images) -> Float[Tensor, "b 3 h w"]:
     "Images that can be enlarged; raises `UserError`."
     shape = tuple(getattr(images, "shape", ()))
-    if len(shape) != 4 or shape[1] != 3 or not min(shape):
+    is_tensor = isinstance(images, Tensor)
+    if not is_tensor or len(shape) != 4 or shape[1] != 3 or not min(shape):
         raise UserError(
-            f"images to enlarge are a tensor of shape (b, 3, h, w), not {shape}"
+            "images to enlarge are a tensor of shape (b, 3, h, w), not "
+            f"{type(images).__name__} of shape {shape}"
         )
     check_low_res_size(*shape[:1:-1])
-    if not images.is_floating_point() or not images.isfinite().all():
-        raise UserError("images to enlarge must be finite numbers in [-1, 1]")
+    if not images.is_floating_point():
+        raise UserError(
+            f"images to enlarge hold floats in [-1, 1], not {images.dtype}; convert "
+            "bytes with from_uint8"
+        )
+    if wrong := int((~images.isfinite()).sum()):
+        raise UserError(f"{wrong} values of the images to enlarge are not finite")
     if images.abs().max() > 1.001:
         raise UserError(
-            f"images to enlarge must lie in [-1, 1], not up to {images.abs().max():g}"
+            "images to enlarge must lie in [-1, 1], not in "
+            f"[{images.min():g}, {images.max():g}]; rescale them"
         )
     return images
 
@@ -510,12 +530,12 @@ class CascadeConfig:
         if base.size != stage.low_res_size:
             raise UserError(
                 f"the stage enlarges {stage.low_res_size} pixels and its base "
-                f"generates {base.size}; choose a base of that size"
+                f"generates {base.size}; choose a base of {stage.low_res_size} pixels"
             )
         if base.text_encoder != stage.text_encoder:
             raise UserError(
                 f"the stage reads {stage.text_encoder!r} and its base "
-                f"{base.text_encoder!r}; both need the same text encoder"
+                f"{base.text_encoder!r}; train the stage with the text encoder of its base"
             )
 
     @property
@@ -525,22 +545,22 @@ class CascadeConfig:
 
     @property
     def text_encoder(self) -> str:
-        "Of both stages."
+        "The name of the encoder that both stages use."
         return self.base.text_encoder
 
     @property
     def guidance_scale(self) -> float:
-        "Of the base."
+        "The guidance scale of the base."
         return self.base.guidance_scale
 
     @property
     def num_steps(self) -> int:
-        "Of the base's sampler."
+        "Steps of the base's sampler."
         return self.base.num_steps
 
     @property
     def aug_level(self) -> float:
-        "Of the stage."
+        "The augmentation level of the stage in sampling."
         return self.super_resolution.aug_level
 
 # %% ../../nbs/37_super_resolution.ipynb #15de18c0
@@ -570,8 +590,9 @@ class Cascade(TextToImage):
             if not isinstance(stage, kind):
                 found = getattr(stage, "model_type", type(stage).__name__)
                 raise UserError(
-                    "a cascade has an imagen as its base and a super-resolution stage; "
-                    f"{found} is no {kind.model_type}"
+                    f"a cascade has an imagen as its base and a {cls.stage_class.model_type}"
+                    f" stage; {found} is no {kind.model_type}; t2i train "
+                    f"{kind.model_type} makes one"
                 )
         config = cls.config_class(base.config, super_resolution.config)
         model = cls(config, base.encoder)
@@ -587,7 +608,7 @@ class Cascade(TextToImage):
 
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str],  # one for each image
         guidance_scale: float | None = None,  # of the base
         num_steps: int | None = None,  # of both samplers, else the configuration's
         sampler: str = "dpmpp-2m",  # of both: or "ddim", "ddpm"
@@ -598,7 +619,7 @@ class Cascade(TextToImage):
         share_noise: bool = False,  # the same noise for different prompts
         **guidance,  # of the base: other fields of `GuidanceConfig`
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
-        "Generate small images, then enlarge them; raises `UserError` for bad values."
+        "Generate with the base, then enlarge; raises `UserError` for bad values."
         stage = self.super_resolution
         if aug_level is not None:  # before the base spends its time
             stage.config.check_aug_level(aug_level)
