@@ -262,7 +262,7 @@ def main(make: Callable = Bench) -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--cascade", default="critters-64-cascade")
     parser.add_argument("--direct", default="critters-64")
-    parser.add_argument("--gan", default="critters-64-gan-cascade")
+    parser.add_argument("--gan", default="critters-64-gan-upsampler")
     parser.add_argument("--split", default="val", choices=("val", "test"))
     parser.add_argument("--num-images", type=int, default=256)
     parser.add_argument("--steps", type=int, default=500, help="of the ablation")

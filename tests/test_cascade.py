@@ -161,7 +161,7 @@ class Spy:
 def test_one_function_prepares_the_condition_in_training_and_in_sampling(
     batch, monkeypatch
 ):
-    "MI-2, IP-1: the same image, level and noise give the network the same condition."
+    "MI-2: the same image, level and noise give the network the same condition."
     model = perturbed()
     spy = Spy(model, monkeypatch)
     model.training_losses(batch, seeded_generator(0))

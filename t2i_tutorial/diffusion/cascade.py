@@ -535,7 +535,7 @@ class CascadeConfig:
         if base.text_encoder != stage.text_encoder:
             raise UserError(
                 f"the stage reads {stage.text_encoder!r} and its base "
-                f"{base.text_encoder!r}; train the stage with the text encoder of its base"
+                f"{base.text_encoder!r}; train the stage with its base's"
             )
 
     @property
@@ -590,9 +590,9 @@ class Cascade(TextToImage):
             if not isinstance(stage, kind):
                 found = getattr(stage, "model_type", type(stage).__name__)
                 raise UserError(
-                    f"a cascade has an imagen as its base and a {cls.stage_class.model_type}"
-                    f" stage; {found} is no {kind.model_type}; t2i train "
-                    f"{kind.model_type} makes one"
+                    "a cascade has an imagen as its base and a "
+                    f"{cls.stage_class.model_type} stage; {found} is no "
+                    f"{kind.model_type}; t2i train {kind.model_type} makes one"
                 )
         config = cls.config_class(base.config, super_resolution.config)
         model = cls(config, base.encoder)

@@ -407,8 +407,15 @@ class GANUpsampler(TextToImage):
         low_res = prepare_low_res(small, 1, level, eps)
         return self.generator(low_res, level, z, text)
 
-    def discriminator_loss(self, real, fake, text, captions, rng) -> dict[str, Tensor]:
-        "Logits of true and of enlarged images, matched and not; sometimes R1 and R2."
+    def discriminator_loss(
+        self,
+        real: list[Float[Tensor, "b 3 _ _"]],  # at `config.sizes`, in [-1, 1]
+        fake: list[Float[Tensor, "b 3 _ _"]],  # generated, of the same sizes
+        text: TextEmbedding,  # one for each image
+        captions: Sequence[str],
+        rng: torch.Generator,  # on the CPU: which captions are mismatched
+    ) -> dict[str, Float[Tensor, ""]]:  # "loss", and numbers for the log
+        "Logits of matched and mismatched pairs ({eq}`eq-gigagan-d`); at times R1, R2."
         c, D = self.config, self.discriminator
         relativistic = c.adversarial_loss == "relativistic"
         r1_weight = 0.0
@@ -453,8 +460,19 @@ class GANUpsampler(TextToImage):
         logits_sum = torch.stack(logits).mean(0).sum()
         return zero_centered_gradient_penalty(logits_sum, scored)
 
-    def generator_loss(self, real, fake, small, text, rng) -> dict[str, Tensor]:
-        "{eq}`eq-gan-upsampler-loss`; without a text the first term is left out."
+    def generator_loss(
+        self,
+        real: list[Float[Tensor, "b 3 _ _"]],  # at `config.sizes`, in [-1, 1]
+        fake: list[Float[Tensor, "b 3 _ _"]],  # generated, of the same sizes
+        small: Float[Tensor, "b 3 h w"],  # the low-resolution images, clean
+        text: TextEmbedding | None,
+        rng: torch.Generator,  # on the CPU: where the crop is
+    ) -> dict[str, Float[Tensor, ""]]:  # "loss", and numbers for the log
+        """{eq}`eq-gan-upsampler-loss`.
+
+        Without a text, in the pre-training: no adversarial term, and a weight of 1 for
+        the perceptual distance.
+        """
         c, D = self.config, self.discriminator
         weight = 1.0 if text is None else self.perceptual_weight
         consistency = (area_downsample(fake[-1], c.factor) - small).abs().mean()
@@ -527,13 +545,18 @@ class GANUpsampler(TextToImage):
         if prompts is not None:
             words = self.validate_prompts(prompts, batch_size)
         if len(words) != len(images):
-            raise UserError(f"{len(images)} images need as many prompts, not {words}")
+            raise UserError(
+                f"{len(images)} images need as many prompts, not {len(words)}; give "
+                "one for each, or None"
+            )
         level = c.check_aug_level(c.aug_level if aug_level is None else aug_level)
         generators = prompt_generators(words, stage_seed(seed), share_noise)
 
-        m, (h, w) = c.generator.size_divisor, images.shape[-2:]
+        m = c.generator.size_divisor
+        h, w = images.shape[-2:]
         images = F.pad(images, (0, -w % m, 0, -h % m), mode="replicate")
-        images, enlarged = images.to(self.device), []
+        images = images.to(self.device)
+        enlarged = []
         starts = range(0, len(images), batch_size)
         for i in progress_bar(starts, "upscaling") if show_progress else starts:
             part = slice(i, i + batch_size)
@@ -560,7 +583,7 @@ class GANUpsampler(TextToImage):
     ) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:  # images, their prompts
         "For the Trainer's log: always the same images, enlarged with the same noise."
         if self.sample_images is None:
-            raise UserError("no sample_images to enlarge")
+            raise UserError("no sample_images to enlarge; set them, and sample_prompts")
         prompts = list(self.sample_prompts)
         return self.upscale(self.sample_images, prompts), prompts
 
@@ -713,7 +736,7 @@ class GANCascade(Cascade):
 
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str],  # one for each image
         seed: int = 0,  # with the prompt it determines the noise of both stages
         aug_level: float | None = None,  # of the stage, else the configuration's
         show_progress: bool = False,  # a bar for each stage
