@@ -7,6 +7,7 @@ __all__ = ['MultiHeadAttention', 'SelfAttention2d', 'CrossAttention2d', 'attenti
            'L2SelfAttention2d']
 
 # %% ../nbs/08_attention.ipynb #92d768cf
+#| code-fold: true
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange

@@ -10,6 +10,7 @@ __all__ = ['PICKLE_SUFFIXES', 'CHECKPOINT_VERSION', 'LOCK_FILE', 'flatten_optimi
            'Checkpointer']
 
 # %% ../nbs/13_checkpoints.ipynb #2f0b51ae
+#| code-fold: true
 import hashlib
 import json
 import os

@@ -461,8 +461,8 @@ def slider_grid(
             "give one frame for each combination"
         )
     shape = {
-        "layout": {"width": "26em", "max_width": "95%"},
-        "style": {"description_width": "7em"},
+        "layout": {"width": "28em", "max_width": "95%"},
+        "style": {"description_width": f"{max(map(len, axes), default=0) + 2}ch"},
     }
     sliders = [
         widgets.SelectionSlider(options=list(labels), description=name, **shape)

@@ -9,6 +9,7 @@ __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'cr
            'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
+#| code-fold: true
 import json
 import os
 import re

@@ -8,6 +8,7 @@ __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'pro
            'captions_digest', 'recorded_training_images', 'load_model']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
+#| code-fold: true
 import hashlib
 import json
 import os

@@ -8,6 +8,7 @@ __all__ = ['Images', 'Times', 'Tokens', 'NANO_VOCABULARY', 'MAX_TOKENS', 'to_wor
            'guided_velocity', 'sample_nano', 'load_nano', 'nano_main']
 
 # %% ../nbs/04_nano.ipynb #117f78a7
+#| code-fold: true
 import argparse
 import re
 import sys
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 
 from . import core, critters
 
+# %% ../nbs/04_nano.ipynb #71b4c9cb
 Images = Float[Tensor, "b 3 h w"]  # colours from -1 to 1, also noise and velocities
 Times = Float[Tensor, " b"]  # from 0 (the image) to 1 (pure noise)
 Tokens = Int[Tensor, "b n"]  # indices of words in the vocabulary
 
-# %% ../nbs/04_nano.ipynb #71b4c9cb
 NANO_VOCABULARY = ("<pad>", "<start>", *critters.VOCABULARY)
 MAX_TOKENS = 24  # of a caption, with <start>
 

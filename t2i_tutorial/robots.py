@@ -7,6 +7,7 @@ __all__ = ['ROBOT_ATTRIBUTES', 'Robot', 'sample_robots', 'render_robots', 'robot
            'square_error']
 
 # %% ../nbs/43_your_images.ipynb #22f92be9
+#| code-fold: true
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

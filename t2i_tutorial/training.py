@@ -11,6 +11,7 @@ __all__ = ['RESUME_MUTABLE_FIELDS', 'TinyDenoiser', 'step_rng', 'check_finite', 
            'Trainer']
 
 # %% ../nbs/14_training.ipynb #a2b534d2
+#| code-fold: true
 import importlib.util
 import json
 import os

@@ -295,6 +295,35 @@ def test_a_slider_changes_the_picture_with_no_kernel_and_no_network(
     assert page.problems == []
 
 
+@pytest.mark.parametrize(
+    "chapter", ["nbs/01_images", "nbs/03_critters", "nbs/38_guidance_scale"]
+)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_labels_of_sliders_are_not_cut(page, book_address, chapter, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    open_page(page, book_address, chapter)
+    page.locator(".widget-label").first.wait_for(timeout=15000)
+    labels = page.evaluate(
+        "() => [...document.querySelectorAll('.widget-label, .widget-readout')]"
+        ".map(e => [e.textContent, e.scrollWidth, e.clientWidth])"
+    )
+    assert labels and not [text for text, need, has in labels if need > has]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_number_and_its_unit_stand_in_one_line(page, book_address, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    open_page(page, book_address, "nbs/index")
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('article td p, article td')]
+      .filter(e => /^\\d+\\s(min|s|%)$/.test(e.textContent.trim()))
+      .flatMap(e => [...e.childNodes]).filter(n => n.nodeType === 3 && n.data.trim())
+      .map(n => { const r = document.createRange(); r.selectNodeContents(n);
+        return [n.data, r.getClientRects().length] })"""
+    )
+    assert len(found) > 40 and not [text for text, lines in found if lines > 1]
+
+
 def test_sliders_do_not_blur_pixels(page, book_address):
     open_page(page, book_address, "nbs/01_images")
     page.locator(".widget-image").first.wait_for(state="attached", timeout=15000)

@@ -227,6 +227,8 @@ def test_explore_links_every_stack():
         len(inner.children) == 3 for inner in outer.children
     )
     assert a.options == ("1", "2") and b.options == ("x", "y", "z")
+    longer = core.slider_grid(frames[:1], {"guidance scale": ["1"]}).children[1]
+    assert longer.style.description_width == "16ch" != a.style.description_width
     with pytest.raises(UserError, match="6 frames for 2 x 2"):
         core.slider_grid(frames, {"a": ["1", "2"], "b": ["x", "y"]})
 

@@ -116,6 +116,80 @@ def test_no_chapter_has_more_than_sixty_cells(path):
     assert len(json.loads(path.read_text(encoding="utf-8"))["cells"]) <= 60
 
 
+# what a cell of imports may do besides, with nothing in it to read
+SET_UP = re.compile(
+    r"set_plot_style\(\)|\w+\.disable_progress_bars?\(\)|seed_everything\(\d+\)|"
+    r"\w+ = (Path\(tempfile\.mkdtemp\(\)\)|Path\(\w+\.name\)|"
+    r"(tempfile\.)?TemporaryDirectory\(.*\))"
+)
+
+
+def shown_open(source: str) -> bool:
+    "Whether a page shows the code of a cell before a click."
+    return not re.search(r"^#\| (code-fold|hide|echo: false)", source, re.M)
+
+
+def statements(source: str) -> list[ast.stmt]:
+    "The top-level statements of a cell; magics count as one that does nothing."
+    return ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)).body
+
+
+def import_fault(source: str) -> str | None:
+    "What is wrong with a cell of at least four lines of imports."
+    if re.search(r"^#\| (hide|echo: false)", source, re.M):
+        return None
+    kinds, rest, lines = (ast.Import, ast.ImportFrom), [], 0
+    for node in statements(source):
+        if isinstance(node, kinds):
+            lines += node.end_lineno - node.lineno + 1
+        elif not SET_UP.fullmatch(ast.unparse(node)):
+            rest.append(ast.unparse(node))
+    if lines < 4:
+        return None
+    if rest:
+        return f"{lines} lines of imports share a cell with: {rest[0]}"
+    return f"{lines} lines of imports are not folded" if shown_open(source) else None
+
+
+def only_draws(source: str) -> bool:
+    "Whether all statements of a cell draw one figure, and none asserts anything."
+    nodes, drawing = statements(source), {"plt"}
+    if any(isinstance(n, ast.Assert) for node in nodes for n in ast.walk(node)):
+        return False
+    for node in nodes:
+        names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+        if not drawing & {n.id for n in names}:
+            return False
+        drawing |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    return bool(nodes)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_imports_are_folded_and_stand_alone(path):
+    "`#| code-fold: true` folds; `#| export` stays beside it."
+    faults = [f for source in cells(path, "code") if (f := import_fault(source))]
+    assert not faults, faults
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_long_code_that_only_draws_is_folded(path):
+    for source in filter(shown_open, cells(path, "code")):
+        code = [s for s in source.splitlines() if s.strip() and not s.startswith("#")]
+        assert len(code) <= 8 or not only_draws(source), source
+
+
+def test_open_imports_and_open_drawing_are_found():
+    four = "import a\nfrom b import (\n    c,\n)\n"
+    assert "not folded" in import_fault(four)
+    assert "not folded" in import_fault("#| export\n" + four + "set_plot_style()")
+    assert "x = 1" in import_fault("#| code-fold: true\n" + four + "x = 1")
+    assert not import_fault("#| export\n#| code-fold: true\n" + four)
+    assert not import_fault("import a\nx = 1") and not import_fault("#| hide\n" + four)
+    figure = "f, axes = plt.subplots(2)\nfor ax in axes:\n    ax.plot(y)\nax.legend()"
+    assert only_draws(figure) and not only_draws("y = train()\n" + figure)
+    assert not only_draws(figure + "\nassert axes")
+
+
 def smallest_letters(source: str) -> float:
     """Pixels, as shown, of the smallest letters that a cell's figure asks for.
 

@@ -7,6 +7,7 @@ __all__ = ['timestep_embedding', 'TimestepEmbedding', 'ResidualBlock', 'pixel_un
            'Upsample']
 
 # %% ../../nbs/31_unet_blocks.ipynb #9692db48
+#| code-fold: true
 import math
 
 import torch

@@ -7,6 +7,7 @@ __all__ = ['THRESHOLDING_MODES', 'apply_cfg', 'predict_cond_uncond', 'static_thr
            'GuidanceConfig', 'guided_denoiser']
 
 # %% ../../nbs/33_guidance.ipynb #c761f06c
+#| code-fold: true
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -8,6 +8,7 @@ __all__ = ['NOISE_SCHEDULES', 'PREDICTION_TYPES', 'LOSS_WEIGHTINGS', 'linear_alp
            'prediction_target', 'x0_from_prediction', 'loss_weight']
 
 # %% ../../nbs/30_noise.ipynb #56506516
+#| code-fold: true
 from dataclasses import dataclass
 from math import pi
 

@@ -6,6 +6,7 @@
 __all__ = ['SAMPLERS', 'ddim_step', 'sampling_timesteps', 'ddpm_step', 'dpmpp_2m_step', 'iter_sampling', 'run_sampler']
 
 # %% ../../nbs/34_samplers.ipynb #de400fd8
+#| code-fold: true
 from collections.abc import Callable, Iterator
 from math import inf, log, sqrt
 

@@ -6,6 +6,7 @@
 __all__ = ['UNetConfig', 'UNetBlock', 'UNet', 'patch_grid_power', 'flops_by_level']
 
 # %% ../../nbs/32_unet.ipynb #7ece2886
+#| code-fold: true
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 

@@ -9,6 +9,7 @@ __all__ = ['CLASSIFIED_ATTRIBUTES', 'CLASSIFIER_PRESETS', 'ROBUSTNESS_CASES', 'C
            'predict_attributes', 'evaluate_classifier', 'save_classifier_run', 'compare_with_labels']
 
 # %% ../../nbs/10_classifier.ipynb #0d356089
+#| code-fold: true
 import math
 import os
 import time

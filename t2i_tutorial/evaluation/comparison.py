@@ -6,6 +6,7 @@
 __all__ = ['mcnemar', 'paired_bootstrap', 'Difference', 'Comparison', 'compare_images', 'compare_prompts', 'comparison_sheet']
 
 # %% ../../nbs/12b_comparison.ipynb #0449caf1
+#| code-fold: true
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

@@ -9,6 +9,7 @@ __all__ = ['Metric', 'proportion', 'chance_accuracy', 'extract_features', 'frech
            'silhouette', 'pose_spread', 'measure_variety', 'nearest_neighbours', 'memorisation_rate']
 
 # %% ../../nbs/11_distances.ipynb #0ec7d825
+#| code-fold: true
 import math
 import socket
 import warnings

@@ -7,6 +7,7 @@ __all__ = ['logistic_d_loss', 'nonsaturating_g_loss', 'minimax_g_loss', 'zero_ce
            'generator_step', 'ToyGenerator', 'ToyDiscriminator', 'diff_augment']
 
 # %% ../../nbs/05_first_gan.ipynb #f27aa96a
+#| code-fold: true
 from collections.abc import Callable, Sequence
 
 import torch

@@ -7,6 +7,7 @@ __all__ = ['LEAST_SHARE', 'styles', 'style_variance_shares', 'swap_effects', 'di
            'text_discrimination_accuracy', 'generator_diagnostics', 'lost_inputs']
 
 # %% ../../nbs/24c_gan_instruments.ipynb #578e4490
+#| code-fold: true
 from collections.abc import Sequence
 
 import torch

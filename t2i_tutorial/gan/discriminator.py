@@ -7,6 +7,7 @@ __all__ = ['interaction_residual', 'TextHead', 'image_pyramid', 'DiscriminatorBl
            'DiscriminatorConfig', 'DiscriminatorOutput', 'TextToStyle', 'Discriminator']
 
 # %% ../../nbs/23_discriminator.ipynb #e7ebed65
+#| code-fold: true
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields

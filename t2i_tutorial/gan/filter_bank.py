@@ -6,6 +6,7 @@
 __all__ = ['FilterBankConv2d', 'effective_num_kernels', 'kernel_information']
 
 # %% ../../nbs/21_filter_bank.ipynb #3cbe3d71
+#| code-fold: true
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -7,6 +7,7 @@ __all__ = ['normalize_2nd_moment', 'MappingNetwork', 'TextAttentionLayers', 'ups
            'Generator', 'kernel_weights_by_layer', 'slerp']
 
 # %% ../../nbs/22_generator.ipynb #d2eb5452
+#| code-fold: true
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 

@@ -6,6 +6,7 @@
 __all__ = ['GigaGAN', 'train_gigagan', 'caption_attributes', 'init_gigagan_from_smaller']
 
 # %% ../../nbs/25_gigagan.ipynb #28629fca
+#| code-fold: true
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,6 +6,7 @@
 __all__ = ['nearest_latents']
 
 # %% ../../nbs/24d_imle.ipynb #7d80c4e8
+#| code-fold: true
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float

@@ -10,6 +10,7 @@ __all__ = ['mean_over_heads', 'multihead_logistic_d_loss', 'multihead_logistic_g
            'conditional_relativistic_d_loss']
 
 # %% ../../nbs/24_gan_losses.ipynb #4d7a0508
+#| code-fold: true
 import re
 from collections.abc import Callable, Hashable, Sequence
 from copy import deepcopy

@@ -6,6 +6,7 @@
 __all__ = ['scaled_leaky_relu', 'EqualLinear', 'EqualConv2d', 'modulated_conv2d', 'ModulatedConv2d', 'ToRGB']
 
 # %% ../../nbs/20_modulated_conv.ipynb #e725f822
+#| code-fold: true
 import math
 
 import torch
