@@ -1,24 +1,29 @@
 """What leaves Python: networks, tables and tokenizers against the originals."""
 
+import html
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import warnings
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from t2i_tutorial import cli, critters, playground
-from t2i_tutorial.core import UserError, clean_text, load_json, save_json
+from t2i_tutorial.core import UserError, clean_text, load_json, save_json, to_pil
 from t2i_tutorial.diffusion.imagen import Imagen, imagen_preset
 from t2i_tutorial.diffusion.noise import make_noise_schedule
 from t2i_tutorial.diffusion.samplers import SAMPLERS, run_sampler
-from t2i_tutorial.evaluation.classifier import AttributeClassifier
+from t2i_tutorial.evaluation.classifier import AttributeClassifier, predict_attributes
 from t2i_tutorial.hub import load_model, prompt_generators, randn_per_prompt
 from t2i_tutorial.playground import (
     ExportedModel,
@@ -382,22 +387,258 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch, tmp_path
 # ---- the controls in a notebook
 
 
-def test_show_draws_and_says_what_is_wrong():
-    box = playground.show()
-    prompt, model, _, _, steps, _, psi, row, message, image = box.children
-    draw = row.children[0]
-    for wrong, words in (("", "empty"), ("x" * 1001, "1001 characters")):
-        prompt.value = wrong
-        draw.click()
-        assert words in message.value and not draw.disabled
-    prompt.value, steps.value = "a <b>wyvern</b>", 1
+@pytest.fixture
+def play():
+    return playground.Playground()
+
+
+def pictures(shown):
+    "The images of what a widget shows, as pixels (h, w, 3)."
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', shown.value)
+    return [np.asarray(Image.open(BytesIO(b64decode(f)))).astype(int) for f in found]
+
+
+def drawn(play, name="critters-32"):
+    "The image on a model's card, as pixels."
+    return pictures(play.cards[name].children[0])[0]
+
+
+def close(a, b):
+    "Whether two images differ by rounding at most."
+    return np.abs(a - b).max() <= 1
+
+
+def as_pixels(image):
+    "A model's image as `pictures` gives it."
+    return np.asarray(to_pil(image)).astype(int)
+
+
+def test_show_is_the_playground_and_draws_with_both_models():
+    view = playground.show()
+    prompt, model = view.children[0], view.children[2]
+    draw, bar = view.children[5].children
+    assert prompt.value == PROMPT and model.value == playground.Playground.ALL
     draw.click()
-    assert "wyvern" in message.value and "<b>" not in message.value
-    assert image.value[:4] == b"\x89PNG"
-    model.value = "critters-32-gigagan"
-    prompt.value = "a red cat"
-    draw.click()
-    assert message.value == "<p></p>" and row.children[1].value == 1
-    whole, psi.value = image.value, 0.0
-    draw.click()
-    assert image.value != whole
+    assert bar.value == bar.max == 21 and not draw.disabled
+    assert len(view.children[7].children) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("x" * 1001, "1001 characters"),
+        ("\ud800 cat", "retype it"),
+    ],
+)
+def test_a_prompt_that_cannot_be_drawn_is_one_line(play, wrong, words):
+    play.prompt.value = wrong
+    play.draw_button.click()
+    assert words in play.message.value and "\n" not in play.message.value
+    assert not play.results.children and not play.draw_button.disabled
+
+
+@pytest.mark.parametrize("odd", ["x" * 500, "a red cat 🐉🔥", "🐉", "<b>wyvern</b>"])
+def test_an_odd_prompt_is_drawn_and_what_is_unknown_is_said(play, odd):
+    play.prompt.value, play.num_steps.value = odd, 1
+    play.draw_button.click()
+    assert len(play.results.children) == 2
+    said = play.message.value
+    assert "\n" not in said and "<b>" not in said
+    assert ("not trained on" in said) == ("x" in odd or "wyvern" in odd)
+    assert ("tokens are read" in said) == (len(odd) > 400)
+    assert "<b>" not in play.cards["critters-32"].children[0].value
+
+
+def test_a_model_that_is_not_there_is_one_line():
+    play = playground.Playground(["critters-23"])
+    assert "critters-32" in play.message.value
+    play.message.value = ""
+    play.draw_button.click()
+    assert "critters-32" in play.message.value and not play.results.children
+    with pytest.raises(UserError, match="models is empty"):
+        playground.Playground([])
+
+
+def test_without_the_classifier_the_image_is_shown_all_the_same(play, monkeypatch):
+    def missing():
+        raise UserError("no classifier here; train one")
+
+    monkeypatch.setattr(AttributeClassifier, "from_pretrained", missing)
+    play.model.value = "critters-32-gigagan"
+    play.draw_button.click()
+    card = play.cards["critters-32-gigagan"].children[0]
+    assert "no classifier here" in card.value and pictures(card)
+
+
+def test_the_lists_write_the_prompt_and_follow_it(play):
+    lists = play.attributes
+    assert lists["species"].value == "dragon" and lists["eye_colour"].value == "green"
+    lists["species"].value = "owl"
+    assert play.prompt.value == "a blue and red owl with green eyes"
+    lists["action"].value, lists["facing"].value = "sleeping", "left"
+    lists["size"].value, lists["second_colour"].value = "small", ""
+    expected = "a small blue owl with green eyes, sleeping, facing left"
+    assert play.prompt.value == expected
+    play.prompt.value = "a fluffy red cat, leaping 🐈"
+    stated = {k: v.value for k, v in lists.items() if v.value}
+    assert stated == {"species": "cat", "body_colour": "red", "action": "jumping"}
+    assert play.prompt.value == "a fluffy red cat, leaping 🐈"
+
+
+def test_any_choice_of_attributes_is_read_back():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        values = {k: v[rng.integers(len(v))] for k, v in critters.ATTRIBUTES.items()}
+        kept = {k: v for k, v in values.items() if rng.random() < 0.6}
+        kept["species"] = values["species"]
+        if "body_colour" not in kept:
+            kept.pop("second_colour", None)  # one colour alone is the body's
+        written = playground.write_prompt(kept)
+        assert playground.stated_attributes(written) == kept, written
+        assert critters.parse_caption(written) == kept  # the grammar's own words
+
+
+def test_an_unknown_word_is_named_with_near_ones_to_press(play):
+    play.prompt.value = "a Dragn and a dragn-like owl"
+    label, *buttons = play.unknown.children
+    assert "dragn, dragn-like" in label.value
+    next(b for b in buttons if b.description == "dragn → dragon").click()
+    assert play.prompt.value == "a dragon and a dragn-like owl"
+    play.prompt.value = "a dragon"
+    assert not play.unknown.children
+
+
+def test_an_imagens_steps_end_in_its_image_and_can_be_gone_back_to(play, models):
+    play.model.value, play.num_steps.value = "critters-32", 6
+    play.draw_button.click()
+    sampled = models["critters-32"].sample([PROMPT], guidance_scale=2.0, num_steps=6)
+    assert close(drawn(play), as_pixels(sampled[0]))
+    assert play.step.value == play.step.max == 6 == play.bar.value
+    noisy, clean, *maps = pictures(play.step_view)
+    assert (noisy == drawn(play)).all() and (clean == drawn(play)).all()
+    assert len(maps) == len(PROMPT.split())
+    assert all(m.min() == 0 and m.max() == 255 for m in maps)
+    assert ">dragon</figcaption>" in play.step_view.value
+    play.step.value = 1
+    first_noisy, first_clean, *first_maps = pictures(play.step_view)
+    noise = randn_per_prompt(prompt_generators([PROMPT], 0), (3, 32, 32))[0]
+    error = np.abs(first_noisy - as_pixels(noise.clamp(-1, 1))).mean()
+    assert error < np.abs(first_noisy - noisy).mean()
+    assert np.abs(first_clean - clean).mean() > 1
+    assert any((a != b).any() for a, b in zip(maps, first_maps, strict=True))
+    play.num_steps.value = 3  # fewer than before
+    play.draw_button.click()
+    assert play.step.max == 3 and len(play.steps) == 3
+
+
+def test_each_word_has_one_map_however_many_tokens_it_has(models):
+    tokenizer = models["critters-32"].encoder.tokenizer
+    prompt = "a purpelish 🐉🔥 dragon, asleep"
+    n = len(tokenizer.tokens(prompt))
+    maps = torch.rand(n + 1, 4, 4)
+    words = playground.word_maps(maps, prompt, tokenizer)
+    assert n > len(words) and [w for w, _ in words] == prompt.split()
+    assert all(m.min() == -1 and m.max() == 1 for _, m in words)
+    cut = playground.word_maps(maps[:4], prompt, tokenizer)
+    assert 0 < len(cut) <= 3
+
+
+def test_without_guidance_no_word_is_used(play):
+    play.model.value, play.num_steps.value, play.scale.value = "critters-32", 2, 0
+    play.draw_button.click()
+    assert len(pictures(play.step_view)) == 2
+
+
+def test_the_verdict_is_the_classifiers(play, models):
+    play.model.value, play.num_steps.value = "critters-32", 8
+    play.draw_button.click()
+    shown = html.unescape(play.cards["critters-32"].children[0].value)
+    image = models["critters-32"].sample([PROMPT], guidance_scale=2.0, num_steps=8)
+    found = predict_attributes(AttributeClassifier.from_pretrained(), image)
+    right, stated = 0, critters.parse_caption(PROMPT)
+    for key, values in critters.ATTRIBUTES.items():
+        value = values[found[key][0]]
+        line = re.search(rf"^.*{key.replace('_', ' ')} .*$", shown, re.M)[0]
+        assert value in line
+        assert ("as asked" in line) == (stated.get(key) == value)
+        right += stated.get(key) == value
+    assert f"finds {right} of {len(stated)} stated" in shown
+
+
+def test_the_latent_sliders_start_at_the_prompts_image(play, models):
+    name = "critters-32-gigagan"
+    play.model.value, play.psi.value = name, 0.8
+    play.draw_button.click()
+    expected = models[name].sample([PROMPT], truncation_psi=0.8)[0]
+    assert close(drawn(play, name), as_pixels(expected))
+    [start] = pictures(play.moved_view)
+    assert close(start, drawn(play, name))
+    for slider in (play.first, play.second):
+        slider.value = 2
+        [moved] = pictures(play.moved_view)
+        assert np.abs(moved - start).mean() > 1
+        slider.value = 0
+        assert (pictures(play.moved_view)[0] == start).all()
+    play.first.value = -1
+    play.draw_button.click()  # a new drawing is a new start
+    assert play.first.value == 0 and (pictures(play.moved_view)[0] == start).all()
+
+
+def test_the_walk_ends_at_the_other_prompt_with_the_same_latent(
+    play, models, free_shapes
+):
+    gan = models["critters-32-gigagan"]
+    play.model.value = "critters-32-gigagan"
+    play.draw_button.click()
+    [start] = pictures(play.moved_view)
+    play.mix.value = 0.5
+    [middle] = pictures(play.moved_view)
+    play.mix.value = 1
+    [end] = pictures(play.moved_view)
+    z = randn_per_prompt(prompt_generators([PROMPT], 0), (16,))
+    with torch.no_grad():
+        expected = gan.generator(z, gan.encode_prompts([play.target.value]))[-1][0]
+    assert close(end, as_pixels(expected.clamp(-1, 1)))
+    assert min(np.abs(a - b).mean() for a, b in [(start, middle), (middle, end)]) > 1
+    play.target.value = ""
+    assert "prompt is empty" in play.message.value
+    play.mix.value = 0
+    assert (pictures(play.moved_view)[0] == start).all()
+
+
+def test_the_line_of_python_makes_the_same_image(play):
+    play.prompt.value, play.seed.value, play.num_steps.value = "a red 'cat'", 7, 3
+    play.sampler.value, play.psi.value = "ddpm", 0.5
+    play.draw_button.click()
+    for name, card in play.cards.items():
+        made = {}
+        exec(play.drawn[name]["python"], made)
+        assert close(drawn(play, name), as_pixels(made["image"].cpu()))
+        assert play.drawn[name]["python"] in html.unescape(card.children[0].value)
+
+
+def test_an_image_is_saved_and_a_folder_that_refuses_is_one_line(
+    play, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    play.model.value, name = "critters-32-gigagan", "critters-32-gigagan"
+    play.prompt.value, play.seed.value = "A red cat / 🐉 ../x", 3
+    play.draw_button.click()
+    play.cards[name].children[1].click()
+    [path] = tmp_path.iterdir()
+    assert path.name == "a-red-cat-x-critters-32-gigagan-seed3.png"
+    assert path.name in play.message.value
+    with Image.open(path) as saved:
+        assert saved.size == (256, 256)
+        assert saved.text["python"] == play.drawn[name]["python"]
+        small = np.asarray(saved).astype(int)[::8, ::8]
+    assert (small == drawn(play, name)).all()
+
+    def full(*_, **__):
+        raise UserError("cannot write 'x.png': no space left")
+
+    monkeypatch.setattr(playground, "save_annotated_png", full)
+    play.cards[name].children[1].click()
+    assert "no space left" in play.message.value

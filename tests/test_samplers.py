@@ -450,14 +450,19 @@ def test_every_step_is_yielded():
     assert torch.equal(
         walk[-1][1], walk[-1][2]
     )  # the last step ends at its own prediction
+    called = []
     again = S.run_sampler(
         gaussian(s),
         lambda: torch.randn(5, generator=generator(4), dtype=torch.float64),
         s,
         12,
         show_progress=True,
+        callback=lambda *step: called.append(step),
     )
     assert torch.equal(again, walk[-1][2])
+    assert [t for t, _, _ in called] == [t for t, _, _ in walk]
+    for (_, x0, x), (_, x0_called, x_called) in zip(walk, called):
+        assert torch.equal(x0, x0_called) and torch.equal(x, x_called)
 
 
 @pytest.mark.parametrize("sampler, draws", [("dpmpp-2m", 1), ("ddim", 1), ("ddpm", 9)])

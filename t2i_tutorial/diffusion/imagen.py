@@ -10,7 +10,7 @@ __all__ = ['CPU_UNET_CONFIG', 'IMAGEN_CPU_TRAIN_CONFIG', 'IMAGEN_GPU_TRAIN_CONFI
 # %% ../../nbs/35_imagen.ipynb #d268f3a3
 #| code-fold: true
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -186,6 +186,7 @@ class Imagen(TextToImage):
         show_progress: bool = False,  # a bar
         batch_size: int = 64,  # prompts at a time
         share_noise: bool = False,  # the same noise for different prompts
+        callback: Callable | None = None,  # after each step: (timestep, x0, next batch)
         **guidance,  # other fields of `GuidanceConfig`
     ) -> Float[Tensor, "b 3 s s"]:  # in [-1, 1]
         "Generate an image for each prompt; raises `UserError` for bad values."
@@ -215,6 +216,7 @@ class Imagen(TextToImage):
                     self.config.num_steps if num_steps is None else num_steps,
                     sampler,
                     show_progress=show_progress,
+                    callback=callback,
                 )
             )
         return torch.cat(images).clamp(-1, 1)

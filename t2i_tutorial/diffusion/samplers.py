@@ -142,11 +142,13 @@ def run_sampler(
     sampler: str = "dpmpp-2m",  # one of `SAMPLERS`
     eta: float = 0.0,  # for "ddim", from 0 to 1
     show_progress: bool = False,  # show a progress bar
+    callback: Callable | None = None,  # called with what `iter_sampling` yields
 ) -> Float[Tensor, "b ..."]:  # the clean batch
     "The last batch of `iter_sampling`."
     steps = iter_sampling(denoise, noise, schedule, num_steps, sampler, eta)
     if show_progress:
         steps = progress_bar(steps, "sampling", num_steps)
-    for step in steps:
-        x = step[2]
+    for t, x0, x in steps:
+        if callback is not None:
+            callback(t, x0, x)
     return x
