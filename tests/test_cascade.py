@@ -14,7 +14,13 @@ from PIL import Image
 from test_cli import refused
 from test_imagen import FEW, PROMPTS, same
 
-from t2i_tutorial.core import UserError, load_json, seeded_generator, to_pil
+from t2i_tutorial.core import (
+    RESULTS_DIR,
+    UserError,
+    load_json,
+    seeded_generator,
+    to_pil,
+)
 from t2i_tutorial.data import ImageTextDataset
 from t2i_tutorial.diffusion import cascade as C
 from t2i_tutorial.diffusion.cascade import (
@@ -316,15 +322,20 @@ def test_images_are_in_range_whatever_is_done_to_x0(stage, small):
     "images, options, message",
     [
         (torch.zeros(1, 3, 8, 129), {}, "at most 128 pixels a side, not 129 x 8"),
-        (torch.zeros(1, 1, 8, 8), {}, r"shape \(b, 3, h, w\), not \(1, 1, 8, 8\)"),
+        (
+            torch.zeros(1, 1, 8, 8),
+            {},
+            r"shape \(b, 3, h, w\), not Tensor of shape \(1, 1",
+        ),
         (torch.zeros(3, 8, 8), {}, "shape"),
+        (torch.zeros(1, 3, 8, 8).numpy(), {}, "not ndarray of shape"),
         (torch.zeros(1, 3, 0, 8), {}, "shape"),
-        (torch.zeros(1, 3, 8, 8).byte(), {}, "finite numbers"),
-        (torch.full((1, 3, 8, 8), nan), {}, "finite numbers"),
-        (torch.full((1, 3, 8, 8), 255.0), {}, r"lie in \[-1, 1\], not up to 255"),
+        (torch.zeros(1, 3, 8, 8).byte(), {}, "not torch.uint8; convert"),
+        (torch.full((1, 3, 8, 8), nan), {}, "192 values"),
+        (torch.full((1, 3, 8, 8), 255.0), {}, r"lie in \[-1, 1\], not in \[255, 255\]"),
         (torch.zeros(1, 3, 8, 8), {"aug_level": 0.51}, "from 0 to 0.5, not 0.51"),
         (torch.zeros(1, 3, 8, 8), {"aug_level": nan}, "aug_level"),
-        (torch.zeros(1, 3, 8, 8), {"prompts": ["a", "b"]}, "as many prompts"),
+        (torch.zeros(1, 3, 8, 8), {"prompts": ["a", "b"]}, "as many prompts, not 2"),
         (torch.zeros(1, 3, 8, 8), {"prompts": [" "]}, "the prompt is empty"),
         (torch.zeros(1, 3, 8, 8), {"num_steps": 0}, "num_steps"),
         (torch.zeros(1, 3, 8, 8), {"sampler": "dmp"}, "sampler"),
@@ -473,7 +484,7 @@ def test_stages_that_do_not_fit_are_refused(stage, cascade):
     with pytest.raises(UserError, match="enlarges 32 pixels and its base generates 16"):
         CascadeConfig(BASE, SuperResolutionConfig())
     words = SuperResolutionConfig(text_encoder="critters-clip+token-embeddings")
-    with pytest.raises(UserError, match="both need the same text encoder"):
+    with pytest.raises(UserError, match="train the stage with its base's"):
         CascadeConfig(replace(BASE, size=32), words)
     for pair in ((stage, stage), (cascade.base, cascade.base), (cascade.base, cascade)):
         with pytest.raises(UserError, match="is no (imagen|super-resolution)") as e:
@@ -686,3 +697,41 @@ def test_the_shortcut_gives_a_weighted_sum_of_both_images(small):
         model.unet.shortcut.bias.copy_(torch.tensor([2.0, -1.0]))
         found = model.unet(xt, t, text, low_res, torch.zeros(4))
     assert torch.allclose(found, 2 * xt - low_res, atol=1e-6)
+
+
+RESULTS = RESULTS_DIR / "critters-64-cascade"
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_every_way_to_enlarge_is_recorded(split):
+    "Chapter 37c reads these; `benchmarks/super_resolution.py` writes them."
+    record = load_json(RESULTS / f"super-resolution-{split}.json")
+    assert record["split"] == split
+    runs = record["runs"]
+    ways = ["bilinear", "lanczos", "recorded/0.1", "gan/0.05"]
+    for source in ("drawn", "regenerated"):
+        for way in ways:
+            run = runs[f"{source}/{way}"]
+            assert 10 < run["psnr"] < 60 and 0 < run["lpips"] < 1
+    for way in [*ways, "direct"]:
+        mmd = runs[f"generated/{way}"]["mmd"]
+        assert mmd["ci_low"] <= mmd["value"] <= mmd["ci_high"]
+    seeds = {load_json(p)["seed"] for p in RESULTS.glob("super-*.json")}
+    assert len(seeds) == 2  # other creatures in the test
+
+
+@pytest.mark.parametrize("name", ["generated", "generated-gan", "larger"])
+def test_recorded_sheets_say_what_they_show(name):
+    sheet = Image.open(RESULTS / f"{name}.png")
+    rows = sheet.text["methods"].split(", ")
+    side, columns = (128, 4) if name == "larger" else (64, 8)
+    assert sheet.height // len(rows) >= side and sheet.width >= columns * side
+
+
+def test_the_bundled_cascade_is_its_base_and_a_stage():
+    cascade = C.Cascade.from_pretrained("critters-64-cascade", "cpu")
+    base = Imagen.from_pretrained("critters-32", "cpu").state_dict()
+    for name, tensor in cascade.base.state_dict().items():
+        assert torch.equal(tensor, base[name]), name
+    images = cascade.sample(["a red dragon"], num_steps=2)
+    assert images.shape == (1, 3, 64, 64) and images.isfinite().all()

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from t2i_tutorial import GigaGAN, Imagen
+from t2i_tutorial import GigaGAN
 from t2i_tutorial.core import BUNDLED_DIR, from_pil, to_pil, to_uint8
+from t2i_tutorial.hub import load_model
 
 EXPECTED = Path(__file__).parent / "expected"
 PROMPTS = ["a blue and red dragon", "a small green cat, sleeping"]
@@ -24,6 +25,8 @@ CHECKSUMS = {
     "critters-32": ("cf5bc5fe835f5c3a", 172),
     "critters-32-gigagan": ("4d95b88c699d96e2", 235),
     "critters-64": ("f55850f5ceaf7337", 172),
+    "critters-64-cascade": ("04f5d5e208658e9a", 378),
+    "critters-64-gan-upsampler": ("5c083d42bed064f0", 190),
     "critters-clip": ("8a8a79f8a41dc234", 65),
     "critters-clip-score": ("552ad47a1a72ef4c", 62),
     "critters-classifier": ("0ce789cff6f75a35", 48),
@@ -60,12 +63,15 @@ def sample_strip(name: str) -> torch.Tensor:
     if name.endswith("gigagan"):
         images = GigaGAN.from_pretrained(name, "cpu").sample(PROMPTS, seed=0)
     else:
-        model = Imagen.from_pretrained(name, "cpu")
+        model = load_model(name, "cpu")
         images = model.sample(PROMPTS, seed=0, guidance_scale=2.0, num_steps=4)
     return torch.cat(list(images), dim=2)
 
 
-@pytest.mark.parametrize("name", ["critters-32", "critters-64", "critters-32-gigagan"])
+@pytest.mark.parametrize(
+    "name",
+    ["critters-32", "critters-64", "critters-64-cascade", "critters-32-gigagan"],
+)
 def test_the_same_prompt_and_seed_give_the_pixels_of_before(name):
     "One level of difference for other processors."
     strip = to_uint8(sample_strip(name)).int()
