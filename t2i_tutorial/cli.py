@@ -44,21 +44,11 @@ _DEFAULT_CASCADE = "critters-64-cascade"
 _SAMPLING = {  # model_type -> options of its `sample`, with their defaults here
     "imagen": {"guidance_scale": None, "num_steps": None, "sampler": "dpmpp-2m"},
     "gigagan": {"truncation_psi": None},
-    "cascade": {
-        "guidance_scale": None,
-        "num_steps": None,
-        "sampler": "dpmpp-2m",
-        "aug_level": None,
-    },
-    "gan-cascade": {
-        "guidance_scale": None,
-        "num_steps": None,
-        "sampler": "dpmpp-2m",
-        "aug_level": None,
-    },
     "super-resolution": {},  # it enlarges images, and generates none
     "gan-upsampler": {},  # the same
 }
+_SAMPLING["cascade"] = _SAMPLING["imagen"] | {"aug_level": None}
+_SAMPLING["gan-cascade"] = _SAMPLING["cascade"]
 _CASCADES = {"super-resolution": "cascade", "gan-upsampler": "gan-cascade"}
 _TRAININGS = {  # name -> module, its presets, its function, the default preset
     "imagen": ("diffusion.imagen", "IMAGEN_PRESETS", "train_imagen", "cpu-32"),

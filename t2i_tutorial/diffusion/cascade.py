@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_LOW_RES_SIZE', 'SUPER_RESOLUTION_PRESETS', 'area_downsample', 'enlarge', 'regenerate', 'prepare_low_res',
            'SuperResolutionUNet', 'SuperResolutionConfig', 'check_low_res_size', 'SuperResolution', 'check_low_res',
-           'stage_seed', 'super_resolution_preset', 'keep_low_res_samples', 'train_super_resolution', 'CascadeConfig',
-           'Cascade']
+           'check_words', 'stage_seed', 'super_resolution_preset', 'keep_low_res_samples', 'train_super_resolution',
+           'CascadeConfig', 'Cascade']
 
 # %% ../../nbs/37_super_resolution.ipynb #c487d17b
 #| code-fold: true
@@ -274,15 +274,7 @@ class SuperResolution(TextToImage):
         "Enlarge images; raises `UserError` for bad values."
         config, factor = self.config, self.config.factor
         images = check_low_res(images)
-        check_whole_number("batch_size", batch_size, 1)
-        words = [""] * len(images)
-        if prompts is not None:
-            words = self.validate_prompts(prompts, batch_size)
-        if len(words) != len(images):
-            raise UserError(
-                f"{len(images)} images need as many prompts, not {len(words)}; give "
-                "one for each, or None"
-            )
+        words = check_words(self, images, prompts, batch_size)
         level = config.aug_level if aug_level is None else aug_level
         level = config.check_aug_level(level)
         if guidance_scale is not None:
@@ -379,6 +371,25 @@ def check_low_res(images) -> Float[Tensor, "b 3 h w"]:
             f"[{images.min():g}, {images.max():g}]; rescale them"
         )
     return images
+
+
+def check_words(
+    model: TextToImage,
+    images: Float[Tensor, "b 3 h w"],  # to enlarge
+    prompts: Sequence[str] | None,
+    batch_size: int,  # images at a time, at least 1
+) -> list[str]:  # one for each image, empty without prompts
+    "The prompts of images to enlarge; raises `UserError`."
+    check_whole_number("batch_size", batch_size, 1)
+    words = [""] * len(images)
+    if prompts is not None:
+        words = model.validate_prompts(prompts, batch_size)
+    if len(words) != len(images):
+        raise UserError(
+            f"{len(images)} images need as many prompts, not {len(words)}; give "
+            "one for each, or None"
+        )
+    return words
 
 
 def stage_seed(seed: int) -> int:

@@ -34,6 +34,7 @@ from t2i_tutorial.diffusion.cascade import (
     CascadeConfig,
     area_downsample,
     check_low_res,
+    check_words,
     enlarge,
     keep_low_res_samples,
     prepare_low_res,
@@ -62,7 +63,7 @@ from t2i_tutorial.gan.generator import (
     TextAttentionLayers,
     upsample2x,
 )
-from .gigagan import caption_attributes
+from .gigagan import caption_attributes, set_text_scale
 from t2i_tutorial.gan.losses import (
     PairLogits,
     PerceptualLoss,
@@ -540,15 +541,7 @@ class GANUpsampler(TextToImage):
         "Enlarge images in one pass; raises `UserError` for bad values."
         c, G = self.config, self.generator
         images = check_low_res(images)
-        check_whole_number("batch_size", batch_size, 1)
-        words = [""] * len(images)
-        if prompts is not None:
-            words = self.validate_prompts(prompts, batch_size)
-        if len(words) != len(images):
-            raise UserError(
-                f"{len(images)} images need as many prompts, not {len(words)}; give "
-                "one for each, or None"
-            )
+        words = check_words(self, images, prompts, batch_size)
         level = c.check_aug_level(c.aug_level if aug_level is None else aug_level)
         generators = prompt_generators(words, stage_seed(seed), share_noise)
 
@@ -691,11 +684,7 @@ def _prepare_training(
     model.caption_key = caption_attributes if is_critters else str
     captions = list(dict.fromkeys(group[0] for group in getattr(data, "captions", ())))
     if is_new and not preset.init_from and len(captions) > 1:  # else its scale is kept
-        pooled = [
-            model.encode_prompts(captions[i : i + 256]).pooled
-            for i in range(0, min(len(captions), 4096), 256)
-        ]
-        model.generator.mapping.standardize_text(torch.cat(pooled))
+        set_text_scale(model.generator.mapping, model.encode_prompts, captions)
 
 
 def train_gan_upsampler(
