@@ -90,38 +90,39 @@ def translate_cell(cell: dict, where: str) -> None:
 
 
 @cache
-def folder_hash(folder: Path) -> str:
-    "A digest of the files of a folder."
+def files_hash(path: Path) -> str:
+    "A digest of a file, or of all files of a folder."
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.*")):
+    for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def library_hash(module: str | None, results: bool = True) -> str:
-    """A digest of the library as chapter `module` may see it.
+def chapter_hash(text: str) -> str:
+    """A digest of all but the notebook's own cells that decides what they return.
 
-    Modules of the chapters up to it (all, if it exports none), the bundled models, and
-    the recorded results if the chapter reads any.
+    The modules of the chapters up to it (all, if it exports none); the bundled models
+    and, if it reads results, the recorded ones whose names stand in its text or in
+    those modules (all, if it lists them).
     """
     digest, index, library = hashlib.sha256(), [], ROOT / "t2i_tutorial"
     for notebook in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         if name := module_of(notebook.read_text(encoding="utf-8")):
             index.append(name)
-    if module in index:
+    if (module := module_of(text)) in index:
         index = index[: index.index(module) + 1]
+    seen = [text]
     for file in (library / (m.replace(".", "/") + ".py") for m in index):
         if file.is_file():
-            digest.update(file.name.encode() + file.read_bytes())
-    for folder in ["pretrained"] + ["results"] * results:
-        digest.update(folder_hash(library / folder).encode())
+            seen.append(file.read_text(encoding="utf-8"))
+            digest.update(file.name.encode() + seen[-1].encode())
+    named = "\n".join(seen)
+    for folder in ["pretrained"] + ["results"] * ("RESULTS_DIR" in text):
+        for path in sorted((library / folder).glob("*")):
+            if path.stem in named or "bundled_models(" in text:
+                digest.update(path.name.encode() + files_hash(path).encode())
     return digest.hexdigest()[:16]
-
-
-def chapter_hash(text: str) -> str:
-    "A digest of all but the notebook's own cells that decides what they return."
-    return library_hash(module_of(text), "RESULTS_DIR" in text)
 
 
 def module_of(text: str) -> str | None:

@@ -115,28 +115,49 @@ def test_file_is_not_changed_and_result_is_a_notebook():
 def test_a_chapter_runs_again_when_a_module_below_it_changes(tmp_path, monkeypatch):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "t2i_tutorial").mkdir()
-    for name, module in [("01_a", "a"), ("02_b", "b")]:
-        (tmp_path / "nbs" / f"{name}.ipynb").write_text(f"#| default_exp {module}")
+    texts = {m: f"#| default_exp {m}" for m in ("a", "b")} | {"none": "x"}
+    for number, module in enumerate(("a", "b"), 1):
+        (tmp_path / "nbs" / f"0{number}_{module}.ipynb").write_text(texts[module])
         (tmp_path / "t2i_tutorial" / f"{module}.py").write_text("x = 1")
     monkeypatch.setattr(nbdev_book, "ROOT", tmp_path)
-    a, b, all_ = (nbdev_book.library_hash(m) for m in ("a", "b", None))
+    before = {m: nbdev_book.chapter_hash(text) for m, text in texts.items()}
     (tmp_path / "t2i_tutorial" / "b.py").write_text("x = 2")
-    assert (
-        nbdev_book.library_hash("a") == a
-        and nbdev_book.library_hash("b") != b
-        and nbdev_book.library_hash(None) != all_
-    )
-    without = nbdev_book.library_hash("a", results=False)
-    for folder in ("results", "pretrained"):
-        (tmp_path / "t2i_tutorial" / folder).mkdir()
-        (tmp_path / "t2i_tutorial" / folder / "r.json").write_text("{}")
-        nbdev_book.folder_hash.cache_clear()
-        before, a = a, nbdev_book.library_hash("a")
-        assert a != before
-        # a chapter that reads no results need not run again for them
-        same = nbdev_book.library_hash("a", results=False) == without
-        assert same == (folder == "results")
-    nbdev_book.folder_hash.cache_clear()
+    changed = [m for m, t in texts.items() if nbdev_book.chapter_hash(t) != before[m]]
+    assert changed == ["b", "none"]
+
+
+@pytest.mark.parametrize("folder", ["pretrained", "results"])
+@pytest.mark.parametrize("entry", ["tiny/model.bin", "tiny.json"])
+def test_a_chapter_runs_again_when_a_record_that_it_names_changes(
+    folder, entry, tmp_path, monkeypatch
+):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "01_a.ipynb").write_text("#| default_exp a")
+    library = tmp_path / "t2i_tutorial"
+    (library / folder / entry).parent.mkdir(parents=True)
+    (library / "a.py").write_text('DEFAULT = "other"')
+    texts = {
+        "names it": "#| default_exp a\nRESULTS_DIR / 'tiny'",
+        "names another": "#| default_exp a\nRESULTS_DIR / 'large'",
+        "lists all": "RESULTS_DIR, bundled_models()",
+        "reads no results": "#| default_exp a\n'tiny'",
+    }
+    monkeypatch.setattr(nbdev_book, "ROOT", tmp_path)
+
+    def hashes():
+        nbdev_book.files_hash.cache_clear()
+        return {k: nbdev_book.chapter_hash(t) for k, t in texts.items()}
+
+    before = hashes()
+    (library / folder / entry).write_text("new")
+    changed = [k for k, v in hashes().items() if v != before[k]]
+    model = ["reads no results"] * (folder == "pretrained")
+    assert changed == ["names it", "lists all", *model]
+    (library / "a.py").write_text('DEFAULT = "tiny"')  # the library names it, too
+    before = hashes()
+    (library / folder / entry).write_text("newer")
+    assert "names another" in [k for k, v in hashes().items() if v != before[k]]
+    nbdev_book.files_hash.cache_clear()
 
 
 def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch):
@@ -160,7 +181,7 @@ def test_a_page_is_read_again_when_only_the_library_below_it_changed(monkeypatch
         [(ROOT / "nbs" / "01_images.ipynb").read_text(encoding="utf-8")],
     )
     assert nbdev_book.outdated(app, env, set(), set(), set()) == []
-    monkeypatch.setattr(nbdev_book, "library_hash", lambda *_: "other")
+    monkeypatch.setattr(nbdev_book, "chapter_hash", lambda *_: "other")
     assert nbdev_book.outdated(app, env, set(), set(), set()) == ["nbs/01_images"]
 
 
