@@ -4,20 +4,20 @@
         [--cascade critters-64-cascade] [--gan GAN] [--output FOLDER]
     python benchmarks/super_resolution.py sweep larger gan --split test
 
-`ablation` trains two stages that differ in nothing but the augmentation: one on clean
-low-resolution images, one on images with noise. `sweep` enlarges three kinds of images
-with interpolation and with each stage at each level and measures the results: `drawn`
-by the renderer at 64 pixels and averaged to 32, `regenerated` by the base from those,
-with its errors (the drawn 64-pixel image is known for both), and `generated` from
-prompts, beside the model that was trained on 64 pixels directly. `guidance` does the
-same with guidance and thresholding. `larger` goes from 64 to 128. `sheets` writes
-images of all. `gan` adds rows of a GAN that enlarges in one pass (a stage or a cascade:
-a name, the folder of a model or of a training), and sheets of both. Seconds are those
-of the stage alone, without the base. Levels are chosen with `--split val`; with
-`--split test` other creatures are enlarged, at the levels of the configurations only.
-What a file already holds is not made again. The recorded seconds are those of one
-thread (OMP_NUM_THREADS=1). LPIPS is left out where its weights are not at hand
-(TORCH_HOME).
+`ablation` trains the cascade's stage further, twice, with nothing different but the
+augmentation: on clean low-resolution images, and on images with noise. `sweep` enlarges
+three kinds of images with interpolation and with each stage at each level and measures
+the results: `drawn` by the renderer at 64 pixels and averaged to 32, `regenerated` by
+the base from those, with its errors (the drawn 64-pixel image is known for both), and
+`generated` from prompts, beside the model that was trained on 64 pixels directly.
+`guidance` does the same with guidance and thresholding. `larger` goes from 64 to 128.
+`sheets` writes images of all. `gan` adds rows of a GAN that enlarges in one pass (a
+stage or a cascade: a name, the folder of a model or of a training), and sheets of both.
+Seconds are those of the stage alone, without the base. Levels are chosen with `--split
+val`; with `--split test` other creatures are enlarged, at the levels of the
+configurations only. What a file already holds is not made again. The recorded seconds
+are those of one thread (OMP_NUM_THREADS=1). LPIPS is left out where its weights are not
+at hand (TORCH_HOME).
 """
 
 import argparse
@@ -62,10 +62,11 @@ from t2i_tutorial.hub import load_model
 from t2i_tutorial.text import full_caption
 
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-ABLATION = {  # what each short training changes
+ABLATION = {  # what each short training changes, beside LIKE_WARM_START
     "clean": ["max_aug_level=0", "aug_level=0"],
     "augmented": [],
 }
+LIKE_WARM_START = ["train.lr=6e-4", "train.warmup_steps=50", "train.ema_decay=0.99"]
 SEEDS = {"val": 7, "test": 70}  # of the creatures and of the noise
 T = 300  # timestep to regenerate from
 PARTS = ("ablation", "sweep", "guidance", "larger", "sheets", "gan")
@@ -201,15 +202,18 @@ class Bench:
 
 
 def ablation(options: argparse.Namespace) -> None:
-    "Two short trainings; one that was interrupted goes on."
+    "Two short trainings from one start; one that was interrupted goes on."
+    start = options.work / "start"
+    Cascade.from_pretrained(options.cascade).super_resolution.save_pretrained(start)
     for name, changes in ABLATION.items():
         folder = options.work / name
         if (folder / "model" / "run.json").exists():
             continue
         steps = [f"train.max_steps={options.steps}", "train.sample_every=0"]
+        words = [*changes, *LIKE_WARM_START, *steps, f"init_from={start}"]
         resume = folder.exists() and find_checkpoint(folder) is not None
         train_super_resolution(
-            "cpu-32-64", folder=folder, overrides=[*changes, *steps], resume=resume
+            "cpu-32-64", folder=folder, overrides=words, resume=resume
         )
 
 

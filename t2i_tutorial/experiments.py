@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'critters_dataset', 'cache_text_embeddings',
-           'DataConfig', 'cli_command', 'save_run_record', 'run_training', 'load_start', 'warm_start_preset',
-           'hold_out', 'model_card', 'write_model_card', 'share_model', 'sample_history_grid', 'save_annotated_png',
-           'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
+           'DataConfig', 'cli_command', 'save_run_record', 'copy_weights', 'run_training', 'load_start',
+           'warm_start_preset', 'hold_out', 'model_card', 'write_model_card', 'share_model', 'sample_history_grid',
+           'save_annotated_png', 'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters',
+           'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
 #| code-fold: true
@@ -273,6 +274,22 @@ def save_run_record(
     return save_json(folder / "run.json", record)
 
 # %% ../nbs/16_experiments.ipynb #96746467
+def copy_weights(
+    trained: TextToImage,
+    model: TextToImage,  # of the same networks, overwritten
+) -> None:
+    "Begin with the weights of a trained model; raises `UserError`."
+    old, new = (
+        {k: w.shape for k, w in m.state_dict().items()} for m in (trained, model)
+    )
+    if odd := sorted(k for k in old | new if old.get(k) != new.get(k)):
+        raise UserError(
+            f"cannot start from this model of {trained.config.size} pixels: {odd[0]!r} "
+            "does not fit; leave the settings of its networks as they are"
+        )
+    model.load_state_dict(trained.state_dict())
+
+
 def run_training(
     cls: type[TextToImage],
     preset: Preset,
@@ -282,7 +299,7 @@ def run_training(
     command: str | None = None,  # for the record, see `cli_command`
     prepare: Callable | None = None,  # (model, preset, data, are critters, is new)
     validation: int = 0,  # critters of the split val, for a validation loss
-    upscale: Callable | None = None,  # (trained model, new model to be overwritten)
+    upscale: Callable = copy_weights,  # (trained model, new model to be overwritten)
 ) -> tuple[TextToImage, list[dict]]:  # averaged weights, in eval mode, the log
     """Train a model as a preset says.
 
@@ -299,7 +316,7 @@ def run_training(
             check_resume(found, config, settings)
         seed_everything(config.seed)
         model = cls(preset.model_config)
-        if preset.init_from and upscale and found is None:
+        if preset.init_from and found is None:
             upscale(load_start(cls, preset.init_from), model)
         data, val_data, are_critters = _open_data(data, preset, validation)
         record = None if folder is None else describe_data(data)

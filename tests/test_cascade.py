@@ -389,6 +389,21 @@ def test_resumed_equals_uninterrupted(trained, tmp_path):
     assert run["command"].startswith(command)
 
 
+def test_a_training_begins_with_the_weights_of_a_trained_stage(trained):
+    "They were ignored, without a word."
+    folder, ((a, _), _) = trained
+    words = FEW | {"init_from": str(folder / "a"), "train.lr": 1e-12}
+    model, _ = train_super_resolution("tiny", overrides=words)
+    old = a.state_dict()
+    assert all(
+        torch.allclose(w, old[k].to(w), rtol=1e-3, atol=1e-3)
+        for k, w in model.state_dict().items()
+    )
+    for start, message in (("critters-32", "trained"), ("nowhere", "unknown model")):
+        with pytest.raises(UserError, match=message):
+            train_super_resolution("tiny", overrides=words | {"init_from": start})
+
+
 def test_a_saved_stage_is_loaded_as_it_was(trained):
     folder, ((a, _), _) = trained
     loaded = load_model(folder / "a" / "model", "cpu")

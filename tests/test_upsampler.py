@@ -457,6 +457,22 @@ def test_resumed_equals_uninterrupted(trained, tmp_path, step):
     assert run["command"].startswith("t2i train gan-upsampler --preset tiny")
 
 
+def test_a_training_begins_with_the_weights_of_a_trained_stage(trained):
+    "They were ignored, without a word."
+    folder, ((a, _), _) = trained
+    words = SHORT | {"init_from": str(folder / "a"), "train.lr": 1e-12}
+    words |= {"pretrain_lr": 1e-9}
+    model, _ = train_gan_upsampler("tiny", overrides=words)
+    old = a.state_dict()
+    assert all(
+        torch.allclose(w, old[k].to(w), rtol=1e-3, atol=1e-3)
+        for k, w in model.state_dict().items()
+    )
+    for start, message in (("critters-32", "trained"), ("nowhere", "unknown model")):
+        with pytest.raises(UserError, match=message):
+            train_gan_upsampler("tiny", overrides=words | {"init_from": start})
+
+
 def test_a_saved_stage_is_loaded_as_it_was(trained):
     folder, ((a, _), _) = trained
     loaded = load_model(folder / "a" / "model", "cpu")
