@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i_tutorial.core import seeded_generator
+from t2i_tutorial.core import RESULTS_DIR, load_json, load_tensors, seeded_generator
 from t2i_tutorial.experiments import critters_dataset
 from t2i_tutorial.gan.config import ABLATION_LADDER, gigagan_preset
 from t2i_tutorial.gan.discriminator import image_pyramid
@@ -134,3 +134,32 @@ def test_the_memory_benchmark_adds_levels_and_counts_features(batch):
         "tiny", ABLATION_LADDER["text"] | {"generator.channels": (96, 64, 48)}
     )
     assert gan_memory.count_features(GigaGAN(wider.model_config), batch) > once
+
+
+RECORDS = sorted((RESULTS_DIR / "ladder").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+def test_records_hold_what_the_chapter_reads(path):
+    record = load_json(path)
+    assert path.stem == record["name"].replace(", ", "-").replace(" ", "-")
+    final, n = record["final"], record["num_images"]
+    bits = final["prompt_by_prompt"]
+    assert all(len(v) == n for v in bits.values())
+    share = bits["species"].count("1") / n
+    assert share == pytest.approx(final["species"]["value"], abs=1e-6)
+    steps = [h["step"] for h in record["history"]]
+    assert steps == sorted(set(steps)) and steps[-1] == 1200
+    sheet = load_tensors(path.with_suffix(".safetensors"))[0]["images"]
+    size = 32 if "at-32-pixels" in path.stem else 16
+    assert sheet.dtype == torch.uint8 and sheet.shape == (8, 3, size, size)
+
+
+def test_every_kind_is_recorded_with_the_settings_of_today():
+    "All but the ends at 32 pixels, at least twice."
+    found = [load_json(p) for p in RECORDS]
+    names = [r["name"].rpartition(",")[0] for r in found]
+    kinds = ABLATION_LADDER.keys() | gan_ladder.FAULTS | gan_ladder.CONTROLS
+    assert all(names.count(kind) >= 2 for kind in kinds)
+    settings = gan_ladder.all_runs([0, 1, 2], 1200)
+    assert all(r["settings"] == settings[r["name"]] for r in found)
