@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_TEXT_ENCODER', 'SAMPLE_PROMPTS', 'Preset', 'get_preset', 'critters_dataset', 'cache_text_embeddings',
-           'DataConfig', 'cli_command', 'save_run_record', 'copy_weights', 'run_training', 'load_start',
-           'warm_start_preset', 'hold_out', 'model_card', 'write_model_card', 'share_model', 'sample_history_grid',
-           'save_annotated_png', 'split_grid', 'quick_evaluate', 'swap_attribute', 'probe_critters',
-           'load_or_init_results', 'run_ablation']
+           'DataConfig', 'cli_command', 'save_run_record', 'logged_values', 'copy_weights', 'run_training',
+           'load_start', 'warm_start_preset', 'hold_out', 'model_card', 'write_model_card', 'share_model',
+           'sample_history_grid', 'read_sample_history', 'save_annotated_png', 'split_grid', 'quick_evaluate',
+           'swap_attribute', 'probe_critters', 'load_or_init_results', 'run_ablation']
 
 # %% ../nbs/16_experiments.ipynb #2166ab9e
 #| code-fold: true
@@ -272,6 +272,15 @@ def save_run_record(
             "images_kept_aside": num_aside,
         }
     return save_json(folder / "run.json", record)
+
+
+def logged_values(
+    history: Sequence[Mapping],  # of a run.json
+    key: str,  # of a loss, a metric, an instrument
+) -> tuple[list[int], list[float]]:  # steps, values
+    "What a training logged under one name; empty if it logged nothing so named."
+    found = [h for h in history if key in h]
+    return [h["step"] for h in found], [h[key] for h in found]
 
 # %% ../nbs/16_experiments.ipynb #96746467
 def copy_weights(
@@ -634,6 +643,17 @@ def sample_history_grid(
     if path is not None:
         save_annotated_png(path, grid, steps=json.dumps(steps), note=note)
     return grid
+
+
+def read_sample_history(
+    path: str | os.PathLike,  # PNG that `sample_history_grid` wrote
+    n: int = 8,  # images of a step
+) -> tuple[Float[Tensor, "k 3 s s"], list[str]]:  # in [-1, 1]; "step 200", "", ...
+    "The images of such a file, and a label for each: its step for the first of a row."
+    with Image.open(path) as png:
+        steps = json.loads(png.text["steps"])
+        images = split_grid(from_pil(png), n * len(steps), columns=n)
+    return images, [f"step {s}" if k == 0 else "" for s in steps for k in range(n)]
 
 
 def save_annotated_png(

@@ -616,6 +616,12 @@ def test_each_caption_is_encoded_once_and_kept_in_the_folder(
     )
 
 
+def test_logged_values_of_what_is_logged_sometimes():
+    history = [{"step": 1, "a": 0.5}, {"step": 2, "b": 1.0}, {"step": 3, "a": 0.0}]
+    assert R.logged_values(history, "a") == ([1, 3], [0.5, 0.0])
+    assert R.logged_values(history, "c") == ([], [])
+
+
 # ---- grids
 
 
@@ -642,6 +648,9 @@ def test_sample_history_grid_of_a_training(tmp_path):
         and png.text["note"] == "a note"
         and png.size == (grid.shape[2], grid.shape[1]) == (8 * 18 + 2, 2 * 18 + 2)
     )
+    images, labels = R.read_sample_history(tmp_path / "grid.png")
+    assert labels == ["step 2", *[""] * 7, "step 4", *[""] * 7]
+    assert (images - R.split_grid(grid, 16, 8)).abs().max() < 0.01  # 8 bits a colour
     one = R.sample_history_grid(tmp_path / "run", [4])
     assert torch.equal(R.split_grid(one, 8, 8), R.split_grid(grid, 16, 8)[8:])
     assert (

@@ -6,6 +6,7 @@ import torch
 from t2i_tutorial.core import seed_everything, seeded_generator
 from t2i_tutorial.gan.diagnostics import (
     distance_within_captions,
+    distance_within_renders,
     generator_diagnostics,
     kernel_usage,
     lost_inputs,
@@ -112,6 +113,12 @@ def test_effects_and_distances_of_painted_images():
     expected = {"z": 0.3, "style": 0.1, "words": 0.2, "caption": 0.3}
     assert effects == pytest.approx(expected, abs=1e-5)
     assert distance_within_captions(generator, w, text) == pytest.approx(0.3, abs=1e-5)
+
+
+def test_renders_of_a_caption_differ_more_the_less_it_states():
+    everything = "a small blue and red dragon with green eyes, jumping, facing left"
+    own, open_ = (distance_within_renders([c], 16, 4) for c in (everything, "a dragon"))
+    assert 0 < own < open_ < 1
 
 
 def test_kernel_usage_tells_choice_by_z_from_choice_by_caption():

@@ -1,0 +1,58 @@
+"""How does a training go on? Each of its checkpoints, measured on the validation split.
+
+    OMP_NUM_THREADS=1 python benchmarks/snapshots.py RUN --model NAME --output FILE
+        [--beside NAME ...]
+
+RUN is the folder of a training that kept its checkpoints, NAME a model with the same
+networks, for instance the one that the training ended with. Finished models can be
+measured beside them. What the file already holds is not measured again.
+"""
+
+import argparse
+from pathlib import Path
+
+from t2i_tutorial.checkpoints import list_checkpoints, load_weights
+from t2i_tutorial.core import UserError, save_json
+from t2i_tutorial.evaluation.classifier import AttributeClassifier
+from t2i_tutorial.experiments import load_or_init_results, quick_evaluate
+from t2i_tutorial.hub import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a training")
+    parser.add_argument("--model", required=True, help="one with the same networks")
+    parser.add_argument("--beside", nargs="*", default=[], help="finished models")
+    parser.add_argument("--output", type=Path, required=True, help="JSON")
+    parser.add_argument("--num-images", type=int, default=256)
+    options = parser.parse_args()
+    settings = {"num_images": options.num_images, "seed": 26, "split": "val"}
+    settings["feature_network"] = "dead-leaves"  # that of `quick_evaluate`
+    results = load_or_init_results(options.output, settings)
+    classifier, runs = AttributeClassifier.from_pretrained(), results["runs"]
+
+    def measure(name: str, model) -> None:
+        runs[name] = quick_evaluate(
+            model.eval(), options.num_images, settings["seed"], classifier
+        )
+        print(name, {k: round(m["value"], 3) for k, m in metrics_of(runs[name])})
+        save_json(options.output, results)
+
+    saved = list_checkpoints(options.run)
+    if not saved:
+        raise UserError(f"no checkpoint in {str(options.run)!r}")
+    for step, path in saved.items():
+        if str(step) not in runs:
+            measure(str(step), load_weights(load_model(options.model, "cpu"), path))
+    for name in options.beside:
+        if name not in runs:
+            measure(name, load_model(name, "cpu"))
+
+
+def metrics_of(run: dict) -> list[tuple[str, dict]]:
+    "What was measured, without the seconds."
+    return [(k, m) for k, m in run.items() if isinstance(m, dict)]
+
+
+if __name__ == "__main__":
+    main()
