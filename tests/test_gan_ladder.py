@@ -159,7 +159,7 @@ def test_every_kind_is_recorded_with_the_settings_of_today():
     "All but the ends at 32 pixels, at least twice."
     found = [load_json(p) for p in RECORDS]
     names = [r["name"].rpartition(",")[0] for r in found]
-    kinds = ABLATION_LADDER.keys() | gan_ladder.FAULTS | gan_ladder.CONTROLS
+    kinds = ABLATION_LADDER | gan_ladder.FAULTS | gan_ladder.CONTROLS
     assert all(names.count(kind) >= 2 for kind in kinds)
     settings = gan_ladder.all_runs([0, 1, 2], 1200)
     assert all(r["settings"] == settings[r["name"]] for r in found)
