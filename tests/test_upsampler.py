@@ -9,7 +9,7 @@ from math import nan
 import pytest
 import torch
 from PIL import Image
-from test_cascade import PROMPTS, picture, randn
+from test_cascade import PROMPTS, check_start, picture, randn
 from test_cli import refused
 from test_imagen import FEW, same
 
@@ -459,18 +459,7 @@ def test_resumed_equals_uninterrupted(trained, tmp_path, step):
 
 def test_a_training_begins_with_the_weights_of_a_trained_stage(trained):
     "They were ignored, without a word."
-    folder, ((a, _), _) = trained
-    words = SHORT | {"init_from": str(folder / "a"), "train.lr": 1e-12}
-    words |= {"pretrain_lr": 1e-9}
-    model, _ = train_gan_upsampler("tiny", overrides=words)
-    old = a.state_dict()
-    assert all(
-        torch.allclose(w, old[k].to(w), rtol=1e-3, atol=1e-3)
-        for k, w in model.state_dict().items()
-    )
-    for start, message in (("critters-32", "trained"), ("nowhere", "unknown model")):
-        with pytest.raises(UserError, match=message):
-            train_gan_upsampler("tiny", overrides=words | {"init_from": start})
+    check_start(train_gan_upsampler, trained, SHORT | {"pretrain_lr": 1e-9})
 
 
 def test_a_saved_stage_is_loaded_as_it_was(trained):
