@@ -358,15 +358,15 @@ def _draw_grid(
     line = round(13 * larger)
     texts = [_wrap(t, max(6, int(w / (5.6 * larger))), 20) for t in texts]
     plain = {"color": TEXT_COLOUR, "parse_math": False, "usetex": False}
-    below = line * max(t.count("\n") + bool(t) for t in texts) + gap
-    height, width = (
-        ceil(len(images) / columns) * (h + below) + head,
-        columns * (w + gap),
-    )
+    lines = [t.count("\n") + bool(t) for t in texts]
+    tops = [head]  # of each row, which is as high as the longest of its own captions
+    for k in range(0, len(images), columns):
+        tops.append(tops[-1] + h + gap + line * max(lines[k : k + columns]))
+    height, width = tops[-1], columns * (w + gap)
     sheet = np.zeros((height, width, 4), dtype=np.uint8)
     fig = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)
     for k, (image, text) in enumerate(zip(images, texts)):
-        top, left = head + (k // columns) * (h + below), (k % columns) * (w + gap)
+        top, left = tops[k // columns], (k % columns) * (w + gap)
         pixels = np.asarray(to_pil(image.detach().float(), scale))
         sheet[top : top + h, left : left + w] = np.dstack(
             [pixels, np.full((h, w), 255, np.uint8)]

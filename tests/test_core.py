@@ -103,6 +103,22 @@ def test_show_images_wraps_captions_and_counts():
         core.show_images([])
 
 
+def test_show_images_gives_each_row_the_height_of_its_own_captions():
+    images = torch.zeros(4, 3, 16, 16)
+    one_row = core.show_images(images[:2], scale=4).get_figheight()
+    plain = core.show_images(images, columns=2, scale=4).get_figheight()
+    long = "a very long caption that has to be wrapped below its picture"
+    last = core.show_images(images, ["", "", long, long], columns=2, scale=4)
+    both = core.show_images(images, [long] * 4, columns=2, scale=4)
+    assert plain == pytest.approx(2 * one_row)
+    below = last.get_figheight() - plain
+    assert below > 0.5 and both.get_figheight() == pytest.approx(plain + 2 * below)
+    text = last.texts[0]  # just below its image, the first of the second row
+    assert text.get_position()[1] == pytest.approx(
+        below / last.get_figheight(), abs=0.1
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
