@@ -5,8 +5,9 @@
 Each run trains as `t2i train imagen --preset warm-32 --data SET` does, with the changes
 in `RUNS`, and writes a JSON file and a sheet of images; one that is there is not made
 again. At the steps in `MARKS` the averaged weights are measured on prompts of images
-that were never trained on: distance and coverage by features that saw none of our data,
-colours that the prompts name against those in the pixels, copies of training images.
+that were never trained on: distance and recall by features that saw none of our data,
+colours that the prompts name against those in the pixels, copies of training images,
+and the squared error of the prediction on training images and on others.
 
 The set `robots` is chapter 43's. With `--tiles` a folder of captioned images is cut in
 two halves: settings are chosen on the first (`tuned`) alone, and the second (`aside`)
@@ -34,7 +35,7 @@ from t2i_tutorial.core import (
     seed_everything,
     seeded_generator,
 )
-from t2i_tutorial.data import open_dataset, read_metadata
+from t2i_tutorial.data import Batch, open_dataset, read_metadata
 from t2i_tutorial.diffusion.imagen import (
     Imagen,
     imagen_preset,
@@ -80,7 +81,16 @@ RUNS = {  # name -> (sets that it is made on, family, changes of the preset warm
     "warm-50-images": (("robots",), "imagen", {}),
     "warm-3000": (("robots",), "imagen", {"train.max_steps": 3000}),
     "gigagan-warm": (("robots", "tuned"), "gigagan", {}),
-    "gigagan-nothing": (("robots",), "gigagan", {"init_from": "none"}),
+    "gigagan-nothing": (
+        ("robots",),
+        "gigagan",
+        {  # as the preset cpu-32 begins, in the same number of updates
+            "init_from": "none",
+            "pretrain_steps": 350,
+            "discriminator_only_steps": 50,
+            "perceptual_decay_steps": 50,
+        },
+    ),
 }
 COLOUR_WORDS = (
     "gray brown black blue red green purple yellow teal orange white beige pink"
@@ -99,6 +109,7 @@ class OwnSet:
     real: torch.Tensor
     others: torch.Tensor  # more of them, for what a measure gives on real images
     train: torch.Tensor
+    train_prompts: list[str]  # one of each
 
     def colours_found(self, images: torch.Tensor) -> torch.Tensor:
         "For each image whether its most frequent colours are those of its prompt."
@@ -145,7 +156,9 @@ def colour_words(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def tile_colours_found(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    "Whether the first colour named is among the two most frequent, white left out."
+    """Whether the first colour named is among the two most frequent ones. White pixels
+    count where white is named; else they are taken for the ground.
+    """
     words = COLOUR_WORDS.split()
     pixels = ((images + 1) / 2).clamp(0, 1).flatten(2).transpose(1, 2)
     ground, named = (pixels > 0.97).all(-1), colour_words(pixels)
@@ -153,19 +166,23 @@ def tile_colours_found(images: torch.Tensor, prompts: Sequence[str]) -> torch.Te
     for row, white, prompt in zip(named, ground, prompts):
         votes = torch.bincount(row[~white], minlength=len(words))
         asked = [w for w in re.findall(r"[a-z]+", prompt) if w in words]
-        top = [words[k] for k in votes.topk(2).indices.tolist()]
+        if "white" not in asked:
+            votes[words.index("white")] = 0
+        top = [words[k] for k in votes.topk(2).indices.tolist() if votes[k]]
         found.append(bool(asked) and asked[0] in top)
     return torch.tensor(found)
 
 
 def robot_set(folder: Path, n: int, count: int = 800) -> RobotSet:
     robots, more = sample_robots(n, 1), sample_robots(n, 2)
+    trained = sample_robots(count, 0)
     chosen = RobotSet(
         write_robots(folder, count),
         [robot_caption(r, i % 2) for i, r in enumerate(robots)],
         render_robots(robots, 32, 1),
         render_robots(more, 32, 2),
-        render_robots(sample_robots(count, 0), 32, 0),
+        render_robots(trained, 32, 0),
+        [robot_caption(r, i % 3) for i, r in enumerate(trained)],
     )
     chosen.robots = robots
     return chosen
@@ -198,6 +215,7 @@ def tile_set(tiles: Path, folder: Path, half: int, n: int) -> OwnSet:
         images(real),
         images(others),
         images(kept),
+        [data.captions[i][0] for i in kept],
     )
 
 
@@ -249,6 +267,20 @@ def measure(own: OwnSet, images: torch.Tensor, network) -> dict:
     return {k: [round(x, 4) for x in v] for k, v in found.items() if None not in v}
 
 
+@torch.no_grad()
+def prediction_errors(model: Imagen, own: OwnSet) -> list[float]:
+    "Mean squared errors on images that were trained on and on others, the same noise."
+    errors, n = [], min(len(own.train), len(own.real))
+    for images, prompts in (
+        (own.train, own.train_prompts),
+        (own.real, own.prompts),
+    ):
+        batch = Batch(images[:n], list(prompts[:n]), torch.arange(n))
+        losses = [model.training_losses(batch, seeded_generator(k)) for k in range(4)]
+        errors.append(torch.stack([x["mse"] for x in losses]).mean().item())
+    return errors
+
+
 def run(name: str, own: OwnSet, options) -> tuple[dict, torch.Tensor]:
     "Train and measure; the record, and the sheet (a row for each mark)."
     _, family, changes = RUNS[name]
@@ -289,6 +321,8 @@ def run(name: str, own: OwnSet, options) -> tuple[dict, torch.Tensor]:
         first.load_state_dict(state)
         images = first.eval().sample(own.prompts, **sampling)
         marks[step] = measure(own, images, network)
+        if imagen:
+            marks[step]["errors"] = prediction_errors(first, own)
         rows.append(images[:8])
         print(name, step, marks[step], flush=True)
     return record | {"marks": marks}, make_grid(torch.cat(rows), columns=8)

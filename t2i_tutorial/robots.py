@@ -167,11 +167,16 @@ def robot_colours_found(
     images: Float[Tensor, "n 3 h w"],  # in [-1, 1]
     robots: Sequence[Robot],  # what was asked for
 ) -> Bool[Tensor, " n"]:
-    "Whether the two colours with the most pixels are those that were asked for."
+    """Whether the two colours with the most pixels are those that were asked for,
+    whichever of them is the body's.
+    """
     names = list(COLOURS)
     asked = [{names.index(r.body_colour), names.index(r.second_colour)} for r in robots]
-    top = colour_histogram(images).topk(2).indices.tolist()
-    return torch.tensor([set(pair) == want for pair, want in zip(top, asked)])
+    votes, top = colour_histogram(images).topk(2)
+    both = (votes > 0).all(1).tolist()
+    return torch.tensor(
+        [b and set(t) == a for b, t, a in zip(both, top.tolist(), asked)]
+    )
 
 
 def square_error(
