@@ -3,11 +3,13 @@
     python benchmarks/finetuning.py [--runs NAME ...] [--output FILE]
 
 Each run begins with critters-32 and trains on the 800 robots of chapter 43, or on eight
-of them. A run that the file holds is not made again. Measured on images of prompts that
-no training saw:
+of them. A run that the file holds is not made again. Each method has a learning rate,
+set before and not tuned. With prior images a batch has as many of them as of robots,
+beside the same number of robots. Measured on images of prompts that no training saw:
 
 - robots: share that a linear classifier on the attribute classifier's features takes
-  for robots; it was shown robots and creatures, both on white and on a dark ground
+  for robots; it was shown robots and creatures, both on white and on a dark ground, and
+  has to say one or the other of any image
 - colours, square_error, mmd: as in chapter 43
 - old_accuracy: of what a prompt of a creature states, the share that is found
 - old_robots: share of images of such prompts that are taken for robots
@@ -194,7 +196,7 @@ def run(name: str, measures: Measures, steps: int | None) -> tuple[dict, torch.T
         tuning = METHODS[method](model)
         config = TrainConfig(
             max_steps=steps or STEPS[count],
-            batch_size=32,
+            batch_size=64 if with_prior else 32,
             lr=RATES[method],
             warmup_steps=min(20, (steps or 100) - 1),
             lr_schedule="cosine",

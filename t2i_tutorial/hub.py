@@ -283,6 +283,11 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
 
     def save_pretrained(self, folder: str | os.PathLike, **_) -> Path:
         "Write model.safetensors, in 16 bits, and config.json; raises `UserError`."
+        if getattr(self.encoder, "learns", False):
+            raise UserError(
+                "the text encoder of this model was trained, and it is not saved with "
+                "the model; use save_finetuned"
+            )
         weights = cast_to_half(self.state_dict())
         save_tensors(Path(folder) / "model.safetensors", weights)
         head = {"model_type": self.model_type, "format": MODEL_VERSION}

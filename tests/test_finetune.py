@@ -148,6 +148,18 @@ def test_a_merged_model_gives_the_same_images_and_is_an_ordinary_one(own, tmp_pa
     assert torch.allclose(images(again), beside, atol=0.02)  # 16 bits
 
 
+@pytest.mark.parametrize("words", (True, False))
+def test_a_model_whose_encoder_learned_is_not_saved_without_it(words, tmp_path):
+    words = WORDS if words else None
+    tuned = (F.add_lora(new_model(), 2, words=WORDS), F.tune_token_embeddings)
+    tuned = (tuned[0], tuned[1](new_model(), words), F.full_finetuning(new_model()))
+    for tuning in tuned[:2]:
+        with pytest.raises(UserError, match="use save_finetuned"):
+            F.merge_lora(tuning.model).save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    assert tuned[2].model.save_pretrained(tmp_path / "plain").is_dir()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_training_ends_with_the_same_bits(name, own, tmp_path):
     whole = METHODS[name](new_model())

@@ -36,7 +36,7 @@ from ..text import TextEmbedding, check_texts, split_words
 
 # %% ../../nbs/43b_finetuning.ipynb #9e168861
 class ExtendedEmbedding(nn.Module):
-    "A frozen table of token embeddings, and rows for new tokens, which learn."
+    "A table of token embeddings that is kept, and rows for new tokens, which learn."
 
     def __init__(
         self,
@@ -115,6 +115,7 @@ class LearnableTextEncoder(CLIPTextEncoder):
         self.tokenizer = encoder.tokenizer
         self.token_embeddings, self.dim = encoder.token_embeddings, encoder.dim
         self.name = encoder.name
+        self.learns = True  # `save_pretrained` of a model would not keep it
         self.new_words = _check_words(words or {}, self.tokenizer)
         if self.new_words:
             table = self.text_transformer.token_embedding
@@ -355,7 +356,7 @@ class WithPrior:
         **options,  # as for `ImageTextDataset.batches`
     ) -> Iterator[Batch]:
         "One epoch of the new images; depends on nothing but the arguments."
-        k = round(self.share * batch_size)
+        k = min(round(self.share * batch_size), batch_size - 1)
         where = {"seed": seed, "epoch": epoch, "start": start}
         own = self.data.batches(batch_size - k, **where, **options)
         for i, batch in enumerate(own, start):
