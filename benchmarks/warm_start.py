@@ -271,11 +271,8 @@ def measure(own: OwnSet, images: torch.Tensor, network) -> dict:
 def prediction_errors(model: Imagen, own: OwnSet) -> list[float]:
     "Mean squared errors on images that were trained on and on others, the same noise."
     errors, n = [], min(len(own.train), len(own.real))
-    for images, prompts in (
-        (own.train, own.train_prompts),
-        (own.real, own.prompts),
-    ):
-        batch = Batch(images[:n], list(prompts[:n]), torch.arange(n))
+    for images, prompts in (own.train, own.train_prompts), (own.real, own.prompts):
+        batch = Batch(images[:n], prompts[:n], torch.arange(n))
         losses = [model.training_losses(batch, seeded_generator(k)) for k in range(4)]
         errors.append(torch.stack([x["mse"] for x in losses]).mean().item())
     return errors

@@ -148,16 +148,23 @@ def test_a_merged_model_gives_the_same_images_and_is_an_ordinary_one(own, tmp_pa
     assert torch.allclose(images(again), beside, atol=0.02)  # 16 bits
 
 
-@pytest.mark.parametrize("words", (True, False))
-def test_a_model_whose_encoder_learned_is_not_saved_without_it(words, tmp_path):
-    words = WORDS if words else None
-    tuned = (F.add_lora(new_model(), 2, words=WORDS), F.tune_token_embeddings)
-    tuned = (tuned[0], tuned[1](new_model(), words), F.full_finetuning(new_model()))
-    for tuning in tuned[:2]:
-        with pytest.raises(UserError, match="use save_finetuned"):
-            F.merge_lora(tuning.model).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize(
+    "tune",
+    [
+        lambda model: F.add_lora(model, 2, words=WORDS),
+        lambda model: F.tune_token_embeddings(model, WORDS),
+        F.tune_token_embeddings,
+    ],
+)
+def test_a_model_whose_encoder_learned_is_not_saved_without_it(tune, tmp_path):
+    with pytest.raises(UserError, match="use save_finetuned"):
+        F.merge_lora(tune(new_model()).model).save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
-    assert tuned[2].model.save_pretrained(tmp_path / "plain").is_dir()
+
+
+def test_a_model_whose_encoder_is_as_it_was_is_saved(tmp_path):
+    tuning = F.full_finetuning(new_model())
+    assert tuning.model.save_pretrained(tmp_path / "plain").is_dir()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -99,6 +99,8 @@ class WordTokenizer:
 class LearnableTextEncoder(CLIPTextEncoder):
     "A text encoder of this book whose token embeddings, or some of them, learn."
 
+    learns = True  # `save_pretrained` of a model would not keep it
+
     def __init__(
         self,
         encoder,  # a `CLIPTextEncoder`, copied
@@ -115,7 +117,6 @@ class LearnableTextEncoder(CLIPTextEncoder):
         self.tokenizer = encoder.tokenizer
         self.token_embeddings, self.dim = encoder.token_embeddings, encoder.dim
         self.name = encoder.name
-        self.learns = True  # `save_pretrained` of a model would not keep it
         self.new_words = _check_words(words or {}, self.tokenizer)
         if self.new_words:
             table = self.text_transformer.token_embedding
