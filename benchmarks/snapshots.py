@@ -1,11 +1,12 @@
 """How does a training go on? Each of its checkpoints, measured on the validation split.
 
     OMP_NUM_THREADS=1 python benchmarks/snapshots.py RUN --model NAME --output FILE
-        [--beside NAME ...]
+        [--first STEP] [--beside NAME ...]
 
 RUN is the folder of a training that kept its checkpoints, NAME a model with the same
 networks, for instance the one that the training ended with. Finished models can be
-measured beside them. What the file already holds is not measured again.
+measured beside them. What the file already holds is not measured again, and checkpoints
+before --first are left out.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--beside", nargs="*", default=[], help="finished models")
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     parser.add_argument("--num-images", type=int, default=256)
+    parser.add_argument("--first", type=int, default=0, help="checkpoint")
     options = parser.parse_args()
     settings = {"num_images": options.num_images, "seed": 26, "split": "val"}
     settings["feature_network"] = "dead-leaves"  # that of `quick_evaluate`
@@ -42,7 +44,7 @@ def main() -> None:
     if not saved:
         raise UserError(f"no checkpoint in {str(options.run)!r}")
     for step, path in saved.items():
-        if str(step) not in runs:
+        if step >= options.first and str(step) not in runs:
             measure(str(step), load_weights(load_model(options.model, "cpu"), path))
     for name in options.beside:
         if name not in runs:

@@ -88,7 +88,6 @@ RUNS = {  # name -> (sets that it is made on, family, changes of the preset warm
             "init_from": "none",
             "pretrain_steps": 350,
             "discriminator_only_steps": 50,
-            "perceptual_decay_steps": 50,
         },
     ),
 }
