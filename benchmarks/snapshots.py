@@ -1,12 +1,13 @@
 """How does a training go on? Each of its checkpoints, measured on the validation split.
 
     OMP_NUM_THREADS=1 python benchmarks/snapshots.py RUN --model NAME --output FILE
-        [--first STEP] [--beside NAME ...]
+        [--first STEP] [--raw] [--beside NAME ...]
 
 RUN is the folder of a training that kept its checkpoints, NAME a model with the same
 networks, for instance the one that the training ended with. Finished models can be
 measured beside them. What the file already holds is not measured again, and checkpoints
-before --first are left out.
+before --first are left out. --raw measures the weights of the moment and not their
+average, which hides what the last updates did.
 """
 
 import argparse
@@ -26,10 +27,12 @@ def main() -> None:
     parser.add_argument("--beside", nargs="*", default=[], help="finished models")
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     parser.add_argument("--num-images", type=int, default=256)
+    parser.add_argument("--raw", action="store_true", help="not averaged")
     parser.add_argument("--first", type=int, default=0, help="checkpoint")
     options = parser.parse_args()
     settings = {"num_images": options.num_images, "seed": 26, "split": "val"}
     settings["feature_network"] = "dead-leaves"  # that of `quick_evaluate`
+    settings |= {"weights": "raw"} if options.raw else {}
     results = load_or_init_results(options.output, settings)
     classifier, runs = AttributeClassifier.from_pretrained(), results["runs"]
 
@@ -45,7 +48,8 @@ def main() -> None:
         raise UserError(f"no checkpoint in {str(options.run)!r}")
     for step, path in saved.items():
         if step >= options.first and str(step) not in runs:
-            measure(str(step), load_weights(load_model(options.model, "cpu"), path))
+            model = load_model(options.model, "cpu")
+            measure(str(step), load_weights(model, path, ema=not options.raw))
     for name in options.beside:
         if name not in runs:
             measure(name, load_model(name, "cpu"))
