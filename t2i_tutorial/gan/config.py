@@ -201,7 +201,7 @@ GIGAGAN_PRESETS = {
         (64, 48, 24),
         replace(
             GAN_CPU_TRAIN_CONFIG,
-            max_steps=6000,
+            max_steps=5200,
             lr=4e-4,
             warmup_steps=100,
             save_every=100,
