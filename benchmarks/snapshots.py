@@ -1,22 +1,30 @@
 """How does a training go on? Each of its checkpoints, measured on the validation split.
 
     OMP_NUM_THREADS=1 python benchmarks/snapshots.py RUN --model NAME --output FILE
-        [--first STEP] [--raw] [--beside NAME ...]
+        [--first STEP] [--raw] [--sheet PNG] [--beside NAME ...]
 
 RUN is the folder of a training that kept its checkpoints, NAME a model with the same
 networks, for instance the one that the training ended with. Finished models can be
 measured beside them. What the file already holds is not measured again, and checkpoints
 before --first are left out. --raw measures the weights of the moment and not their
-average, which hides what the last updates did.
+average, which hides what the last updates did. --sheet keeps the images of the eight
+sample prompts, a row for each checkpoint.
 """
 
 import argparse
+import json
 from pathlib import Path
 
+import torch
+
 from t2i_tutorial.checkpoints import list_checkpoints, load_weights
-from t2i_tutorial.core import UserError, save_json
+from t2i_tutorial.core import UserError, make_grid, save_json
 from t2i_tutorial.evaluation.classifier import AttributeClassifier
-from t2i_tutorial.experiments import load_or_init_results, quick_evaluate
+from t2i_tutorial.experiments import (
+    load_or_init_results,
+    quick_evaluate,
+    save_annotated_png,
+)
 from t2i_tutorial.hub import load_model
 
 
@@ -28,6 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     parser.add_argument("--num-images", type=int, default=256)
     parser.add_argument("--raw", action="store_true", help="not averaged")
+    parser.add_argument("--sheet", type=Path, help="PNG of the sample prompts")
     parser.add_argument("--first", type=int, default=0, help="checkpoint")
     options = parser.parse_args()
     settings = {"num_images": options.num_images, "seed": 26, "split": "val"}
@@ -46,10 +55,19 @@ def main() -> None:
     saved = list_checkpoints(options.run)
     if not saved:
         raise UserError(f"no checkpoint in {str(options.run)!r}")
+    saved = {step: path for step, path in saved.items() if step >= options.first}
+    rows = []
     for step, path in saved.items():
-        if step >= options.first and str(step) not in runs:
-            model = load_model(options.model, "cpu")
-            measure(str(step), load_weights(model, path, ema=not options.raw))
+        model = load_model(options.model, "cpu")
+        load_weights(model, path, ema=not options.raw).eval()
+        if str(step) not in runs:
+            measure(str(step), model)
+        if options.sheet:
+            rows.append(model.sample(model.sample_prompts, seed=0))
+    if rows:
+        grid = make_grid(torch.cat(rows), columns=len(rows[0]))
+        note = "raw weights" if options.raw else "averaged weights"
+        save_annotated_png(options.sheet, grid, steps=json.dumps([*saved]), note=note)
     for name in options.beside:
         if name not in runs:
             measure(name, load_model(name, "cpu"))
