@@ -23,7 +23,7 @@ PROMPTS = ["a blue and red dragon", "a small green cat, sleeping"]
 # of the tensors sorted by content
 CHECKSUMS = {
     "critters-32": ("cf5bc5fe835f5c3a", 172),
-    "critters-32-gigagan": ("4d95b88c699d96e2", 235),
+    "critters-32-gigagan": ("c896ca6044805ada", 235),
     "critters-32-gigagan-adversarial": ("977dbf28231322d6", 235),
     "critters-64": ("f55850f5ceaf7337", 172),
     "critters-64-cascade": ("04f5d5e208658e9a", 378),
