@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from t2i_tutorial import critters
-from t2i_tutorial.core import BUNDLED_DIR, RESULTS_DIR
+from t2i_tutorial.core import BUNDLED_DIR, RESULTS_DIR, load_json
 from t2i_tutorial.evaluation.classifier import AttributeClassifier
 from t2i_tutorial.evaluation.report import EvaluationReport
 from t2i_tutorial.experiments import SAMPLE_PROMPTS
@@ -92,7 +92,8 @@ def test_the_record_is_whole():
     "Weights, run, report and samples: what the chapter reads, and nothing else."
     assert (PRETRAINED / "model.safetensors").stat().st_size <= 12e6
     run = json.loads((PRETRAINED / "run.json").read_text())
-    assert run["command"] == "t2i train gigagan --preset cpu-32"
+    command = run["command"].removesuffix(" train.max_checkpoints=60")  # for 26b
+    assert command == "t2i train gigagan --preset cpu-32"
     assert run["seconds"] > 60 and run["hardware"]["cores"] and run["git_commit"]
     settings = run["preset"]["model_config"]
     steps = run["preset"]["train_config"]["max_steps"]
@@ -103,7 +104,26 @@ def test_the_record_is_whole():
     assert report.settings["num_images"] > 2000
     assert report.metrics.keys() > {"test/full", "test/natural", "variety"}
     files = {p.name for p in RESULTS.iterdir()}
-    assert files == {"evaluation-test.json", "samples-over-training.png"}
+    of_26b = {f"reconstruction-{k}" for k in ("kept", "let-go")}
+    of_26b = {f"{name}.{kind}" for name in of_26b for kind in ("json", "png")}
+    assert files == {"evaluation-test.json", "samples-over-training.png"} | of_26b
+
+
+def test_the_run_that_let_its_reconstruction_go_began_as_the_recorded_one():
+    "Chapter 26b: the same weights at the first checkpoint, and then others."
+    kept, gone = (
+        load_json(RESULTS / f"reconstruction-{k}.json") for k in ("kept", "let-go")
+    )
+    assert kept["weights"] == gone["weights"] == "raw"
+    kept, gone = kept["runs"], gone["runs"]
+    run = load_json(PRETRAINED / "run.json")["preset"]["model_config"]
+    first = str(run["pretrain_steps"] + run["discriminator_only_steps"])
+    assert first == min(kept, key=int) and kept.keys() == gone.keys()
+    for step, measured in kept.items():
+        equal = all(
+            measured[k]["value"] == gone[step][k]["value"] for k in ("mmd", "all")
+        )
+        assert equal == (step == first)
 
 
 def test_the_samples_are_of_this_run():
