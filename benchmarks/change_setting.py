@@ -14,13 +14,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-from t2i_tutorial.checkpoints import _fingerprint, list_checkpoints
+from t2i_tutorial.checkpoints import list_checkpoints
 from t2i_tutorial.core import UserError, load_json, save_json
 from t2i_tutorial.experiments import flat_settings
 from t2i_tutorial.gan.gigagan import gigagan_preset, train_gigagan
 
 
-def copy_checkpoint(path: Path, folder: Path, settings: dict, train: dict) -> None:
+def copy_checkpoint(path: Path, folder: Path, settings: dict) -> None:
     "The checkpoint, as if it had been trained with these settings."
     target = folder / "checkpoints" / path.name
     if list_checkpoints(folder):
@@ -29,8 +29,6 @@ def copy_checkpoint(path: Path, folder: Path, settings: dict, train: dict) -> No
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(path, part)
     state = load_json(part / "state.json")
-    save_json(part / "config.json", load_json(part / "config.json") | train)
-    state["files"]["config.json"] = _fingerprint(part / "config.json")
     state["settings"] |= settings
     save_json(part / "state.json", state)
     part.replace(target)
@@ -48,17 +46,12 @@ def main() -> None:
     saved = list_checkpoints(options.run)
     if options.step not in saved:
         raise UserError(f"{str(options.run)!r} has no checkpoint {options.step}")
-    changed, before = (
-        gigagan_preset(options.preset, o) for o in (options.settings, [])
+    changed = gigagan_preset(options.preset, options.settings)
+    new, old = (
+        flat_settings(p.model_config) for p in (changed, gigagan_preset(options.preset))
     )
-    differing = [
-        {k: v for k, v in flat_settings(new).items() if v != flat_settings(old)[k]}
-        for new, old in (
-            (changed.model_config, before.model_config),
-            (changed.train_config, before.train_config),
-        )
-    ]
-    copy_checkpoint(saved[options.step], options.output, *differing)
+    differing = {k: v for k, v in new.items() if v != old[k]}
+    copy_checkpoint(saved[options.step], options.output, differing)
     last = options.step + options.updates
     train_gigagan(
         options.preset,

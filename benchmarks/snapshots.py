@@ -1,18 +1,19 @@
 """How does a training go on? Each of its checkpoints, measured on the validation split.
 
     OMP_NUM_THREADS=1 python benchmarks/snapshots.py RUN --model NAME --output FILE
-        [--first STEP] [--raw] [--sheet PNG] [--beside NAME ...]
+        [--first STEP] [--last STEP] [--raw] [--sheet PNG] [--beside NAME ...]
 
 RUN is the folder of a training that kept its checkpoints, NAME a model with the same
 networks, for instance the one that the training ended with. Finished models can be
 measured beside them. What the file already holds is not measured again, and checkpoints
-before --first are left out. --raw measures the weights of the moment and not their
-average, which hides what the last updates did. --sheet keeps the images of the eight
-sample prompts, a row for each checkpoint.
+before --first or after --last are left out. --raw measures the weights of the moment
+and not their average, which hides what the last updates did. --sheet keeps the images
+of the eight sample prompts, a row for each checkpoint.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="not averaged")
     parser.add_argument("--sheet", type=Path, help="PNG of the sample prompts")
     parser.add_argument("--first", type=int, default=0, help="checkpoint")
+    parser.add_argument("--last", type=int, default=sys.maxsize, help="checkpoint")
     options = parser.parse_args()
     settings = {"num_images": options.num_images, "seed": 26, "split": "val"}
     settings["feature_network"] = "dead-leaves"  # that of `quick_evaluate`
@@ -55,11 +57,12 @@ def main() -> None:
     saved = list_checkpoints(options.run)
     if not saved:
         raise UserError(f"no checkpoint in {str(options.run)!r}")
-    saved = {step: path for step, path in saved.items() if step >= options.first}
-    rows = []
-    for step, path in saved.items():
-        model = load_model(options.model, "cpu")
-        load_weights(model, path, ema=not options.raw).eval()
+    steps = [k for k in saved if options.first <= k <= options.last]
+    model, rows = load_model(options.model, "cpu").eval(), []
+    for step in steps:
+        if str(step) in runs and not options.sheet:
+            continue
+        load_weights(model, saved[step], ema=not options.raw)
         if str(step) not in runs:
             measure(str(step), model)
         if options.sheet:
@@ -67,7 +70,7 @@ def main() -> None:
     if rows:
         grid = make_grid(torch.cat(rows), columns=len(rows[0]))
         note = "raw weights" if options.raw else "averaged weights"
-        save_annotated_png(options.sheet, grid, steps=json.dumps([*saved]), note=note)
+        save_annotated_png(options.sheet, grid, steps=json.dumps(steps), note=note)
     for name in options.beside:
         if name not in runs:
             measure(name, load_model(name, "cpu"))
