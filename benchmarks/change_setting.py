@@ -11,27 +11,33 @@ these settings alone, and only from STEP on. A stopped command goes on when repe
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
-from t2i_tutorial.checkpoints import list_checkpoints
-from t2i_tutorial.core import UserError, load_json, save_json
+from t2i_tutorial.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from t2i_tutorial.core import UserError
 from t2i_tutorial.experiments import flat_settings
 from t2i_tutorial.gan.gigagan import gigagan_preset, train_gigagan
 
 
-def copy_checkpoint(path: Path, folder: Path, settings: dict) -> None:
-    "The checkpoint, as if it had been trained with these settings."
-    target = folder / "checkpoints" / path.name
+def changes(new, old) -> dict:
+    "The settings in which two configurations differ, with their new values."
+    before = flat_settings(old)
+    return {k: v for k, v in flat_settings(new).items() if v != before[k]}
+
+
+def copy_checkpoint(path: Path, folder: Path, settings: dict, config: dict) -> None:
+    "The checkpoint, as if it had been trained with these settings and this config."
     if list_checkpoints(folder):
         return
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(path, part)
-    state = load_json(part / "state.json")
-    state["settings"] |= settings
-    save_json(part / "state.json", state)
-    part.replace(target)
+    saved = load_checkpoint(path)
+    state = saved.state | {"settings": saved.state["settings"] | settings}
+    copied = Checkpoint(saved.tensors, state, saved.config | config)
+    save_checkpoint(folder / "checkpoints" / path.name, copied)
 
 
 def main() -> None:
@@ -46,21 +52,19 @@ def main() -> None:
     saved = list_checkpoints(options.run)
     if options.step not in saved:
         raise UserError(f"{str(options.run)!r} has no checkpoint {options.step}")
-    changed = gigagan_preset(options.preset, options.settings)
-    new, old = (
-        flat_settings(p.model_config) for p in (changed, gigagan_preset(options.preset))
-    )
-    differing = {k: v for k, v in new.items() if v != old[k]}
-    copy_checkpoint(saved[options.step], options.output, differing)
     last = options.step + options.updates
+    settings = [*options.settings, f"train.max_steps={last}"]
+    new, old = gigagan_preset(options.preset, settings), gigagan_preset(options.preset)
+    copy_checkpoint(
+        saved[options.step],
+        options.output,
+        changes(new.model_config, old.model_config),
+        changes(new.train_config, old.train_config),
+    )
     train_gigagan(
         options.preset,
         folder=options.output,
-        overrides=[
-            *options.settings,
-            f"train.max_steps={last}",
-            "train.max_checkpoints=60",
-        ],
+        overrides=[*settings, "train.max_checkpoints=60"],
         resume=True,
     )
 
