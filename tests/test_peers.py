@@ -18,10 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "against_peers"
 sys.path.insert(0, str(PEERS))
 import adapters  # noqa: E402
+import environment  # noqa: E402
 import equal_quality  # noqa: E402
 import harness  # noqa: E402
 import report  # noqa: E402
+import run  # noqa: E402
 import same_minutes  # noqa: E402
+
+RECORDS = sorted(harness.RESULTS.glob("peers-*.json"))
 
 
 class FakeWorker:
@@ -153,6 +157,17 @@ def test_the_table_shows_what_counts_and_no_pilots():
     found = report.judged(rows)
     assert [r["accuracy"] for r in found] == [0.6, 0.4]
     assert report.markdown(found).count("\n") == 4
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+def test_a_record_says_how_it_was_made(path):
+    "Commit, hardware, versions, and of each peer its version or why it is missing."
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert len(record["git_commit"]) == 40 and record["hardware"]["cpu"]
+    assert record["versions"]["torch"] and record["rows"]
+    assert record["peers"].keys() == environment.PEERS.keys()
+    assert all(p.keys() & {"version", "left_out"} for p in record["peers"].values())
+    assert path.name in {f"peers-{t.replace('_', '-')}.json" for t in run.TASKS}
 
 
 def test_the_order_of_images_does_not_depend_on_the_batch_size():

@@ -42,7 +42,8 @@ class Step:
         if change == "channels_last":
             self.model.unet.to(memory_format=torch.channels_last)
         if change == "compile":
-            self.model.unet = torch.compile(self.model.unet)
+            # a graph for each length of the texts: one for all of them fails (2.14)
+            self.model.unet = torch.compile(self.model.unet, dynamic=False)
         self.weights = list(self.model.parameters())
         kwargs = {"fused": {"fused": True}, "foreach": {"foreach": True}}
         kwargs |= {"for-loop": {"foreach": False}}
