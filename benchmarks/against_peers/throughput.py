@@ -42,8 +42,7 @@ class Step:
         if change == "channels_last":
             self.model.unet.to(memory_format=torch.channels_last)
         if change == "compile":
-            # a graph for each length of the texts: one for all of them fails (2.14)
-            self.model.unet = torch.compile(self.model.unet, dynamic=False)
+            self.model.unet = torch.compile(self.model.unet)
         self.weights = list(self.model.parameters())
         kwargs = {"fused": {"fused": True}, "foreach": {"foreach": True}}
         kwargs |= {"for-loop": {"foreach": False}}
