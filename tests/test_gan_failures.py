@@ -19,6 +19,7 @@ from t2i_tutorial.text import full_caption
 
 PRETRAINED = BUNDLED_DIR / "critters-32-gigagan"
 RESULTS = RESULTS_DIR / "critters-32-gigagan"
+SEEDS_OF_26B = ("", "-seed-1", "-seed-2")
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +106,17 @@ def test_the_record_is_whole():
     assert report.metrics.keys() > {"test/full", "test/natural", "variety"}
     files = {p.name for p in RESULTS.iterdir()}
     of_26b = {f"reconstruction-{k}" for k in ("kept", "let-go")}
-    of_26b = {f"{name}.{kind}" for name in of_26b for kind in ("json", "png")}
+    of_26b = {f"{name}.png" for name in of_26b} | {
+        f"{name}{end}.json" for name in of_26b for end in SEEDS_OF_26B
+    }
     assert files == {"evaluation-test.json", "samples-over-training.png"} | of_26b
 
 
-def test_the_run_that_let_its_reconstruction_go_began_as_the_recorded_one():
+@pytest.mark.parametrize("end", SEEDS_OF_26B)
+def test_the_run_that_let_its_reconstruction_go_began_as_the_recorded_one(end):
     "Chapter 26b: the same weights at the first checkpoint, and then others."
     kept, gone = (
-        load_json(RESULTS / f"reconstruction-{k}.json") for k in ("kept", "let-go")
+        load_json(RESULTS / f"reconstruction-{k}{end}.json") for k in ("kept", "let-go")
     )
     assert kept["weights"] == gone["weights"] == "raw"
     kept, gone = kept["runs"], gone["runs"]
