@@ -3,6 +3,7 @@
 The book's first page reads the record; nothing about time is typed in by hand.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -78,6 +79,7 @@ def parts() -> dict[str, str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # refuses arguments
     from t2i_tutorial.core import save_json
 
     found = {ROOT / "nbs" / f"{n}.ipynb": p for n, p in parts().items()}
