@@ -105,10 +105,8 @@ def test_the_record_is_whole():
     assert report.settings["num_images"] > 2000
     assert report.metrics.keys() > {"test/full", "test/natural", "variety"}
     files = {p.name for p in RESULTS.iterdir()}
-    of_26b = {f"reconstruction-{k}" for k in ("kept", "let-go")}
-    of_26b = {f"{name}.png" for name in of_26b} | {
-        f"{name}{end}.json" for name in of_26b for end in SEEDS_OF_26B
-    }
+    ends_of_26b = (".png", *(f"{end}.json" for end in SEEDS_OF_26B))
+    of_26b = {f"reconstruction-{k}{e}" for k in ("kept", "let-go") for e in ends_of_26b}
     assert files == {"evaluation-test.json", "samples-over-training.png"} | of_26b
 
 

@@ -113,6 +113,16 @@ def test_rows_of_other_settings_are_refused(tmp_path):
         harness.Rows(tmp_path / "rows.json", {"minutes": [3]})
 
 
+def test_notes_are_kept_when_a_script_is_started_again(tmp_path):
+    rows = harness.Rows(tmp_path / "rows.json", {"minutes": [2]}, {"hardware": "old"})
+    rows.note("summary", {"x": 1})
+    again = harness.Rows(tmp_path / "rows.json", {"minutes": [2]}, {"hardware": "new"})
+    again.add("a", {"y": 2})
+    saved = json.loads((tmp_path / "rows.json").read_text())
+    assert saved["summary"] == {"x": 1} and saved["hardware"] == "new"
+    assert saved["rows"] == {"a": {"y": 2}}
+
+
 def test_a_peer_that_is_not_there_is_left_out_with_its_reason():
     needs = {"ours": None, "theirs": "peer", "others": "gone"}
     found = {"peer": {"version": "1.0", "note": ""}, "gone": {"left_out": "needs 3.6"}}

@@ -85,7 +85,7 @@ class Rows:
                     f"{path} was measured with other settings; remove it, or write "
                     f"elsewhere: {saved.get('settings')!r:.300}"
                 )
-            self.record["rows"] = saved["rows"]
+            self.record = saved | self.record | {"rows": saved["rows"]}
             if head and saved.get("versions") != head.get("versions"):
                 print(f"note: {path} was begun with other versions", file=sys.stderr)
 
