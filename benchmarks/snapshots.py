@@ -6,9 +6,11 @@
 RUN is the folder of a training that kept its checkpoints, NAME a model with the same
 networks, for instance the one that the training ended with. Finished models can be
 measured beside them. What the file already holds is not measured again, and checkpoints
-before --first or after --last are left out. --raw measures the weights of the moment
-and not their average, which hides what the last updates did. --sheet keeps the images
-of the eight sample prompts, a row for each checkpoint.
+before --first or after --last are left out. Beside the measures stand the minutes from
+the training's first TensorBoard file to the checkpoint; if the training was stopped and
+resumed, with the pause. --raw measures the weights of the moment and not their average,
+which hides what the last updates did. --sheet keeps the images of the eight sample
+prompts, a row for each checkpoint.
 """
 
 import argparse
@@ -47,8 +49,8 @@ def main() -> None:
     results = load_or_init_results(options.output, settings)
     classifier, runs = AttributeClassifier.from_pretrained(), results["runs"]
 
-    def measure(name: str, model) -> None:
-        runs[name] = quick_evaluate(
+    def measure(name: str, model, minutes: dict | None = None) -> None:
+        runs[name] = (minutes or {}) | quick_evaluate(
             model.eval(), options.num_images, settings["seed"], classifier
         )
         print(name, {k: round(m["value"], 3) for k, m in metrics_of(runs[name])})
@@ -64,7 +66,7 @@ def main() -> None:
             continue
         load_weights(model, saved[step], ema=not options.raw)
         if str(step) not in runs:
-            measure(str(step), model)
+            measure(str(step), model, minutes_until(saved[step]))
         if options.sheet:
             rows.append(model.sample(model.sample_prompts, seed=0))
     if rows:
@@ -74,6 +76,16 @@ def main() -> None:
     for name in options.beside:
         if name not in runs:
             measure(name, load_model(name, "cpu"))
+
+
+def minutes_until(checkpoint: Path) -> dict:
+    "How long the training had run, by the times of files; empty without TensorBoard."
+    events = (checkpoint.parents[1] / "tensorboard").glob("**/events.out.tfevents.*")
+    begun = [int(path.name.split(".")[3]) for path in events]
+    if not begun:
+        return {}
+    seconds = (checkpoint / "state.json").stat().st_mtime - min(begun)
+    return {"minutes": round(seconds / 60, 2)}
 
 
 def metrics_of(run: dict) -> list[tuple[str, dict]]:

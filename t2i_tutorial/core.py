@@ -888,11 +888,32 @@ def load_model_config(
 _MAX_TENSORS = 2000  # of a model
 
 
-class _WithoutGenerators(torch.overrides.TorchFunctionMode):
-    "Numbers on the `meta` device are never drawn, so generators are left out."
+class _ShapesOnly(torch.overrides.TorchFunctionMode):
+    """On the `meta` device, where tensors have shapes and types and no numbers.
+
+    PyTorch can compute there, but imports its compiler for it, which takes seconds. So
+    what draws numbers or computes one from another is left out; the rest is PyTorch's.
+    """
+
+    ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "sqrt", "cos", "clamp", "cumprod"}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
+        name = getattr(function, "__name__", "").strip("_")
+        if not torch.empty(0).is_meta:
+            return function(*args, **kwargs)
+        if name == "normal":
+            return args[0] if args else kwargs["tensor"]
+        if name == "randn":
+            return torch.empty(*args, **kwargs)
+        if name == "arange" and all(type(a) is int for a in args):
+            return torch.empty(len(range(*args)), **({"dtype": torch.int64} | kwargs))
+        if name.removeprefix("r") in self.ELEMENTWISE:
+            tensors = [a for a in args if isinstance(a, Tensor)]
+            kinds = {t.dtype for t in tensors if t.is_meta and t.is_floating_point()}
+            if len(kinds) == 1 and all(t.dtype in kinds for t in tensors):
+                shape = np.broadcast_shapes(*(t.shape for t in tensors))
+                return torch.empty(shape, dtype=kinds.pop())
         return function(*args, **kwargs)
 
 
@@ -909,7 +930,7 @@ def _outline(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
     rearrange(torch.zeros(1), "n -> n")  # first: einops now imports torch.compile
     watch = nn.modules.module.register_module_parameter_registration_hook(note)
     try:
-        with torch.device("meta"), _WithoutGenerators():
+        with torch.device("meta"), _ShapesOnly():
             return build().state_dict()
     finally:
         watch.remove()

@@ -43,7 +43,6 @@ from t2i_tutorial.core import (
     check_choice,
     check_number,
     check_whole_number,
-    first_line,
     from_pil,
     get_device,
     load_json,
@@ -70,6 +69,7 @@ from t2i_tutorial.hub import (
     check_shared_encoder,
     load_model,
     resolve_model,
+    upload_folder,
 )
 from .text import CachedTextEncoder, detailed_caption, full_caption
 from t2i_tutorial.training import (
@@ -590,28 +590,15 @@ def share_model(
     **card,  # other arguments of `write_model_card`
 ) -> str:  # the address of the commit
     "Upload a model with its card and its record to the hub; raises `UserError`."
-    from huggingface_hub import HfApi
-
     folder = _start_folder(folder)
     check_shared_encoder(load_json(folder / "config.json")["text_encoder"])
     write_model_card(folder, licence, **card)
-    try:
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with TemporaryDirectory() as aside:
-            for name in (*MODEL_FILES, "README.md", "samples.png"):
-                shutil.copy(folder / name, aside)
-            run = _public_record(load_json(folder / "run.json"))
-            save_json(Path(aside) / "run.json", run)
-            done = api.upload_folder(repo_id=repo_id, folder_path=aside)
-        return str(getattr(done, "commit_url", done))
-    except UserError:
-        raise
-    except Exception as e:
-        raise UserError(
-            f"cannot share {repo_id!r} ({first_line(e)}); check the name and the "
-            "network, and log in with: hf auth login"
-        ) from e
+    with TemporaryDirectory() as aside:
+        for name in (*MODEL_FILES, "README.md", "samples.png"):
+            shutil.copy(folder / name, aside)
+        run = _public_record(load_json(folder / "run.json"))
+        save_json(Path(aside) / "run.json", run)
+        return upload_folder(aside, repo_id, private)
 
 
 def _public_record(run: Mapping) -> dict:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_FILES', 'MODEL_CLASSES', 'cast_to_half', 'check_prompts', 'prompt_generators', 'randn_per_prompt',
            'load_text_encoder', 'bundled_models', 'resolve_model', 'TextToImage', 'check_shared_encoder',
-           'captions_digest', 'recorded_training_images', 'load_model']
+           'upload_folder', 'captions_digest', 'recorded_training_images', 'load_model']
 
 # %% ../nbs/15_models.ipynb #34a0b5ee
 #| code-fold: true
@@ -19,9 +19,9 @@ from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -239,7 +239,7 @@ def resolve_model(
     return folder
 
 # %% ../nbs/15_models.ipynb #746257fc
-class TextToImage(nn.Module, PyTorchModelHubMixin):
+class TextToImage(nn.Module):
     "Base class of the text-to-image models: encode prompts, save, load, share."
 
     model_type: str = ""  # written into config.json
@@ -295,15 +295,13 @@ class TextToImage(nn.Module, PyTorchModelHubMixin):
         return save_json(Path(folder) / "config.json", config).parent
 
     def push_to_hub(self, repo_id: str, **options) -> str:  # the address of the commit
-        'Upload what `save_pretrained` writes to "owner/name"; raises `UserError`.'
+        """Upload what `save_pretrained` writes to "owner/name"; raises `UserError`.
+
+        Options are those of `upload_folder`.
+        """
         check_shared_encoder(self.config.text_encoder)
-        try:
-            return super().push_to_hub(repo_id, **options)
-        except Exception as e:
-            raise UserError(
-                f"cannot push to {repo_id!r} ({first_line(e)}); check the name and "
-                "the network, and log in with: hf auth login"
-            ) from e
+        with TemporaryDirectory() as folder:
+            return upload_folder(self.save_pretrained(folder), repo_id, **options)
 
     @classmethod
     def from_pretrained(
@@ -326,6 +324,28 @@ def check_shared_encoder(encoder: str) -> None:
             f"the text encoder {encoder!r} is a folder on this machine, which others "
             "do not have; train with a bundled one or one from the hub"
         )
+
+
+def upload_folder(
+    folder: str | os.PathLike,
+    repo_id: str,  # "owner/name", made if it does not exist
+    private: bool | None = None,  # None: as the owner's account is set
+    token: str | None = None,  # that of `hf auth login` if not given
+    **options,  # of `HfApi.upload_folder`, for instance commit_message
+) -> str:  # the address of the commit
+    "Upload all files of a folder to the hub in one commit; raises `UserError`."
+    from huggingface_hub import HfApi  # here, since it takes most of a second
+
+    try:
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+    except Exception as e:
+        raise UserError(
+            f"cannot push to {repo_id!r} ({first_line(e)}); check the name and "
+            "the network, and log in with: hf auth login"
+        ) from e
+    return str(getattr(done, "commit_url", done))
 
 # %% ../nbs/15_models.ipynb #646ad630
 MODEL_CLASSES = {  # model_type -> where its class is

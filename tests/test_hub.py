@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from t2i_tutorial import core
 from t2i_tutorial import hub as M
 from t2i_tutorial.core import (
     UserError,
@@ -711,7 +712,7 @@ def test_the_images_that_a_model_was_trained_on(imagen, tmp_path):
 
 
 def test_push_hands_over_no_pickle_and_no_encoder(toy, imagen, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", PretendHub)
+    monkeypatch.setattr("huggingface_hub.HfApi", PretendHub)
     for model in (toy, imagen):
         assert model.push_to_hub("owner/name") == "commit to owner/name"
         assert set(PretendHub.files) == {"config.json", "model.safetensors"}
@@ -727,7 +728,7 @@ def test_push_fails_in_one_line(toy, monkeypatch):
         def create_repo(self, *_, **__):
             raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi", Unreachable)
     with pytest.raises(
         UserError, match="cannot push to 'owner/name' .no route to host.*hf auth login"
     ):
@@ -735,7 +736,7 @@ def test_push_fails_in_one_line(toy, monkeypatch):
 
 
 def test_push_refuses_an_encoder_that_others_lack(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", PretendHub)
+    monkeypatch.setattr("huggingface_hub.HfApi", PretendHub)
     PretendHub.files = {}
     with pytest.raises(UserError, match="which others do not have"):
         Toy(ToyConfig(text_encoder=str(tmp_path)), toy.encoder).push_to_hub(
@@ -812,12 +813,53 @@ def test_import_touches_no_network():
         "socket.socket.connect = socket.create_connection = refuse\n"
         "socket.getaddrinfo = refuse\n"
         "import sys, t2i_tutorial.hub, t2i_tutorial.diffusion.imagen\n"
-        "heavy = ('transformers', 'datasets', 'lpips')\n"
+        "heavy = ('transformers', 'datasets', 'lpips', 'huggingface_hub')\n"
         "heavy += ('accelerate', 'diffusers', 'matplotlib')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr
+
+
+def test_loading_and_sampling_import_no_compiler():
+    "PyTorch's compiler takes seconds to import, and arithmetic on `meta` imports it."
+    code = (
+        "import sys, torch\n"
+        "from t2i_tutorial.hub import bundled_models, load_model\n"
+        "for name in bundled_models():\n"
+        "    model = load_model(name, 'cpu')\n"
+        "    if name != 'critters-64-gan-upsampler':\n"
+        "        model.sample(['a red cat'])\n"
+        "    for module in ('torch._dynamo', 'sympy'):\n"
+        "        assert module not in sys.modules, (name, module)\n"
+    )
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        pytest.skip("einops imports the compiler of PyTorch before 2.8 by itself")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_outline_knows_shapes_and_types():
+    "Arithmetic that is left out gives what PyTorch's would have given."
+
+    class Computed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            steps = torch.arange(2, 9)
+            wave = torch.cos(torch.linspace(0, 1, 7) * 2 - 1).clamp(0, 1).sqrt() ** 2
+            self.register_buffer("steps", steps)
+            self.register_buffer("halves", steps / 2)
+            self.register_buffer("doubled", torch.full((7,), 0.5).double() * steps)
+            self.register_buffer("table", 1 - wave[:, None] * torch.randn(3))
+            self.register_buffer("short", (wave * 0.5).half().cumprod(0))
+            self.weight = torch.nn.Parameter(torch.randn(2, 3, 4) * 0.1)
+            torch.nn.init.normal_(self.weight)
+
+    outline, real = core._outline(Computed), Computed().state_dict()
+    assert all(v.is_meta for v in outline.values())
+    assert {k: (v.shape, v.dtype) for k, v in outline.items()} == {
+        k: (v.shape, v.dtype) for k, v in real.items()
+    }
 
 
 # ---- folders of format 1, and a model of whichever type

@@ -113,6 +113,9 @@ class StandIn:
     files: dict[str, bytes] = {}
     private = None
 
+    def __init__(self, token=None):
+        pass
+
     def create_repo(self, repo_id, private, exist_ok):
         StandIn.private = private
         if repo_id == "owner/unreachable":
@@ -147,7 +150,9 @@ def test_a_shared_model_is_whole_and_names_no_folder_of_this_machine(
 
 def test_sharing_fails_in_one_line(trained, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", StandIn)
-    with pytest.raises(UserError, match="cannot share .*no route to host.*login") as e:
+    with pytest.raises(
+        UserError, match="cannot push to .*no route to host.*login"
+    ) as e:
         share_model(trained / "model", "owner/unreachable", "mit")
     assert "\n" not in str(e.value)
     StandIn.files = {}
