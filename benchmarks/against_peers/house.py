@@ -1,22 +1,30 @@
 """The house: import, a cold `t2i generate`, the book built twice, the tests.
 
     python house.py [--json FILE] [--rounds 5] [--parts import generate book test]
-        [--short]
+        [--before REVISION] [--short]
 
 Import time beyond torch's is that of `import t2i_tutorial` and of its `Imagen` in fresh
-processes, minus that of the same process that imports only torch. `book` and `test` run
-`make book` (twice: the first one may execute chapters, the second finds all kept) and
-`make test` in this checkout with the project's environment; they take minutes and are
-not run unless they are named.
+processes, minus that of the same process that imports only torch. With --before imports
+and `t2i generate` are timed in a checkout of an earlier revision, too, in turns with
+this one. A first turn, in which Python keeps the compiled sources, is left out. `book`
+and `test` run `make book` (twice: the first one may execute chapters, the second finds
+all kept) and `make test` in this checkout with the project's environment; they take
+minutes and are not run unless they are named.
 """
 
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from pathlib import Path
 from statistics import median
 
-from busy import generate
-from harness import ROOT, Rows, alternate, head, parser, record_path
+from busy import environment_of, generate
+from harness import ROOT, WORK, Rows, alternate, head, parser, record_path
 
 IMPORTS = {
     "python": "pass",
@@ -29,11 +37,39 @@ IMPORTS = {
 MAKES = {"book": ("book", "book"), "test": ("test",)}  # the second book is another row
 
 
-def seconds_of(*command: str) -> float:
+def seconds_of(*command: str, **options) -> float:
     "Of a program, by the clock; it must succeed."
     start = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    options = {"cwd": ROOT, "stdout": subprocess.DEVNULL} | options
+    subprocess.run(command, check=True, **options)
     return time.perf_counter() - start
+
+
+def seconds_of_code(code: str, root: Path) -> float:
+    "Of a fresh process that runs this code with the library of a checkout."
+    environment = environment_of({}, 2) | {"PYTHONPATH": str(root)}
+    return seconds_of(sys.executable, "-c", code, cwd=root, env=environment)
+
+
+def checkouts(before: str | None) -> dict[str, Path]:
+    "What is added to the names of rows, and the folder that they are measured in."
+    roots = {"": ROOT}
+    if before:
+        roots[", before"] = WORK / "before"
+        shutil.rmtree(WORK / "before", ignore_errors=True)
+        command = ["git", "archive", before, "t2i_tutorial"]
+        archive = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+            files.extractall(WORK / "before", filter="data")
+    return roots
+
+
+def turns(part: dict[str, Callable], rounds: int) -> dict[str, list]:
+    "What each gives in `rounds` turns, after one that is left out."
+    found: dict[str, list] = {}
+    for name, measure in alternate({k: [f] * (rounds + 1) for k, f in part.items()}):
+        found.setdefault(name, []).append(measure())
+    return {name: values[1:] for name, values in found.items()}
 
 
 def main() -> None:
@@ -41,34 +77,40 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     parts = ("import", "generate", *MAKES)
     options.add_argument("--parts", nargs="+", choices=parts, default=parts[:2])
+    options.add_argument("--before", help="a revision, for instance of git log")
     options = options.parse_args()
     rounds = 1 if options.short else options.rounds
-    rows = Rows(record_path(options), {"rounds": rounds}, head())
+    settings = {"rounds": rounds, "before": options.before}
+    rows = Rows(record_path(options), settings, head())
+    roots = checkouts(options.before)
     if "import" in options.parts:
-        queues = {
-            name: [code] * rounds
+        part = {
+            f"import {name}{when}": partial(seconds_of_code, code, root)
             for name, code in IMPORTS.items()
-            if f"import {name}" not in rows
+            for when, root in roots.items()
+            if f"import {name}{when}" not in rows
         }
-        found: dict[str, list] = {}
-        for name, code in alternate(queues):
-            took = seconds_of(sys.executable, "-c", code)
-            found.setdefault(name, []).append(took)
-        for name, turns in found.items():
-            rows.add(f"import {name}", {"seconds": median(turns), "turns": turns})
-        base = rows["import torch"]["seconds"]
+        for name, took in turns(part, rounds).items():
+            rows.add(name, {"seconds": median(took), "turns": took})
         rows.note(
             "beyond_torch",
             {
-                name: rows[f"import {name}"]["seconds"] - base
+                f"{name}{when}": rows[f"import {name}{when}"]["seconds"]
+                - rows[f"import torch{when}"]["seconds"]
                 for name in IMPORTS
+                for when in roots
                 if name.startswith("t2i_tutorial.")
             },
         )
-    if "generate" in options.parts and "generate" not in rows:
-        turns = [generate({}, 2, "critters-64") for _ in range(rounds)]
-        row = {k: median(t[k] for t in turns) for k in turns[0]}
-        rows.add("generate", row | {"turns": turns})
+    if "generate" in options.parts:
+        part = {
+            f"generate{when}": partial(generate, {}, 2, "critters-64", root)
+            for when, root in roots.items()
+            if f"generate{when}" not in rows
+        }
+        for name, took in turns(part, rounds).items():
+            row = {k: median(t[k] for t in took) for k in took[0]}
+            rows.add(name, row | {"turns": took})
     for part in (p for p in MAKES if p in options.parts):
         for k, target in enumerate(MAKES[part]):
             key = f"make {target}" + (", again" if k else "")
