@@ -107,7 +107,8 @@ def test_the_record_is_whole():
     files = {p.name for p in RESULTS.iterdir()}
     ends_of_26b = (".png", *(f"{end}.json" for end in SEEDS_OF_26B))
     of_26b = {f"reconstruction-{k}{e}" for k in ("kept", "let-go") for e in ends_of_26b}
-    assert files == {"evaluation-test.json", "samples-over-training.png"} | of_26b
+    of_40 = {"evaluation-test.json", "samples-over-training.png", "snapshots.json"}
+    assert files == of_40 | of_26b
 
 
 @pytest.mark.parametrize("end", SEEDS_OF_26B)
