@@ -895,20 +895,21 @@ class _ShapesOnly(torch.overrides.TorchFunctionMode):
     what draws numbers or computes one from another is left out; the rest is PyTorch's.
     """
 
-    ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "sqrt", "cos", "clamp", "cumprod"}
+    NAMES = {"add", "sub", "mul", "div", "pow", "sqrt", "cos", "clamp", "cumprod"}
+    NAMES |= {"__radd__", "__rsub__", "__rmul__", "__rpow__"}  # result as the tensors
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
-        name = getattr(function, "__name__", "").strip("_")
+        name = getattr(function, "__name__", "")
         if not torch.empty(0).is_meta:
             return function(*args, **kwargs)
-        if name == "normal":
+        if name == "normal_":
             return args[0] if args else kwargs["tensor"]
         if name == "randn":
             return torch.empty(*args, **kwargs)
-        if name == "arange" and all(type(a) is int for a in args):
+        if name == "arange" and args and all(type(a) is int for a in args):
             return torch.empty(len(range(*args)), **({"dtype": torch.int64} | kwargs))
-        if name.removeprefix("r") in self.ELEMENTWISE:
+        if name in self.NAMES and kwargs.keys() <= {"dim"}:
             tensors = [a for a in args if isinstance(a, Tensor)]
             kinds = {t.dtype for t in tensors if t.is_meta and t.is_floating_point()}
             if len(kinds) == 1 and all(t.dtype in kinds for t in tensors):

@@ -852,7 +852,12 @@ def test_an_outline_knows_shapes_and_types():
             self.register_buffer("doubled", torch.full((7,), 0.5).double() * steps)
             self.register_buffer("table", 1 - wave[:, None] * torch.randn(3))
             self.register_buffer("short", (wave * 0.5).half().cumprod(0))
-            self.weight = torch.nn.Parameter(torch.randn(2, 3, 4) * 0.1)
+            self.register_buffer("noise", torch.normal(torch.zeros(2, 3), 1.0))
+            self.register_buffer("product", wave.cumprod(0, dtype=torch.float64))
+            self.register_buffer("low", wave.clamp(min=torch.zeros(2, 7)))
+            self.register_buffer("counted", torch.arange(start=1, end=5))
+            self.register_buffer("powers", 2**wave + 1j)
+            self.weight = torch.nn.Parameter(torch.randn(size=(2, 3, 4)) * 0.1)
             torch.nn.init.normal_(self.weight)
 
     outline, real = core._outline(Computed), Computed().state_dict()
