@@ -912,7 +912,8 @@ class _ShapesOnly(torch.overrides.TorchFunctionMode):
         if name in self.NAMES and kwargs.keys() <= {"dim"}:
             tensors = [a for a in args if isinstance(a, Tensor)]
             kinds = {t.dtype for t in tensors if t.is_meta and t.is_floating_point()}
-            if len(kinds) == 1 and all(t.dtype in kinds for t in tensors):
+            others = {a.dtype if isinstance(a, Tensor) else type(a) for a in args}
+            if len(kinds) == 1 and others <= {*kinds, int, float}:
                 shape = np.broadcast_shapes(*(t.shape for t in tensors))
                 return torch.empty(shape, dtype=kinds.pop())
         return function(*args, **kwargs)
