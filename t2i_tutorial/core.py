@@ -901,14 +901,17 @@ class _ShapesOnly(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
         name = getattr(function, "__name__", "")
-        if not torch.empty(0).is_meta:
-            return function(*args, **kwargs)
+        if torch.device(kwargs.get("device") or "meta").type != "meta":
+            return function(*args, **kwargs)  # of a model that is loaded on the way
         if name == "normal_":
-            return args[0] if args else kwargs["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
+            return tensor if tensor.is_meta else function(*args, **kwargs)
         if name == "randn":
             return torch.empty(*args, **kwargs)
-        if name == "arange" and args and all(type(a) is int for a in args):
-            return torch.empty(len(range(*args)), **({"dtype": torch.int64} | kwargs))
+        whole = name == "arange" and args and all(type(a) is int for a in args)
+        if whole and len(range(*args)) and kwargs.keys() <= {"dtype", "device"}:
+            dtype = kwargs.get("dtype") or torch.int64
+            return torch.empty(len(range(*args)), dtype=dtype)
         if name in self.NAMES and kwargs.keys() <= {"dim"}:
             tensors = [a for a in args if isinstance(a, Tensor)]
             kinds = {t.dtype for t in tensors if t.is_meta and t.is_floating_point()}

@@ -281,7 +281,7 @@ class TextToImage(nn.Module):
             warnings.simplefilter("ignore")  # else unknown words are noted at each grid
             return self.sample(list(self.sample_prompts)), list(self.sample_prompts)
 
-    def save_pretrained(self, folder: str | os.PathLike, **_) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike) -> Path:
         "Write model.safetensors, in 16 bits, and config.json; raises `UserError`."
         if getattr(self.encoder, "learns", False):
             raise UserError(
@@ -331,15 +331,23 @@ def upload_folder(
     repo_id: str,  # "owner/name", made if it does not exist
     private: bool | None = None,  # None: as the owner's account is set
     token: str | None = None,  # that of `hf auth login` if not given
-    **options,  # of `HfApi.upload_folder`, for instance commit_message
+    commit_message: str | None = None,
+    revision: str | None = None,  # branch, the main one if not given
 ) -> str:  # the address of the commit
     "Upload all files of a folder to the hub in one commit; raises `UserError`."
-    from huggingface_hub import HfApi  # here, since it takes most of a second
+    from huggingface_hub import HfApi  # here, since it takes a part of a second
 
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {str(folder)!r} to upload")
     try:
         api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        done = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=made.repo_id,  # with the owner, if `repo_id` named none
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+        )
     except Exception as e:
         raise UserError(
             f"cannot push to {repo_id!r} ({first_line(e)}); check the name and "

@@ -104,10 +104,11 @@ class PretendHub:
         pass
 
     def create_repo(self, repo_id, **_):
-        self.repo_id = repo_id
+        self.repo_id = repo_id if "/" in repo_id else f"me/{repo_id}"
         return self
 
-    def upload_folder(self, folder_path, **_):
+    def upload_folder(self, folder_path, repo_id, **_):
+        assert repo_id == self.repo_id
         PretendHub.files = {
             str(f.relative_to(folder_path)): f.read_bytes()
             for f in Path(folder_path).rglob("*")
@@ -735,6 +736,20 @@ def test_push_fails_in_one_line(toy, monkeypatch):
         toy.push_to_hub("owner/name")
 
 
+def test_push_names_the_owner_and_checks_before_it_makes_anything(toy, monkeypatch):
+    class Nothing(PretendHub):
+        def create_repo(self, *_, **__):
+            raise AssertionError("made")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", PretendHub)
+    assert toy.push_to_hub("confetti") == "commit to me/confetti"
+    monkeypatch.setattr("huggingface_hub.HfApi", Nothing)
+    with pytest.raises(UserError, match="no folder 'nowhere' to upload"):
+        M.upload_folder("nowhere", "owner/name")
+    with pytest.raises(TypeError, match="comit_message"):
+        toy.push_to_hub("owner/name", comit_message="")
+
+
 def test_push_refuses_an_encoder_that_others_lack(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", PretendHub)
     PretendHub.files = {}
@@ -859,6 +874,17 @@ def test_an_outline_knows_shapes_and_types():
             self.register_buffer("powers", 2**wave + 1j)
             self.weight = torch.nn.Parameter(torch.randn(size=(2, 3, 4)) * 0.1)
             torch.nn.init.normal_(self.weight)
+
+            with torch.device("cpu"):  # as a model that is loaded on the way
+                inner = torch.nn.Embedding(3, 4)
+                assert inner.weight.is_cpu and inner.weight.std() > 0.1
+                width = (
+                    int(torch.arange(4)[-1]) + 1 + round(torch.randn(9).std().item())
+                )
+                torch.randn(3)
+            assert 4 <= width < 7 and torch.zeros(9, device="cpu").normal_().std() > 0
+            self.register_buffer("odd", torch.arange(2, end=5, dtype=None))
+            self.register_buffer("step", torch.arange(0, 10, step=3))
 
     outline, real = core._outline(Computed), Computed().state_dict()
     assert all(v.is_meta for v in outline.values())

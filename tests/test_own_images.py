@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,8 +121,9 @@ class StandIn:
         StandIn.private = private
         if repo_id == "owner/unreachable":
             raise ConnectionError("no route\nto host")
+        return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, repo_id, folder_path):
+    def upload_folder(self, repo_id, folder_path, **_):
         StandIn.files = {f.name: f.read_bytes() for f in Path(folder_path).iterdir()}
         return f"commit to {repo_id}"
 
