@@ -49,8 +49,8 @@ def main() -> None:
     results = load_or_init_results(options.output, settings)
     classifier, runs = AttributeClassifier.from_pretrained(), results["runs"]
 
-    def measure(name: str, model, minutes: dict | None = None) -> None:
-        runs[name] = (minutes or {}) | quick_evaluate(
+    def measure(name: str, model, **more) -> None:
+        runs[name] = more | quick_evaluate(
             model.eval(), options.num_images, settings["seed"], classifier
         )
         print(name, {k: round(m["value"], 3) for k, m in metrics_of(runs[name])})
@@ -66,7 +66,7 @@ def main() -> None:
             continue
         load_weights(model, saved[step], ema=not options.raw)
         if str(step) not in runs:
-            measure(str(step), model, minutes_until(saved[step]))
+            measure(str(step), model, **minutes_until(saved[step]))
         if options.sheet:
             rows.append(model.sample(model.sample_prompts, seed=0))
     if rows:

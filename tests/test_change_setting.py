@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_trainings import equal
 
 from t2i_tutorial.checkpoints import list_checkpoints, load_checkpoint
 from t2i_tutorial.core import UserError
@@ -49,15 +50,11 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_with_the_old_value_it_is_the_training_that_went_on(
     trained, tmp_path, monkeypatch
 ):
     folder = change(monkeypatch, trained, tmp_path / "same", "clip_weight=0.1")
-    assert same(weights(folder, 4), weights(trained, 4))
+    assert equal(weights(folder, 4), weights(trained, 4))
 
 
 @pytest.mark.parametrize("setting", ["clip_weight=0", "train.seed=1"])
@@ -66,11 +63,11 @@ def test_it_differs_by_the_setting_and_from_the_step_on(
 ):
     folder = change(monkeypatch, trained, tmp_path / "other", setting)
     assert list(list_checkpoints(folder)) == [2, 4]
-    assert same(weights(folder, 2), weights(trained, 2))
-    assert not same(weights(folder, 4), weights(trained, 4))
+    assert equal(weights(folder, 2), weights(trained, 2))
+    assert not equal(weights(folder, 4), weights(trained, 4))
     ended = weights(folder, 4)
     change(monkeypatch, trained, tmp_path / "other", setting)  # nothing is left to do
-    assert same(weights(folder, 4), ended)
+    assert equal(weights(folder, 4), ended)
 
 
 def test_a_step_without_a_checkpoint_is_one_line(trained, tmp_path, monkeypatch):

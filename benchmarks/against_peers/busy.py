@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-from harness import QUIET, ROOT, Rows, alternate, head, parser, record_path
+from harness import QUIET, ROOT, Rows, head, parser, record_path, row_of, take_turns
 
 SETTINGS = {
     "as it was": {"OMP_WAIT_POLICY": ""},  # see `environment_of`
@@ -103,22 +103,18 @@ def main() -> None:
     for beside in (0, options.busy):
         programs = start_busy(beside, options.threads)
         try:
-            found: dict[str, list] = {}
-            queues = {
-                name: [setting] * options.rounds
+            measures = {
+                name: partial(generate, setting, options.threads, options.model)
                 for name, setting in SETTINGS.items()
                 if f"{name} | {beside} beside" not in rows
             }
-            for name, setting in alternate(queues):
-                took = generate(setting, options.threads, options.model)
-                found.setdefault(name, []).append(took)
+            found = take_turns(measures, options.rounds)
         finally:
             for program in programs:
                 program.kill()
                 program.wait()
         for name, turns in found.items():
-            row = {k: median(t[k] for t in turns) for k in turns[0]}
-            row |= {"turns": turns, "load": os.getloadavg()[0]}
+            row = row_of(turns) | {"load": os.getloadavg()[0]}
             rows.add(f"{name} | {beside} beside", row)
 
 

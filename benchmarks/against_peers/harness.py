@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from adapters import NAMES
 
@@ -64,6 +65,19 @@ def alternate(queues: Mapping[str, Iterable]) -> Iterator[tuple[str, object]]:
                 del iterators[name]
                 continue
             yield name, item
+
+
+def take_turns(measures: Mapping[str, Callable], rounds: int) -> dict[str, list]:
+    "What each of these gives in so many rounds, one call of each in turn."
+    found: dict[str, list] = {name: [] for name in measures}
+    for name, measure in alternate({k: [f] * rounds for k, f in measures.items()}):
+        found[name].append(measure())
+    return found
+
+
+def row_of(turns: Sequence[Mapping[str, float]]) -> dict:
+    "The median of each number, and the turns themselves."
+    return {k: median(t[k] for t in turns) for k in turns[0]} | {"turns": turns}
 
 
 class Rows:

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 from busy import environment_of, generate
-from harness import ROOT, WORK, Rows, alternate, head, parser, record_path
+from harness import ROOT, WORK, Rows, head, parser, record_path, row_of, take_turns
 
 IMPORTS = {
     "python": "pass",
@@ -64,12 +64,9 @@ def checkouts(before: str | None) -> dict[str, Path]:
     return roots
 
 
-def turns(part: dict[str, Callable], rounds: int) -> dict[str, list]:
-    "What each gives in `rounds` turns, after one that is left out."
-    found: dict[str, list] = {}
-    for name, measure in alternate({k: [f] * (rounds + 1) for k, f in part.items()}):
-        found.setdefault(name, []).append(measure())
-    return {name: values[1:] for name, values in found.items()}
+def warm_turns(measures: dict[str, Callable], rounds: int) -> dict[str, list]:
+    "What each gives in so many rounds, after one that is left out."
+    return {k: turns[1:] for k, turns in take_turns(measures, rounds + 1).items()}
 
 
 def main() -> None:
@@ -84,14 +81,14 @@ def main() -> None:
     rows = Rows(record_path(options), settings, head())
     roots = checkouts(options.before)
     if "import" in options.parts:
-        part = {
+        measures = {
             f"import {name}{when}": partial(seconds_of_code, code, root)
             for name, code in IMPORTS.items()
             for when, root in roots.items()
             if f"import {name}{when}" not in rows and (not when or "t2i" in name)
         }
-        for name, took in turns(part, rounds).items():
-            rows.add(name, {"seconds": median(took), "turns": took})
+        for name, turns in warm_turns(measures, rounds).items():
+            rows.add(name, {"seconds": median(turns), "turns": turns})
         base = rows["import torch"]["seconds"]
         rows.note(
             "beyond_torch",
@@ -103,14 +100,13 @@ def main() -> None:
             },
         )
     if "generate" in options.parts:
-        part = {
+        measures = {
             f"generate{when}": partial(generate, {}, 2, "critters-64", root)
             for when, root in roots.items()
             if f"generate{when}" not in rows
         }
-        for name, took in turns(part, rounds).items():
-            row = {k: median(t[k] for t in took) for k in took[0]}
-            rows.add(name, row | {"turns": took})
+        for name, turns in warm_turns(measures, rounds).items():
+            rows.add(name, row_of(turns))
     for part in (p for p in MAKES if p in options.parts):
         for k, target in enumerate(MAKES[part]):
             key = f"make {target}" + (", again" if k else "")
